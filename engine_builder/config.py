@@ -1,0 +1,376 @@
+"""Every size of a model, in one frozen and validated place.
+
+A `ModelConfig` is what `config.json` of a checkpoint holds and what the manifest of an engine directory repeats.
+Nothing else in the package may state a shape: tokens per unit, samples per unit and cache geometry are derived here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+UNIT_MS = 160
+FRAMES_PER_UNIT = 4
+FPS = 25
+CODEC_FRAMES_PER_UNIT = 8  # 50 Hz, the frame rate of the log-mel front end and of the MDCT
+
+
+class ConfigError(ValueError):
+    """A size that cannot work; the message names the field, the value and what was expected."""
+
+
+def _require(condition: bool, where: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{where}: expected {expected}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """Audio in and out. One unit is 160 ms = 8 codec frames of `hop` samples."""
+
+    sample_rate: int = 16_000
+    tokens: int = 2  # agent audio latent tokens a unit (z^a)
+    latent_dim: int = 320  # channels of one latent token
+    perceive_tokens: int = 2  # user audio tokens a unit (e^a)
+    mel_bands: int = 40
+    encoder_channels: int = 128
+    encoder_layers: int = 5
+
+    @property
+    def unit_samples(self) -> int:
+        """PCM samples in one 160 ms unit."""
+        return self.sample_rate * UNIT_MS // 1000
+
+    @property
+    def hop(self) -> int:
+        """Samples between two codec frames (20 ms)."""
+        return self.unit_samples // CODEC_FRAMES_PER_UNIT
+
+    def check(self) -> None:
+        _require(
+            self.sample_rate > 0 and self.sample_rate % 50 == 0,
+            "audio.sample_rate",
+            self.sample_rate,
+            "a multiple of 50 Hz",
+        )
+        for name in ("tokens", "perceive_tokens"):
+            value = getattr(self, name)
+            _require(
+                value > 0 and CODEC_FRAMES_PER_UNIT % value == 0,
+                f"audio.{name}",
+                value,
+                f"a divisor of {CODEC_FRAMES_PER_UNIT}",
+            )
+        frames = CODEC_FRAMES_PER_UNIT // self.tokens
+        _require(
+            0 < self.latent_dim <= frames * self.hop,
+            "audio.latent_dim",
+            self.latent_dim,
+            f"1 to {frames * self.hop} (MDCT coefficients per token)",
+        )
+        for name in ("mel_bands", "encoder_channels", "encoder_layers"):
+            _require(getattr(self, name) > 0, f"audio.{name}", getattr(self, name), "> 0")
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Video in and out. One unit is 4 frames; one latent token covers 4 frames x stride x stride pixels."""
+
+    height: int = 64
+    width: int = 64
+    stride: int = 32
+    latent_dim: int = 48
+    perceive_grid: tuple[int, int] = (1, 1)  # rows x columns of user video tokens (e^v)
+    encoder_channels: int = 32
+    refine_channels: int = 8  # hidden channels of the decoder's causal refinement
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of latent tokens."""
+        return self.height // self.stride, self.width // self.stride
+
+    @property
+    def tokens(self) -> int:
+        """Agent video latent tokens a unit (z^v)."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def perceive_tokens(self) -> int:
+        """User video tokens a unit (e^v)."""
+        return self.perceive_grid[0] * self.perceive_grid[1]
+
+    @property
+    def patch_dim(self) -> int:
+        """Pixels values under one latent token: 4 frames x stride x stride x RGB."""
+        return FRAMES_PER_UNIT * self.stride * self.stride * 3
+
+    def check(self) -> None:
+        for name in ("height", "width", "stride", "encoder_channels", "refine_channels"):
+            _require(getattr(self, name) > 0, f"video.{name}", getattr(self, name), "> 0")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            _require(value % self.stride == 0, f"video.{name}", value, f"a multiple of the stride {self.stride}")
+            _require(value % 16 == 0, f"video.{name}", value, "a multiple of 16 (the perception stride)")
+        _require(0 < self.latent_dim <= self.patch_dim, "video.latent_dim", self.latent_dim, f"1 to {self.patch_dim}")
+        rows, columns = self.perceive_grid
+        _require(
+            0 < rows <= self.height // 16 and 0 < columns <= self.width // 16,
+            "video.perceive_grid",
+            self.perceive_grid,
+            f"at most ({self.height // 16}, {self.width // 16})",
+        )
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Language and state slots, typed text, and the ids of the special tokens."""
+
+    vocab_size: int = 512
+    slots: int = 4  # S: the state slot plus up to S-1 text tokens a unit
+    text_tokens: int = 4  # typed user tokens carried by one unit (u^t); more are spread over later units
+    pad_id: int = 0
+    query_id: int = 1  # asks for the first slot; last token of the bidirectional part of a block
+    eou_id: int = 2  # ends the slots of a unit; never fed back
+    states: tuple[str, ...] = ("listen", "speak")
+    first_state_id: int = 3  # states occupy [first_state_id, first_state_id + len(states))
+
+    @property
+    def state_ids(self) -> tuple[int, ...]:
+        return tuple(self.first_state_id + i for i in range(len(self.states)))
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that are not text; every other id below vocab_size is."""
+        return (self.pad_id, self.query_id, self.eou_id, *self.state_ids)
+
+    def state_name(self, token_id: int) -> str:
+        """The agent state that a state token stands for."""
+        return self.states[token_id - self.first_state_id]
+
+    def check(self) -> None:
+        _require(self.slots >= 1, "language.slots", self.slots, ">= 1 (the state slot)")
+        _require(self.text_tokens >= 1, "language.text_tokens", self.text_tokens, ">= 1")
+        _require(
+            len(self.states) >= 1 and len(set(self.states)) == len(self.states),
+            "language.states",
+            self.states,
+            "distinct state names",
+        )
+        specials = self.special_ids
+        _require(
+            len(set(specials)) == len(specials) and min(specials) >= 0 and max(specials) < self.vocab_size,
+            "language special ids",
+            specials,
+            f"distinct ids below vocab_size {self.vocab_size}",
+        )
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A Qwen3-shaped Transformer: RMSNorm, GQA, QK-norm, RoPE, SwiGLU."""
+
+    hidden_size: int = 256
+    layers: int = 6
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    intermediate_size: int = 768
+    rope_theta: float = 1_000_000.0
+    rms_eps: float = 1e-6
+    tied_head: bool = True  # the language head is the embedding table
+
+    def check(self) -> None:
+        for name in ("hidden_size", "layers", "heads", "kv_heads", "head_dim", "intermediate_size"):
+            _require(getattr(self, name) > 0, f"backbone.{name}", getattr(self, name), "> 0")
+        _require(
+            self.heads % self.kv_heads == 0,
+            "backbone.kv_heads",
+            self.kv_heads,
+            f"a divisor of heads ({self.heads})",
+        )
+        _require(self.head_dim % 2 == 0, "backbone.head_dim", self.head_dim, "an even number (RoPE)")
+        _require(self.rope_theta > 1, "backbone.rope_theta", self.rope_theta, "> 1")
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """Flow-matching Euler schedule: `steps` evaluations from tau = 1 to 0, bent by `shift`."""
+
+    steps: int = 4
+    max_steps: int = 16
+    shift: float = 1.0
+
+    def taus(self, steps: int | None = None) -> list[float]:
+        """The `steps + 1` path times, 1 first and 0 last.
+
+        tau = shift * s / (1 + (shift - 1) * s) for s = 1 - i / steps: the resolution shift of Esser et al. 2024
+        (arXiv 2403.03206, eq. 23), which the Wan models use as well.
+        """
+        n = self.steps if steps is None else steps
+        _require(1 <= n <= self.max_steps, "solver steps", n, f"1 to {self.max_steps}")
+        linear = [1.0 - i / n for i in range(n + 1)]
+        return [self.shift * s / (1.0 + (self.shift - 1.0) * s) for s in linear]
+
+    def check(self) -> None:
+        _require(1 <= self.steps <= self.max_steps, "solver.steps", self.steps, f"1 to max_steps ({self.max_steps})")
+        _require(self.shift > 0, "solver.shift", self.shift, "> 0")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All sizes of one model. Immutable; invalid sizes raise `ConfigError` on construction."""
+
+    name: str = "tiny"
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+
+    def __post_init__(self) -> None:
+        for part in (self.audio, self.video, self.language, self.backbone, self.solver):
+            part.check()
+
+    # -- token counts of one unit ------------------------------------------------------------------------------
+    @property
+    def latent_tokens(self) -> int:
+        """Tokens of one agent unit: z^v then z^a. Also the width of a performer pass."""
+        return self.video.tokens + self.audio.tokens
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a think pass over a context block before its slots, padded text included."""
+        return (
+            self.latent_tokens
+            + self.video.perceive_tokens
+            + self.audio.perceive_tokens
+            + self.language.text_tokens
+            + 1  # the query token
+        )
+
+    @property
+    def unit_positions(self) -> int:
+        """RoPE positions reserved for one unit: block and all slots. Unit k starts at k * unit_positions."""
+        return self.block_tokens + self.language.slots
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """float32 bytes that one committed token occupies in the pool, K and V, all layers."""
+        b = self.backbone
+        return 2 * b.layers * b.kv_heads * b.head_dim * 4
+
+    # -- serialisation -----------------------------------------------------------------------------------------
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON: two configs with one digest are the same model shape."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        """Builds a config from parsed JSON; unknown, missing and mistyped fields are named."""
+        return _build(cls, data, "config")
+
+    @classmethod
+    def load(cls, path: Path) -> ModelConfig:
+        try:
+            data = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file; a checkpoint directory holds config.json") from None
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}: not valid JSON ({error})") from None
+        return cls.from_dict(data)
+
+
+def _build(kind: type, data: object, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
+    known = {f.name: f for f in fields(kind)}
+    unknown = sorted(set(data) - set(known))
+    missing = sorted(set(known) - set(data))
+    if unknown or missing:
+        raise ConfigError(f"{where}: unknown fields {unknown}, missing fields {missing}")
+    template = kind()
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        default = getattr(template, name)
+        here = f"{where}.{name}"
+        if is_dataclass(default):
+            values[name] = _build(type(default), value, here)
+        elif isinstance(default, tuple):
+            if not isinstance(value, list) or not all(isinstance(v, type(default[0])) for v in value):
+                raise ConfigError(f"{here}: expected a list of {type(default[0]).__name__}, got {value!r}")
+            values[name] = tuple(value)
+        elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            values[name] = float(value)
+        elif type(value) is not type(default):
+            raise ConfigError(f"{here}: expected {type(default).__name__}, got {value!r}")
+        else:
+            values[name] = value
+    return kind(**values)
+
+
+def _geometry(name: str, video: VideoConfig, backbone: BackboneConfig) -> ModelConfig:
+    return ModelConfig(
+        name=name,
+        audio=AudioConfig(
+            sample_rate=24_000, tokens=4, latent_dim=128, perceive_tokens=4, mel_bands=80, encoder_channels=384
+        ),
+        video=video,
+        language=LanguageConfig(
+            # Qwen3's table has 151,936 rows of which the tokenizer uses 151,669: the special ids are spare rows.
+            vocab_size=151_936,
+            slots=6,
+            text_tokens=8,
+            pad_id=151_900,
+            query_id=151_901,
+            eou_id=151_902,
+            first_state_id=151_903,
+        ),
+        backbone=backbone,
+        solver=SolverConfig(steps=4, shift=3.0),
+    )
+
+
+# v0.1: 192x336 is 12 x 21 = 252 tokens a unit, v0.2: 640x368 is 40 x 23 = 920 (reference: paper.md, inferred from
+# the stated frame sizes and a total spatial stride of 16). Backbones have the published Qwen3 shapes.
+_V01_VIDEO = VideoConfig(
+    height=192, width=336, stride=16, latent_dim=64, perceive_grid=(4, 7), encoder_channels=128, refine_channels=64
+)
+_V02_VIDEO = replace(_V01_VIDEO, height=368, width=640, perceive_grid=(5, 8))
+_QWEN3 = {
+    "0.6b": BackboneConfig(hidden_size=1024, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate_size=3072),
+    "1.7b": BackboneConfig(hidden_size=2048, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate_size=6144),
+    "8b": BackboneConfig(
+        hidden_size=4096,
+        layers=36,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        intermediate_size=12288,
+        tied_head=False,
+    ),
+}
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(),
+    "v0.1-0.6b": _geometry("v0.1-0.6b", _V01_VIDEO, _QWEN3["0.6b"]),
+    "v0.1-1.7b": _geometry("v0.1-1.7b", _V01_VIDEO, _QWEN3["1.7b"]),
+    "v0.1-8b": _geometry("v0.1-8b", _V01_VIDEO, _QWEN3["8b"]),
+    "v0.2-8b": _geometry("v0.2-8b", _V02_VIDEO, _QWEN3["8b"]),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The config of a named preset; an unknown name lists the known ones."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}") from None

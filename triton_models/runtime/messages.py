@@ -1,0 +1,138 @@
+"""What the three models say to each other. Plain typed records; `wire.py` turns them into tensors and back.
+
+Times are `time.monotonic_ns()`: CLOCK_MONOTONIC is shared by the processes of one machine, so a deadline that the
+duplex model sets means the same to the performer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+Int64 = NDArray[np.int64]
+
+
+class SessionError(Exception):
+    """An error that belongs to one session and must reach its stream as `CODE: message`.
+
+    Codes follow gRPC: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, RESOURCE_EXHAUSTED, UNAVAILABLE, ABORTED, INTERNAL.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True)
+class HistoryView:
+    """One session's visible history as the performer and the step graphs see it.
+
+    page_ids int64 [P] and ranges int64 [P, 2]: key j of page p is visible iff ranges[p, 0] <= j < ranges[p, 1].
+    """
+
+    page_ids: Int64
+    ranges: Int64
+
+
+@dataclass(frozen=True)
+class OpenJob:
+    """Opens a session in the thinker: pages are reserved and the persona prompt is prefilled."""
+
+    session: str
+    epoch: int
+    prompt: str = ""
+    seed: int = 0
+    retention: object = "full"  # JSON form; `retention.parse` validates it
+
+
+@dataclass(frozen=True)
+class PerceiveJob:
+    """User unit `unit`: pcm float32 [N], frames uint8 [4, H, W, 3]."""
+
+    session: str
+    epoch: int
+    unit: int
+    pcm: Float32
+    frames: UInt8
+
+
+@dataclass(frozen=True)
+class ThinkJob:
+    """Runs the context block and the slots of `unit`; its perception must be there (or comes along as `perceive`)."""
+
+    session: str
+    epoch: int
+    unit: int
+    text: str = ""
+    perceive: PerceiveJob | None = None
+
+
+@dataclass(frozen=True)
+class ThinkResult:
+    session: str
+    epoch: int
+    unit: int
+    state: str
+    text: str
+    history: HistoryView  # after the K/V of this unit was committed
+    origin: int  # prompt tokens; RoPE origin of the session
+    seed: int
+    slots: tuple[int, ...]  # emitted token ids
+    ms: dict[str, float] = field(default_factory=dict)  # perceive, think
+
+
+@dataclass(frozen=True)
+class PerformJob:
+    session: str
+    epoch: int
+    unit: int
+    seed: int
+    steps: int
+    deadline_ns: int
+    origin: int
+    history: HistoryView
+
+
+@dataclass(frozen=True)
+class PerformResult:
+    """Clean latents of one unit: z_video [n_v, c_v], z_audio [n_a, c_a]; `steps` may be fewer than asked when late."""
+
+    session: str
+    epoch: int
+    unit: int
+    z_video: Float32
+    z_audio: Float32
+    steps: int
+    ms: dict[str, float] = field(default_factory=dict)  # queue, perform
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    session: str
+    epoch: int
+    unit: int
+    z_video: Float32
+    z_audio: Float32
+
+
+@dataclass(frozen=True)
+class RenderResult:
+    session: str
+    epoch: int
+    unit: int
+    pcm: Float32
+    frames: UInt8
+    ms: dict[str, float] = field(default_factory=dict)  # render
+
+
+@dataclass(frozen=True)
+class CloseJob:
+    """Frees everything the session holds in the thinker; closing an unknown session is no error."""
+
+    session: str
+    epoch: int
