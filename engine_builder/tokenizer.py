@@ -1,0 +1,87 @@
+"""The tokenizer of the `tiny` preset: every word of its task is ONE token, any other text falls back to bytes.
+
+Word tokens carry their leading space, as in GPT-2's byte-level BPE, so the text of successive units concatenates to a
+sentence. There are no merges: a word is found whole in the vocabulary or spelt out in UTF-8 bytes.
+The special tokens of `LanguageConfig` are vocabulary entries but no "added" tokens: typing `<speak>` yields the bytes
+of that text, never the token, so a user cannot forge a state.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from .config import LanguageConfig
+
+# Order is part of the format: ids follow from it. Append, never insert.
+TINY_WORDS: tuple[str, ...] = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"),
+    *("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
+    *("red", "green", "blue", "yellow", "white", "black"),
+    *("rot", "grün", "blau", "gelb", "weiß", "schwarz"),
+    *("english", "german", "deutsch"),
+    *("comes", "after", "kommt", "nach"),
+    *("hello", "say", "a", "number", "hallo", "sag", "eine", "zahl"),
+    *("thanks", "you", "are", "welcome", "danke", "gern", "geschehen"),
+    *("goodbye", "tschüss"),
+)
+
+_BYTES = 256
+
+
+def _byte_characters() -> list[str]:
+    """The 256 printable characters that stand for the byte values in the byte-level alphabet."""
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _visible(word: str) -> str:
+    """A word with its leading space in the byte-level alphabet: 'grün' -> 'ĠgrÃ¼n'."""
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=True).pre_tokenize_str(word)
+    if len(pieces) != 1:
+        raise ValueError(f"word: expected one word without punctuation, got {word!r}")
+    return pieces[0][0]
+
+
+def tiny_vocabulary(language: LanguageConfig | None = None) -> dict[str, int]:
+    """Token -> id: the special tokens where `language` has them, then bytes, then words.
+
+    Raises ValueError if `language.vocab_size` is too small.
+    """
+    language = language or LanguageConfig()
+    vocabulary = {"<pad>": language.pad_id, "<query>": language.query_id, "<eou>": language.eou_id}
+    vocabulary |= {f"<{name}>": token for name, token in zip(language.states, language.state_ids, strict=True)}
+    taken = set(vocabulary.values())
+    free = (i for i in range(language.vocab_size) if i not in taken)
+    tokens = [*_byte_characters(), *(_visible(word) for word in TINY_WORDS)]
+    for token in tokens:
+        number = next(free, None)
+        if number is None:
+            raise ValueError(
+                f"language.vocab_size: expected at least {len(tokens) + len(taken)}, got {language.vocab_size}"
+            )
+        vocabulary[token] = number
+    return vocabulary
+
+
+def tiny_tokenizer(language: LanguageConfig | None = None) -> Tokenizer:
+    """The tokenizer; text is lower-cased and NFC-composed before it is cut into words."""
+    tokenizer = Tokenizer(models.BPE(vocab=tiny_vocabulary(language), merges=[], ignore_merges=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    return tokenizer
+
+
+def write_tiny_tokenizer(path: Path, language: LanguageConfig | None = None) -> Path:
+    """Writes tokenizer.json (byte for byte the same on every call) and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(tiny_tokenizer(language).to_str(pretty=True) + "\n", encoding="utf-8")
+    return path
+
+
+def word_ids(language: LanguageConfig | None = None) -> dict[str, int]:
+    """Word -> token id, for the task's words."""
+    vocabulary = tiny_vocabulary(language)
+    return {word: vocabulary[_visible(word)] for word in TINY_WORDS}
