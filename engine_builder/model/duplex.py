@@ -1,0 +1,111 @@
+"""All parameters of one native-streaming model, and the embeddings and heads that the steps and the oracle share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from .audio_codec import AudioCodec
+from .backbone import Backbone
+from .perception import AudioEncoder, VideoEncoder
+from .video_codec import VideoCodec
+
+TAU_FREQUENCIES = 128
+
+
+class TauModulation(nn.Module):
+    """Turns the path time tau into shifts, scales and gates of every layer (adaLN-single: one shared network, one
+    small table per layer). Noisy tokens only; clean tokens pass through the unmodulated layers."""
+
+    def __init__(self, hidden_size: int, layers: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.embed = nn.Linear(2 * TAU_FREQUENCIES, hidden_size)
+        self.project = nn.Linear(hidden_size, 6 * hidden_size)
+        self.tables = nn.Parameter(torch.zeros(layers, 6, hidden_size))
+        # Sinusoidal embedding of 1000 tau (Vaswani et al. 2017; the scale is customary for diffusion models).
+        frequency = torch.exp(-math.log(10_000.0) * torch.arange(TAU_FREQUENCIES) / TAU_FREQUENCIES)
+        self.register_buffer("frequency", 1000.0 * frequency, persistent=False)
+
+    def forward(self, tau: Tensor) -> list[Tensor]:
+        """tau [B, ...] in [0, 1] -> per layer [B, ..., 6, d]."""
+        angle = tau.unsqueeze(-1) * self.frequency
+        hidden = nn.functional.silu(self.embed(torch.cat((torch.cos(angle), torch.sin(angle)), dim=-1)))
+        shared = self.project(hidden).unflatten(-1, (6, self.hidden_size))
+        return [shared + table for table in self.tables]
+
+
+class DuplexModel(nn.Module):
+    """One Transformer with its codecs, encoders, projections and heads.
+
+    The same backbone weights serve the thinker (clean tokens, no modulation) and the performer (noisy tokens,
+    modulated by tau).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.backbone.hidden_size
+        self.model = Backbone(config.backbone, config.language.vocab_size)
+        if not config.backbone.tied_head:
+            self.lm_head = nn.Linear(d, config.language.vocab_size, bias=False)
+        self.video_in = nn.Linear(config.video.latent_dim, d)
+        self.audio_in = nn.Linear(config.audio.latent_dim, d)
+        self.video_position = nn.Parameter(torch.zeros(config.video.tokens, d))
+        self.audio_position = nn.Parameter(torch.zeros(config.audio.tokens, d))
+        self.video_out = nn.Linear(d, config.video.latent_dim)
+        self.audio_out = nn.Linear(d, config.audio.latent_dim)
+        self.modulation = TauModulation(d, config.backbone.layers)
+        self.audio_encoder = AudioEncoder(config.audio, d)
+        self.video_encoder = VideoEncoder(config.video, d)
+        self.audio_codec = AudioCodec(config.audio)
+        self.video_codec = VideoCodec(config.video)
+
+    def embed_latents(self, z_video: Tensor, z_audio: Tensor) -> Tensor:
+        """Latents of one unit, clean or noisy: [B, n_v, c_v], [B, n_a, c_a] -> [B, n_v + n_a, d]."""
+        video = self.video_in(z_video) + self.video_position
+        return torch.cat((video, self.audio_in(z_audio) + self.audio_position), dim=1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Language head on normalised hidden states [..., d] -> [..., V]."""
+        if self.config.backbone.tied_head:
+            return hidden @ self.model.embed_tokens.weight.T
+        return self.lm_head(hidden)
+
+    def clean_estimate(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate of z_0 from hidden states [B, n_v + n_a, d] -> [B, n_v, c_v], [B, n_a, c_a]."""
+        n = self.config.video.tokens
+        return self.video_out(hidden[:, :n]), self.audio_out(hidden[:, n:])
+
+
+def velocity(noisy: Tensor, clean: Tensor, tau: Tensor) -> Tensor:
+    """Velocity eps - z_0 of the straight path z_tau = (1 - tau) z_0 + tau eps, given an estimate of z_0.
+
+    Since z_tau - z_0 = tau (eps - z_0), it is (z_tau - z_0) / tau. noisy, clean [B, n, c]; tau [B] in (0, 1]
+    (the path is Wan-Streamer's and Lipman et al. 2023; the network estimates z_0, which trains better on small
+    data, and an Euler step to tau = 0 lands exactly on it).
+    """
+    return (noisy - clean) / tau.view(-1, 1, 1)
+
+
+def init_weights(model: DuplexModel, seed: int) -> None:
+    """Seeded random weights: normal(0, 0.02) like Qwen for matrices, residual outputs scaled by depth."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = 1.0 / math.sqrt(2 * model.config.backbone.layers)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if name.startswith(("audio_codec.", "video_codec.mean", "video_codec.basis", "video_codec.latent_scale")):
+                continue  # transforms that work untrained
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" not in name:
+                fan_in = parameter[0].numel() if "conv" in name or "encoder" in name else 0
+                std = fan_in**-0.5 if fan_in else 0.02
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    std *= scale
+                parameter.normal_(0.0, std, generator=generator)
+    with torch.no_grad():
+        model.video_codec.refine_out.weight.mul_(0.02)
