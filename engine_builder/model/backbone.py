@@ -92,8 +92,9 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm Transformer layer. `modulation` [B, T, 6, d] shifts, scales and gates noisy tokens (adaLN-single,
-    PixArt-alpha, Chen et al. 2023); all zeros, or None, is the plain Qwen3 layer."""
+    """Pre-norm Transformer layer. `modulation` [B, M, 6, d] shifts, scales and gates the last M tokens, the noisy
+    ones (adaLN-single, PixArt-alpha, Chen et al. 2023); M = 1 serves all tokens alike. Without it, and with zeros,
+    this is the plain Qwen3 layer."""
 
     def __init__(self, c: BackboneConfig) -> None:
         super().__init__()
@@ -110,11 +111,18 @@ class Layer(nn.Module):
             x = x + out
             return x + self.mlp(self.post_attention_layernorm(x)), own
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(2)
-        h = self.input_layernorm(x) * (1 + scale_a) + shift_a
+        h = modulate(self.input_layernorm(x), scale_a, shift_a)
         out, own = self.self_attn(h, cos, sin, mask, history)
-        x = x + out * (1 + gate_a)
-        h = self.post_attention_layernorm(x) * (1 + scale_m) + shift_m
-        return x + self.mlp(h) * (1 + gate_m), own
+        x = x + modulate(out, gate_a)
+        h = modulate(self.post_attention_layernorm(x), scale_m, shift_m)
+        return x + modulate(self.mlp(h), gate_m), own
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+    """x * (1 + scale) + shift on the last M tokens of x [B, T, d]; scale, shift [B, M, d], or M = 1 for all."""
+    tail = x if scale.shape[1] == 1 else x[:, -scale.shape[1] :]
+    changed = tail * (1 + scale) if shift is None else tail * (1 + scale) + shift
+    return changed if tail.shape[1] == x.shape[1] else torch.cat((x[:, : -scale.shape[1]], changed), dim=1)
 
 
 class Backbone(nn.Module):

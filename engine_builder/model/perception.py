@@ -6,6 +6,7 @@ serving runtime stacks and splits it without knowing what is inside.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -42,9 +43,7 @@ class AudioEncoder(nn.Module):
         self.register_buffer("dft_sin", (hann[:, None] * torch.sin(angle)).float(), persistent=False)
         self.register_buffer("mel", mel_filters(c.mel_bands, bins, c.sample_rate), persistent=False)
         widths = [c.mel_bands] + [c.encoder_channels] * c.encoder_layers
-        self.convs = nn.ModuleList(
-            nn.Conv1d(a, b, AUDIO_KERNEL) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.convs = nn.ModuleList(nn.Conv1d(a, b, AUDIO_KERNEL) for a, b in itertools.pairwise(widths))
         self.frames_per_token = CODEC_FRAMES_PER_UNIT // c.perceive_tokens
         self.out = nn.Linear(c.encoder_channels * self.frames_per_token, hidden_size)
         self.position = nn.Parameter(torch.zeros(c.perceive_tokens, hidden_size))

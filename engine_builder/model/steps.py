@@ -16,9 +16,7 @@ from .backbone import KV
 from .duplex import DuplexModel, velocity
 
 
-def gather_history(
-    page_table: Tensor, page_range: Tensor, k_pool: Tensor, v_pool: Tensor
-) -> tuple[list[KV], Tensor]:
+def gather_history(page_table: Tensor, page_range: Tensor, k_pool: Tensor, v_pool: Tensor) -> tuple[list[KV], Tensor]:
     """Collects each row's pages: per layer K, V [B, P * page, G, D], and which tokens are visible, bool [B, P * page].
 
     page_table int64 [B, P]; page_range int64 [B, P, 2]: token j of a page counts iff start <= j < stop. The pool of a

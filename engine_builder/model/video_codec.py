@@ -88,9 +88,7 @@ class VideoCodec(nn.Module):
         rows, columns = c.grid
         batch, units = latents.shape[0], latents.shape[1] // c.tokens
         z = latents.view(batch, units, c.tokens, c.latent_dim) * self.latent_scale
-        x = (z @ self.basis + self.mean).view(
-            batch, units, rows, columns, FRAMES_PER_UNIT, c.stride, c.stride, 3
-        )
+        x = (z @ self.basis + self.mean).view(batch, units, rows, columns, FRAMES_PER_UNIT, c.stride, c.stride, 3)
         x = x.permute(0, 1, 4, 7, 2, 5, 3, 6)
         return x.reshape(batch, units * FRAMES_PER_UNIT, 3, c.height, c.width)
 

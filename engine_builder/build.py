@@ -1,0 +1,152 @@
+"""Checkpoint -> step graphs -> engines -> manifest, for any target."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+
+from .checkpoint import TOKENIZER, load_checkpoint
+from .config import ModelConfig
+from .export import export_step
+from .manifest import MANIFEST, STEPS, EngineEntry, Manifest, TensorSpec, sha256
+from .model.steps import state_sizes, step_specs
+from .targets import onnxruntime as ort_target
+from .targets import tensorrt as trt_target
+from .tokenizer import write_tiny_tokenizer
+from .weights_note import read_weights_note
+
+TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+Progress = Callable[[str, str], None]  # (step, what is being done)
+
+
+class StepBuilder(Protocol):
+    """Turns one step graph into one engine file."""
+
+    def build_step(self, step: str, graph: Path, output: Path, axes: dict[str, dict[int, str]]) -> None: ...
+
+    def libraries(self) -> dict[str, str]: ...
+
+
+class OnnxRuntimeBuilder:
+    """`onnxruntime` needs no shape ranges: a graph serves every size."""
+
+    def build_step(self, step: str, graph: Path, output: Path, axes: dict[str, dict[int, str]]) -> None:
+        ort_target.build_step(step, graph, output)
+
+    def libraries(self) -> dict[str, str]:
+        return ort_target.libraries()
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build for. The limits become optimisation profiles (TensorRT) and admission bounds (all targets)."""
+
+    target: str = "onnxruntime"
+    compute_capability: str | None = None
+    max_batch: int = 8
+    max_pages: int = 256
+    pool_pages: int = 2048
+    page_tokens: int = 16
+
+
+def build_engines(
+    checkpoint: Path, output: Path, options: BuildOptions, progress: Progress = lambda step, what: None
+) -> Manifest:
+    """Builds all steps into `output`, replacing it only when everything succeeded.
+
+    Raises `CheckpointError`, `EngineBuildError` or `ValueError` with the reason; a failed build leaves the old
+    directory as it was.
+    """
+    if options.target not in TARGETS:
+        raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {options.target!r}")
+    if output.exists() and not (output / MANIFEST).exists() and any(output.iterdir()):
+        raise ValueError(f"{output}: expected an empty or an engine directory, found other files; choose another")
+    model = load_checkpoint(checkpoint)
+    builder = _builder(options, model.config)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
+        work = Path(scratch) / "engines"
+        work.mkdir()
+        engines = {}
+        for step, spec in step_specs(model).items():
+            progress(step, "export")
+            graph = export_step(spec, Path(scratch) / f"{step}.onnx")
+            progress(step, f"build for {options.target}")
+            suffix = ort_target.FILE_SUFFIX if options.target == "onnxruntime" else trt_target.FILE_SUFFIX
+            file = work / f"{step}{suffix}"
+            builder.build_step(step, graph, file, spec.dynamic)
+            inputs, outputs = _tensors(graph)
+            engines[step] = EngineEntry(file.name, sha256(file), sha256(graph), inputs, outputs)
+        tokenizer = work / TOKENIZER
+        if (checkpoint / TOKENIZER).exists():
+            shutil.copyfile(checkpoint / TOKENIZER, tokenizer)
+        else:
+            write_tiny_tokenizer(tokenizer, model.config.language)
+        limits = {k: v for k, v in asdict(options).items() if isinstance(v, int)}
+        manifest = Manifest(
+            model=model.config,
+            target=options.target,
+            precision="float32",
+            compute_capability=options.compute_capability,
+            weights=read_weights_note(checkpoint),
+            libraries={**builder.libraries(), "torch": importlib.metadata.version("torch"), "onnx": onnx.__version__},
+            limits=limits,
+            state=state_sizes(model.config),
+            engines=engines,
+            tokenizer={"file": TOKENIZER, "sha256": sha256(tokenizer)},
+            rebuild=_rebuild_command(checkpoint, output, options),
+        )
+        manifest.save(work)
+        _replace(work, output)
+    return manifest
+
+
+def verify_engines(directory: Path, target: str | None = None) -> Manifest:
+    """Checks the manifest and every hash; raises `ManifestError`."""
+    manifest = Manifest.load(directory)
+    manifest.verify(directory, STEPS, target)
+    return manifest
+
+
+def _builder(options: BuildOptions, config: ModelConfig) -> StepBuilder:
+    if options.target == "onnxruntime":
+        if options.compute_capability is not None:
+            raise ValueError("--compute-capability: onnxruntime engines run on any CPU; leave it out")
+        return OnnxRuntimeBuilder()
+    limits = trt_target.Limits(options.max_batch, options.max_pages, options.pool_pages, options.page_tokens)
+    return trt_target.PlanBuilder(options.target, config, limits, options.compute_capability)
+
+
+def _tensors(graph: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    proto = onnx.load(graph, load_external_data=False).graph
+
+    def spec(value: onnx.ValueInfoProto) -> TensorSpec:
+        tensor = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        return TensorSpec(value.name, dtype, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim))
+
+    return tuple(map(spec, proto.input)), tuple(map(spec, proto.output))
+
+
+def _rebuild_command(checkpoint: Path, output: Path, options: BuildOptions) -> str:
+    words = ["python", "-m", "engine_builder", "build", str(checkpoint), str(output), "--target", options.target]
+    if options.compute_capability:
+        words += ["--compute-capability", options.compute_capability]
+    return shlex.join(words)
+
+
+def _replace(work: Path, output: Path) -> None:
+    """Puts the finished directory in place of the old one."""
+    old = work.parent / "old"
+    if output.exists():
+        os.rename(output, old)
+    os.rename(work, output)

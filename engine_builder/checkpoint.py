@@ -1,0 +1,123 @@
+"""Checkpoints: a directory with config.json, tokenizer.json and safetensors (one file, or shards with an index)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import ModelConfig
+from .model.duplex import DuplexModel, init_weights
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+SHARD_BYTES = 4 * 2**30
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not fit; the message lists everything that is wrong with it."""
+
+
+def build_model(config: ModelConfig) -> DuplexModel:
+    """An evaluation-mode model whose parameters are not yet meaningful."""
+    return DuplexModel(config).eval()
+
+
+def random_model(config: ModelConfig, seed: int) -> DuplexModel:
+    """A model with seeded random weights; the linear codecs are usable transforms even so."""
+    model = build_model(config)
+    init_weights(model, seed)
+    return model
+
+
+def save_checkpoint(
+    model: DuplexModel,
+    directory: Path,
+    tokenizer: Path | None = None,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes config.json, weights (sharded above `shard_bytes`) and, if given, a copy of the tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in [*directory.glob("model*.safetensors"), directory / INDEX]:
+        old.unlink(missing_ok=True)
+    model.config.save(directory / CONFIG)
+    tensors = {n: (t if dtype is None else t.to(dtype)).detach().contiguous() for n, t in model.state_dict().items()}
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name in sorted(tensors):
+        tensor_bytes = tensors[name].numel() * tensors[name].element_size()
+        if shards[-1] and size + tensor_bytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensors[name]
+        size += tensor_bytes
+    if len(shards) == 1:
+        save_file(shards[0], directory / WEIGHTS)
+    else:
+        index: dict[str, str] = {}
+        for i, shard in enumerate(shards, start=1):
+            file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+            save_file(shard, directory / file)
+            index.update(dict.fromkeys(shard, file))
+        (directory / INDEX).write_text(json.dumps({"weight_map": index}, indent=1) + "\n")
+    if tokenizer is not None and tokenizer.resolve() != (directory / TOKENIZER).resolve():
+        shutil.copyfile(tokenizer, directory / TOKENIZER)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint (ours or Hugging Face's), checked to exist."""
+    index = directory / INDEX
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
+    files = [directory / name for name in names]
+    absent = [str(f) for f in files if not f.exists()]
+    if absent:
+        raise CheckpointError(
+            f"{directory}: no {', '.join(absent)}; expected {WEIGHTS} or {INDEX} with its shards. "
+            f"`python -m engine_builder init --preset tiny {directory}` writes a random checkpoint"
+        )
+    return files
+
+
+def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a checkpoint, one by one, so that a large one never lies in memory twice."""
+    for path in weight_files(directory):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                yield name, file.get_tensor(name)
+
+
+def load_checkpoint(directory: Path) -> DuplexModel:
+    """Loads a checkpoint in float32; every missing, extra or misshapen tensor is reported at once."""
+    model = build_model(ModelConfig.load(directory / CONFIG))
+    copy_tensors(model, read_tensors(directory), str(directory))
+    return model
+
+
+def copy_tensors(model: DuplexModel, tensors: Iterator[tuple[str, Tensor]], where: str, partial: bool = False) -> None:
+    """Copies named tensors into the model. `partial` allows names of the model to be missing (imports)."""
+    targets = model.state_dict()
+    wrong: list[str] = []
+    seen: set[str] = set()
+    for name, tensor in tensors:
+        if name not in targets:
+            wrong.append(f"extra {name} {list(tensor.shape)}")
+        elif targets[name].shape != tensor.shape:
+            wrong.append(f"misshapen {name}: expected {list(targets[name].shape)}, got {list(tensor.shape)}")
+        elif not torch.isfinite(tensor.float()).all():
+            wrong.append(f"not finite {name}")
+        else:
+            targets[name].copy_(tensor)
+        seen.add(name)
+    if not partial:
+        wrong += [f"missing {name} {list(targets[name].shape)}" for name in targets if name not in seen]
+    if wrong:
+        raise CheckpointError(f"{where}: {len(wrong)} tensors do not fit the config:\n  " + "\n  ".join(sorted(wrong)))

@@ -1,0 +1,154 @@
+"""`python -m engine_builder`: make a checkpoint, build engines from it, check them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from .config import PRESETS, preset
+
+EXAMPLES = """\
+examples:
+  python -m engine_builder init --preset tiny --seed 0 build/checkpoints/tiny
+  python -m engine_builder import-qwen3 ~/Qwen3-0.6B build/checkpoints/qwen --preset v0.1-0.6b
+  python -m engine_builder build build/checkpoints/tiny build/engines/tiny
+  python -m engine_builder build build/checkpoints/tiny build/engines/rtx --target tensorrt-rtx --compute-capability 8.9
+  python -m engine_builder verify build/engines/tiny
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m engine_builder",
+        description="Turns a checkpoint (config.json + safetensors) into engines of the four step functions.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    init = commands.add_parser("init", help="write a checkpoint with random weights")
+    init.add_argument("directory", type=Path)
+    init.add_argument("--preset", default="tiny", choices=list(PRESETS), help="model geometry (default: tiny)")
+    init.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
+
+    qwen = commands.add_parser("import-qwen3", help="take the backbone from a Hugging Face Qwen3 checkpoint")
+    qwen.add_argument("source", type=Path, metavar="HF_DIR")
+    qwen.add_argument("directory", type=Path)
+    qwen.add_argument("--preset", default="v0.1-0.6b", choices=list(PRESETS), help="audio and video geometry")
+    qwen.add_argument("--seed", type=int, default=0, help="seed of everything that is not the backbone")
+
+    build = commands.add_parser("build", help="build engines and their manifest")
+    build.add_argument("checkpoint", type=Path)
+    build.add_argument("directory", type=Path)
+    build.add_argument(
+        "--target",
+        default="onnxruntime",
+        choices=("onnxruntime", "tensorrt", "tensorrt-rtx"),
+        help="onnxruntime: any CPU (default); tensorrt: this machine's NVIDIA GPU; tensorrt-rtx: ahead of time",
+    )
+    build.add_argument("--compute-capability", metavar="X.Y", help="GPU to compile for, e.g. 8.9 (tensorrt-rtx only)")
+    build.add_argument("--max-batch", type=int, default=8, help="sessions in one engine call (default: 8)")
+    build.add_argument("--max-pages", type=int, default=256, help="history pages of one session (default: 256)")
+    build.add_argument("--pool-pages", type=int, default=2048, help="pages of the whole KV pool (default: 2048)")
+    build.add_argument("--page-tokens", type=int, default=16, help="tokens in one page (default: 16)")
+
+    verify = commands.add_parser("verify", help="check an engine directory against its manifest")
+    verify.add_argument("directory", type=Path)
+    verify.add_argument("--target", help="also require this target")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; errors the user can mend go to stderr without a traceback and give exit code 1."""
+    args = parser().parse_args(argv)
+    try:
+        return _COMMANDS[args.command](args)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was changed", file=sys.stderr)
+        return 130
+
+
+def _init(args: argparse.Namespace) -> int:
+    from .checkpoint import TOKENIZER, random_model, save_checkpoint
+    from .tokenizer import write_tiny_tokenizer
+    from .weights_note import write_weights_note
+
+    config = preset(args.preset)
+    model = random_model(config, args.seed)
+    save_checkpoint(model, args.directory)
+    write_tiny_tokenizer(args.directory / TOKENIZER, config.language)
+    write_weights_note(args.directory, f"random (seed {args.seed}), not trained: speaks and shows noise")
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{args.directory}: {config.name}, {parameters / 1e6:.1f} M parameters, random weights (seed {args.seed})")
+    return 0
+
+
+def _import_qwen3(args: argparse.Namespace) -> int:
+    from .checkpoint import TOKENIZER, save_checkpoint
+    from .qwen3 import import_qwen3
+    from .tokenizer import write_tiny_tokenizer
+    from .weights_note import write_weights_note
+
+    model, tokenizer = import_qwen3(args.source, preset(args.preset), args.seed)
+    save_checkpoint(model, args.directory, tokenizer)
+    if tokenizer is None:
+        print(f"{args.source}: no tokenizer.json; text is carried as bytes", file=sys.stderr)
+        write_tiny_tokenizer(args.directory / TOKENIZER, model.config.language)
+    note = f"backbone from {args.source.name}; audio, video and tau parts random (seed {args.seed}), not trained"
+    write_weights_note(args.directory, note)
+    print(f"{args.directory}: backbone of {args.source} with the audio and video geometry of {args.preset}")
+    return 0
+
+
+def _build(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from .build import BuildOptions, build_engines
+    from .manifest import STEPS
+
+    options = BuildOptions(
+        target=args.target,
+        compute_capability=args.compute_capability,
+        max_batch=args.max_batch,
+        max_pages=args.max_pages,
+        pool_pages=args.pool_pages,
+        page_tokens=args.page_tokens,
+    )
+    started = time.monotonic()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task("load checkpoint", total=None)
+
+        def progress(step: str, what: str) -> None:
+            text = f"[{STEPS.index(step) + 1}/{len(STEPS)}] {step}: {what}"
+            display.update(task, description=text)
+            if not display.console.is_terminal:
+                print(text, file=sys.stderr, flush=True)
+
+        manifest = build_engines(args.checkpoint, args.directory, options, progress)
+    size = sum((args.directory / e.file).stat().st_size for e in manifest.engines.values())
+    print(
+        f"{args.directory}: {manifest.model.name} for {manifest.target}"
+        + (f" (compute capability {manifest.compute_capability})" if manifest.compute_capability else "")
+        + f", {len(manifest.engines)} engines, {size / 1e6:.0f} MB, {time.monotonic() - started:.0f} s"
+    )
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from .build import verify_engines
+
+    manifest = verify_engines(args.directory, args.target)
+    libraries = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
+    print(f"{args.directory}: intact. {manifest.model.name} for {manifest.target}, weights {manifest.weights}")
+    print(f"  built with {libraries}")
+    return 0
+
+
+_COMMANDS = {"init": _init, "import-qwen3": _import_qwen3, "build": _build, "verify": _verify}

@@ -1,0 +1,86 @@
+"""Exports the four steps to ONNX (opset 23): dynamic batch, history length and pass length."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from .model.duplex import DuplexModel
+from .model.steps import StepSpec, step_specs
+
+OPSET = 23  # RMSNormalization became an operator here; ONNX Runtime and both TensorRTs read it
+
+
+def export_steps(model: DuplexModel, directory: Path, progress=lambda step: None) -> dict[str, Path]:
+    """Writes `<step>.onnx` for every step and returns their paths; `progress(step)` is called before each.
+
+    Weights lie inside the file, or beside it as `<step>.onnx.data` when they pass ONNX's 2 GiB.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, spec in step_specs(model).items():
+        progress(name)
+        paths[name] = export_step(spec, directory / f"{name}.onnx")
+    return paths
+
+
+def export_step(spec: StepSpec, path: Path) -> Path:
+    dynamic = {
+        name: dict.fromkeys(spec.dynamic[name], torch.export.Dim.DYNAMIC) if name in spec.dynamic else None
+        for name in spec.inputs
+    }
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            spec.module.eval(),
+            tuple(spec.inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(spec.inputs),
+            output_names=list(spec.outputs),
+            dynamic_shapes=tuple(dynamic.values()),
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError(f"{spec.name}: the exporter returned no program")
+    weights = sum(p.numel() * p.element_size() for p in spec.module.parameters())
+    program.save(path, external_data=weights > 1_800_000_000)
+    graph = onnx.load(path, load_external_data=False)
+    _name_axes(graph, spec)
+    onnx.save(graph, path)
+    return path
+
+
+def _name_axes(graph: onnx.ModelProto, spec: StepSpec) -> None:
+    """Writes our symbols over the exporter's (s10, s32, ...), so that a profile can be read off the graph."""
+    renamed: dict[str, str] = {}
+    for value in graph.graph.input:
+        for axis, symbol in spec.dynamic.get(value.name, {}).items():
+            dim = value.type.tensor_type.shape.dim[axis]
+            renamed[dim.dim_param] = symbol
+            dim.dim_param = symbol
+    # Shapes inside the graph were inferred with the old symbols; both runtimes infer them again.
+    del graph.graph.value_info[:]
+    for value in graph.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):
+                dim.dim_param = renamed.get(dim.dim_param, dim.dim_param)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """The exporter prints version notes that would bury our own progress; real errors are exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

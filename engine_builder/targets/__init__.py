@@ -1,0 +1,1 @@
+"""Builds engines from step graphs, one module a target."""

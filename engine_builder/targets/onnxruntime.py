@@ -1,0 +1,27 @@
+"""Target `onnxruntime`: the step graph is the engine; what can be proven now is proven at build time."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnxruntime
+
+FILE_SUFFIX = ".onnx"
+
+
+def libraries() -> dict[str, str]:
+    return {"onnxruntime": onnxruntime.__version__}
+
+
+def build_step(step: str, graph: Path, output: Path) -> None:
+    """Copies the graph and opens it once, so that an operator this runtime lacks is found here and not in service."""
+    if graph.resolve() != output.resolve():
+        shutil.copyfile(graph, output)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        onnxruntime.InferenceSession(str(output), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise RuntimeError(f"{step}: onnxruntime {onnxruntime.__version__} cannot open the graph: {error}") from error

@@ -1,0 +1,154 @@
+"""Targets `tensorrt` and `tensorrt-rtx`: one builder for both, given the Python module of either.
+
+Both have the same network API (strongly typed networks, ONNX parser, optimisation profiles). TensorRT-RTX builds
+ahead of time for a named compute capability without a GPU; TensorRT builds on and for the GPU at hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..config import ModelConfig
+
+FILE_SUFFIX = ".plan"
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+INSTALL = {
+    "tensorrt": "pip install tensorrt (11.x, NVIDIA's index) on a machine with an NVIDIA GPU, or use the container",
+    "tensorrt-rtx": "pip install 'wan-streamer-triton[rtx]' (tensorrt-rtx-cu13)",
+}
+
+
+class EngineBuildError(RuntimeError):
+    """A graph that TensorRT would not parse or build; carries the step and the library's own messages."""
+
+
+def load_module(target: str) -> ModuleType:
+    """Imports the library of a target, or says how to install it."""
+    try:
+        module = importlib.import_module(MODULES[target])
+        module.Builder  # noqa: B018 - the stub packages import but hold nothing
+    except (ImportError, AttributeError, OSError) as error:
+        raise EngineBuildError(
+            f"target {target}: {MODULES[target]} cannot be used ({error}); {INSTALL[target]}"
+        ) from None
+    return module
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the optimisation profiles must cover."""
+
+    max_batch: int
+    max_pages: int  # pages of history of one session
+    pool_pages: int  # pages of the whole pool
+    page_tokens: int
+    max_prompt: int = 256
+
+
+Symbols = dict[str, tuple[int, int, int]]  # (min, opt, max) of every dynamic axis
+
+
+def profiles(config: ModelConfig, step: str, limits: Limits) -> list[Symbols]:
+    """(min, opt, max) of every symbol, one dictionary a profile. `think` has three: block, slot and prompt pass.
+
+    The kinds of pass get profiles of their own because each has fixed token counts, which lets the builder choose
+    kernels for exactly that shape; parts that a pass lacks have zero tokens.
+    """
+    rows = (1, min(2, limits.max_batch), limits.max_batch)
+    pool = (limits.pool_pages,) * 3
+    paged = {
+        "batch": rows,
+        "pages": (1, max(1, limits.max_pages // 2), limits.max_pages),
+        "pool_pages": pool,
+        "page_tokens": (limits.page_tokens,) * 3,
+    }
+    if step in ("perceive", "render"):
+        return [{"batch": rows}]
+    if step == "perform":
+        return [paged]
+
+    def fixed(count: int) -> tuple[int, int, int]:
+        return (count, count, count)
+
+    none = {"video_tokens": fixed(0), "audio_tokens": fixed(0), "seen_tokens": fixed(0), "heard_tokens": fixed(0)}
+    block = {
+        "video_tokens": fixed(config.video.tokens),
+        "audio_tokens": fixed(config.audio.tokens),
+        "seen_tokens": fixed(config.video.perceive_tokens),
+        "heard_tokens": fixed(config.audio.perceive_tokens),
+        "id_tokens": fixed(config.language.text_tokens + 1),
+        "tokens": fixed(config.block_tokens),
+    }
+    slot = {**none, "id_tokens": fixed(1), "tokens": fixed(1)}
+    span = (1, limits.max_prompt // 2, limits.max_prompt)
+    prompt = {**none, "id_tokens": span, "tokens": span, "batch": fixed(1)}
+    return [{**paged, **block}, {**paged, **slot}, {**paged, **prompt}]
+
+
+class PlanBuilder:
+    """Builds plans with the API that TensorRT 11 and TensorRT-RTX share."""
+
+    def __init__(self, target: str, config: ModelConfig, limits: Limits, compute_capability: str | None) -> None:
+        self.target, self.config, self.limits = target, config, limits
+        self.compute_capability = compute_capability
+        self.trt: Any = load_module(target)
+        self.logger = self.trt.Logger(self.trt.Logger.ERROR)
+
+    def libraries(self) -> dict[str, str]:
+        return {MODULES[self.target]: self.trt.__version__}
+
+    def build_step(self, step: str, graph: Path, output: Path, axes: dict[str, dict[int, str]]) -> None:
+        """Parses `graph` and writes the serialized engine to `output`. `axes`: input -> axis -> symbol."""
+        trt = self.trt
+        builder = trt.Builder(self.logger)
+        # TensorRT 11 has strongly typed networks only and dropped the flag's meaning; RTX still wants it said.
+        flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        network = builder.create_network(0 if flag is None else 1 << int(flag))
+        parser = trt.OnnxParser(network, self.logger)
+        if not parser.parse_from_file(str(graph)):
+            errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+            raise EngineBuildError(f"{step}: {self.target} cannot parse {graph.name}: {errors}")
+        config = builder.create_builder_config()
+        for symbols in profiles(self.config, step, self.limits):
+            config.add_optimization_profile(self._profile(builder, network, axes, symbols))
+        self._set_compute_capability(config)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise EngineBuildError(f"{step}: {self.target} built no engine from {graph.name}; see the messages above")
+        output.write_bytes(bytes(plan))
+
+    def _profile(self, builder: Any, network: Any, axes: dict[str, dict[int, str]], symbols: Symbols) -> Any:
+        profile = builder.create_optimization_profile()
+        for i in range(network.num_inputs):
+            tensor = network.get_input(i)
+            named = axes.get(tensor.name, {})
+            low, best, high = (
+                tuple(symbols[named[axis]][which] if axis in named else size for axis, size in enumerate(tensor.shape))
+                for which in range(3)
+            )
+            profile.set_shape(tensor.name, low, best, high)
+        return profile
+
+    def _set_compute_capability(self, config: Any) -> None:
+        """TensorRT-RTX compiles ahead of time for a named capability; TensorRT takes the GPU it runs on."""
+        if self.compute_capability is None:
+            return
+        if self.target != "tensorrt-rtx":
+            raise EngineBuildError(
+                f"--compute-capability: TensorRT builds for the GPU at hand; only tensorrt-rtx takes it, got "
+                f"{self.compute_capability!r}"
+            )
+        name = "SM" + self.compute_capability.replace(".", "")
+        known = [n for n in dir(self.trt.ComputeCapability) if n.startswith("SM")]
+        if name not in known:
+            choices = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(known, key=lambda n: int(n[2:])))
+            raise EngineBuildError(
+                f"--compute-capability: TensorRT-RTX {self.trt.__version__} builds for {choices}, got "
+                f"{self.compute_capability!r}"
+            )
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(self.trt.ComputeCapability, name), 0)
