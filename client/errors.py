@@ -1,0 +1,46 @@
+"""Errors that a user of the client meets. Both say what was expected and what was there."""
+
+from __future__ import annotations
+
+import re
+
+# The codes that the wire contract lists, plus those that only the transport or the client itself can find.
+SERVER_CODES = (
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "ABORTED",
+    "INTERNAL",
+)
+_CODED = re.compile(rf"\b({'|'.join(SERVER_CODES)}): (.*)", re.DOTALL)
+
+
+class MediaError(ValueError):
+    """A media file that cannot be used: missing, undecodable, empty, or without the needed kind of stream."""
+
+
+class DuplexError(Exception):
+    """Something went wrong with a session or with the way to the server.
+
+    code: one of `SERVER_CODES`, or DEADLINE_EXCEEDED / CANCELLED found by the client.
+    fatal: the session is over. A rejected unit (INVALID_ARGUMENT in mid-session) is not fatal: the session goes on.
+    """
+
+    def __init__(self, code: str, message: str, *, fatal: bool = True) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.fatal = fatal
+
+
+def from_server(text: str, *, session_open: bool) -> DuplexError:
+    """Reads the contract's `CODE: field: what was expected, got what`; anything else is Triton's own and INTERNAL.
+
+    session_open: a unit of this session was answered before. Without one an INVALID_ARGUMENT means that the start
+    was refused, and there is no session that could go on.
+    """
+    found = _CODED.search(text)
+    code, message = (found[1], found[2]) if found else ("INTERNAL", text)
+    return DuplexError(code, message, fatal=not (code == "INVALID_ARGUMENT" and session_open))

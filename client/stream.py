@@ -1,0 +1,310 @@
+"""`DuplexClient`: full-duplex sessions with a served model over one gRPC stream each.
+
+    async with await DuplexClient.connect("127.0.0.1:8001") as client:
+        async with client.session(options={"seed": 7}) as session:
+            talking = asyncio.create_task(session.play(units, Pacer()))
+            async for response in session:
+                ...
+
+Who does what in a session: `send` puts an encoded unit into a bounded queue; gRPC takes it from there. One reader task
+takes responses off the socket, stamps the time of arrival, and puts them into a second bounded queue, from which the
+iterator serves. A consumer that stops reading stops the reader, and so, by flow control, the server: nothing grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import grpc
+from tritonclient.grpc import aio
+from tritonclient.utils import InferenceServerException
+
+from client import wire
+from client.errors import DuplexError, from_server
+from client.pacing import Pacer
+from client.units import UnitResponse, UnitShape, UserUnit
+
+SEND_QUEUE = 8  # units; more than a second of backlog means that the connection is stuck, not slow
+RECEIVE_QUEUE = 32  # units; a consumer may pause for five seconds before the server feels it
+POLL_SECONDS = 0.25  # how often the reader looks whether an answer is overdue
+CLOSE_SECONDS = 1.0  # after the last answer: how long the server may take to close the stream by itself
+
+
+class DuplexClient:
+    """A connection to one `duplex` model. Make it with `connect`; use it for any number of sessions."""
+
+    def __init__(self, url: str, model: str, triton: aio.InferenceServerClient, shape: UnitShape) -> None:
+        self.url = url
+        self.model = model
+        self.shape = shape
+        self.server: dict[str, Any] = {}  # name, version, extensions
+        self.parameters: dict[str, str] = {}  # what the model configuration says about itself
+        self._triton = triton
+
+    @classmethod
+    async def connect(cls, url: str, *, model: str = "duplex", timeout: float = 10.0) -> DuplexClient:
+        """Waits until the model at `url` (host:port) is ready and reads its shapes.
+
+        Raises DuplexError: UNAVAILABLE when it is not ready in `timeout` seconds, INVALID_ARGUMENT when it is not a
+        duplex model.
+        """
+        triton = aio.InferenceServerClient(url)
+        try:
+            await _until_ready(triton, url, model, timeout)
+            metadata = await triton.get_model_metadata(model, client_timeout=timeout)
+            client = cls(url, model, triton, wire.read_shape(model, metadata.inputs))  # pyright: ignore
+            client.server = await triton.get_server_metadata(as_json=True, client_timeout=timeout)  # pyright: ignore
+            config = await triton.get_model_config(model, client_timeout=timeout)
+            client.parameters = {k: v.string_value for k, v in config.config.parameters.items()}  # pyright: ignore
+        except InferenceServerException as error:
+            await triton.close()
+            raise _transport_error(url, str(error.status()), str(error.message())) from None
+        except BaseException:
+            await triton.close()
+            raise
+        return client
+
+    def session(
+        self,
+        session_id: int | str | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 10.0,
+    ) -> DuplexSession:
+        """A new session; enter it with `async with`.
+
+        session_id: None takes a random one.  options: `prompt`, `seed`, `retention`, `solver_steps`; `hold_open` is
+        true unless given, so that the server notices a client that vanishes.  timeout: seconds after which an
+        unanswered unit, or a unit that cannot be sent, is a DEADLINE_EXCEEDED error.
+        """
+        return DuplexSession(self, secrets.randbits(62) + 1 if session_id is None else session_id, options, timeout)
+
+    async def is_ready(self) -> bool:
+        """Whether the server answers and the model is ready."""
+        try:
+            return bool(await self._triton.is_model_ready(self.model, client_timeout=2.0))
+        except InferenceServerException:
+            return False
+
+    async def close(self) -> None:
+        await self._triton.close()
+
+    async def __aenter__(self) -> DuplexClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class DuplexSession:
+    """One conversation. Send units in order, the last with `end`; iterate to receive one response a unit.
+
+    Iterating raises DuplexError. After one that is not `fatal` (a rejected unit) the caller may go on iterating.
+    Leaving the `async with` block before the end cancels the stream; the server then drops the session.
+    """
+
+    def __init__(
+        self, client: DuplexClient, session_id: int | str, options: Mapping[str, Any] | None, timeout: float
+    ) -> None:
+        self.session_id = session_id
+        self.options: dict[str, Any] = {"hold_open": True, **(options or {})}
+        self.sent = 0
+        self.answered = 0
+        self.ended = False
+        self._client = client
+        self._timeout = timeout
+        self._requests: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(SEND_QUEUE)
+        self._responses: asyncio.Queue[UnitResponse | DuplexError | None] = asyncio.Queue(RECEIVE_QUEUE)
+        self._owed: deque[float] = deque()  # send times of unanswered units, oldest first
+        self._last_index = -1
+        self._failure: DuplexError | None = None
+        self._finished = False
+        self._call: Any = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> DuplexSession:
+        self._call = self._client._triton.stream_infer(self._encoded())
+        self._reader = asyncio.create_task(self._read(), name=f"duplex-reader-{self.session_id}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancels what is still under way. Safe to call twice."""
+        self._failure = self._failure or DuplexError("CANCELLED", "the session was closed by this client")
+        if self._call is not None:
+            self._call.cancel()
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+        _drain(self._requests)
+        if not self._finished:
+            _drain(self._responses)
+            self._responses.put_nowait(self._failure)  # wakes a consumer that waits in another task
+
+    # -- sending -----------------------------------------------------------------------------------------------
+    async def send(self, unit: UserUnit) -> float:
+        """Hands one unit to the stream and returns the moment (time.monotonic()).
+
+        Raises ValueError for a unit of the wrong shape, DuplexError when the session is over or the unit cannot be
+        sent within the timeout.
+        """
+        unit.check(self._client.shape)
+        if self._failure is not None:
+            raise self._failure
+        if self.ended:
+            raise DuplexError("INVALID_ARGUMENT", f"unit {unit.index}: the session has ended with the unit before it")
+        request = wire.encode(self._client.model, unit, self.session_id, None if self.sent else self.options)
+        self.sent += 1
+        self.ended = unit.end
+        now = time.monotonic()
+        self._owed.append(now)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._requests.put(request)
+                if unit.end:
+                    await self._requests.put(None)
+        except TimeoutError:
+            raise DuplexError(
+                "DEADLINE_EXCEEDED",
+                f"unit {unit.index}: the server took nothing off the stream for {self._timeout:g} s",
+            ) from None
+        if self._failure is not None:
+            raise self._failure
+        return now
+
+    async def play(
+        self, units: Iterable[UserUnit], pacer: Pacer, on_sent: Callable[[UserUnit, float], None] | None = None
+    ) -> None:
+        """Sends units in real time, each when it would be complete if it were spoken now.
+
+        The next unit is made in a thread while this one waits, so that decoding never stops the event loop.
+        """
+        source = iter(units)
+        while (unit := await asyncio.to_thread(next, source, None)) is not None:
+            await pacer.wait(unit.index)
+            sent = await self.send(unit)
+            if on_sent is not None:
+                on_sent(unit, sent)
+
+    async def _encoded(self) -> AsyncIterator[dict[str, Any]]:
+        while (request := await self._requests.get()) is not None:
+            yield request
+
+    # -- receiving ---------------------------------------------------------------------------------------------
+    def __aiter__(self) -> DuplexSession:
+        return self
+
+    async def __anext__(self) -> UnitResponse:
+        if self._finished:
+            raise StopAsyncIteration
+        item = await self._responses.get()
+        if item is None:
+            self._finished = True
+            raise StopAsyncIteration
+        if isinstance(item, DuplexError):
+            self._finished = item.fatal
+            raise item
+        return item
+
+    async def _read(self) -> None:
+        messages = aiter(self._call)
+        last: DuplexError | None = None
+        try:
+            while True:
+                item = await self._next(messages)
+                if isinstance(item, DuplexError) and item.fatal:
+                    last = item
+                    break
+                await self._responses.put(item)
+        except StopAsyncIteration:
+            if self._owed or not self.ended:
+                last = DuplexError(
+                    "UNAVAILABLE",
+                    f"{self._client.url}: the server closed the stream with {len(self._owed)} units unanswered",
+                )
+        except grpc.aio.AioRpcError as error:
+            last = _transport_error(self._client.url, error.code().name, error.details() or "")
+        except DuplexError as error:
+            last = error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            last = DuplexError("CANCELLED", "the stream was cancelled under the session")
+        self._failure = last
+        self._call.cancel()
+        _drain(self._requests)  # a sender that waits for room finds out about the failure
+        await self._responses.put(last)
+
+    async def _next(self, messages: AsyncIterator[Any]) -> UnitResponse | DuplexError:
+        """The next message; a DuplexError is raised when it is overdue and returned when the server sent it."""
+        resumed = time.monotonic()
+        pending = asyncio.ensure_future(anext(messages))
+        try:
+            while not pending.done():
+                await asyncio.wait({pending}, timeout=POLL_SECONDS)
+                # A server is not late while this side was not reading.
+                oldest = max(self._owed[0], resumed) if self._owed else None
+                if pending.done():
+                    break
+                if oldest is not None and time.monotonic() - oldest > self._timeout:
+                    raise DuplexError(
+                        "DEADLINE_EXCEEDED",
+                        f"no answer for {self._timeout:g} s; {len(self._owed)} units are unanswered",
+                    )
+                if oldest is None and self.ended and time.monotonic() - resumed > CLOSE_SECONDS:
+                    raise StopAsyncIteration
+            result, error = pending.result()
+        finally:
+            pending.cancel()
+        if self._owed:
+            self._owed.popleft()
+        if error is not None:
+            return from_server(error.message(), session_open=self.answered > 0)
+        response = wire.decode(result, self._client.shape, time.monotonic())
+        if response.unit_index <= self._last_index:
+            raise DuplexError(
+                "INTERNAL",
+                f"unit_index: expected more than {self._last_index} from the server, got {response.unit_index}",
+            )
+        self._last_index = response.unit_index
+        self.answered += 1
+        return response
+
+
+def _drain(queue: asyncio.Queue[Any]) -> None:
+    while not queue.empty():
+        queue.get_nowait()
+
+
+async def _until_ready(triton: aio.InferenceServerClient, url: str, model: str, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    reason = "model not ready"
+    while True:
+        try:
+            if await triton.is_model_ready(model, client_timeout=max(0.1, end - time.monotonic())):
+                return
+        except InferenceServerException as error:
+            reason = str(error.message())
+        if time.monotonic() >= end:
+            raise DuplexError("UNAVAILABLE", f"{url}: model {model} was not ready within {timeout:g} s ({reason})")
+        await asyncio.sleep(0.2)
+
+
+def _transport_error(url: str, status: str, details: str) -> DuplexError:
+    """gRPC status -> DuplexError; the status name is the code."""
+    return DuplexError(status.removeprefix("StatusCode."), f"{url}: {details or 'the connection ended'}")

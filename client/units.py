@@ -1,0 +1,79 @@
+"""One unit of conversation, as the client sees it: 160 ms of the user going out, 160 ms of the agent coming back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNIT_MS = 160
+UNIT_SECONDS = UNIT_MS / 1000
+FRAMES_PER_UNIT = 4
+FPS = 25
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class UnitShape:
+    """Sizes of one unit of the served model; they come from the model metadata, never from a constant here."""
+
+    samples: int
+    height: int
+    width: int
+
+    @property
+    def sample_rate(self) -> int:
+        """PCM rate in Hz."""
+        return self.samples * 1000 // UNIT_MS
+
+    @property
+    def frames(self) -> tuple[int, int, int, int]:
+        """Shape of the picture tensor of one unit: [4, H, W, 3]."""
+        return FRAMES_PER_UNIT, self.height, self.width, 3
+
+
+@dataclass(frozen=True, eq=False)
+class UserUnit:
+    """What the user said, showed and typed in unit `index`.
+
+    pcm: float32 [samples] in -1..1, mono.  frames: uint8 [4, H, W, 3] RGB.  end: last unit of the session.
+    """
+
+    index: int
+    pcm: Float32
+    frames: UInt8
+    text: str = ""
+    end: bool = False
+
+    def check(self, shape: UnitShape) -> None:
+        """Raises ValueError when a tensor does not have the shape and type that the model takes."""
+        if self.pcm.shape != (shape.samples,) or self.pcm.dtype != np.float32:
+            raise ValueError(
+                f"pcm: expected {shape.samples} float32 samples for one {UNIT_MS} ms unit, "
+                f"got {'x'.join(map(str, self.pcm.shape))} {self.pcm.dtype}"
+            )
+        if self.frames.shape != shape.frames or self.frames.dtype != np.uint8:
+            raise ValueError(
+                f"frames: expected uint8 {list(shape.frames)}, got {self.frames.dtype} {list(self.frames.shape)}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class UnitResponse:
+    """What the agent said, showed and wrote for user unit `unit_index`.
+
+    pcm: float32 [samples].  frames: uint8 [4, H, W, 3].  info: the server's JSON (`ms` per stage, epoch, degradation).
+    received: time.monotonic() in seconds, taken when the message came off the socket.
+    """
+
+    unit_index: int
+    state: str
+    text: str
+    pcm: Float32
+    frames: UInt8
+    info: dict[str, Any] = field(default_factory=dict)
+    received: float = 0.0
