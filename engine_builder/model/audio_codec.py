@@ -34,6 +34,8 @@ class AudioCodec(nn.Module):
     latent to unit variance. F = frames per token.
     """
 
+    mdct: Tensor
+
     def __init__(self, c: AudioConfig) -> None:
         super().__init__()
         self.config = c

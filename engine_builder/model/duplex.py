@@ -20,6 +20,8 @@ class TauModulation(nn.Module):
     """Turns the path time tau into shifts, scales and gates of every layer (adaLN-single: one shared network, one
     small table per layer). Noisy tokens only; clean tokens pass through the unmodulated layers."""
 
+    frequency: Tensor
+
     def __init__(self, hidden_size: int, layers: int) -> None:
         super().__init__()
         self.hidden_size = hidden_size

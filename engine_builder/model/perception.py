@@ -31,6 +31,10 @@ def mel_filters(bands: int, bins: int, sample_rate: int) -> Tensor:
 class AudioEncoder(nn.Module):
     """50 Hz log-mel, then causal 1-D convolutions, then `perceive_tokens` tokens a unit."""
 
+    dft_cos: Tensor
+    dft_sin: Tensor
+    mel: Tensor
+
     def __init__(self, c: AudioConfig, hidden_size: int) -> None:
         super().__init__()
         self.config = c
@@ -80,6 +84,8 @@ class AudioEncoder(nn.Module):
 
 class VideoEncoder(nn.Module):
     """Strided convolutions per frame, one causal mix with the previous frame, then a pooled grid of tokens a unit."""
+
+    pool: Tensor
 
     def __init__(self, c: VideoConfig, hidden_size: int) -> None:
         super().__init__()

@@ -69,7 +69,8 @@ class VideoCodec(nn.Module):
             # most of it in few atoms; a third of that keeps latents of order 1.
             self.latent_scale.fill_(math.sqrt(c.patch_dim) / 6)
             self.refine_out.weight.mul_(0.1)
-            self.refine_out.bias.zero_()
+            if self.refine_out.bias is not None:
+                self.refine_out.bias.zero_()
 
     def encode(self, frames: Tensor) -> Tensor:
         """frames uint8 [B, 4 U, H, W, 3] -> latents [B, U * n_v, latent_dim]. No state: units stand alone."""
