@@ -122,7 +122,7 @@ class DuplexSession:
         self.ended = False
         self._client = client
         self._timeout = timeout
-        self._requests: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(SEND_QUEUE)
+        self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue(SEND_QUEUE)
         self._responses: asyncio.Queue[UnitResponse | DuplexError | None] = asyncio.Queue(RECEIVE_QUEUE)
         self._owed: deque[float] = deque()  # send times of unanswered units, oldest first
         self._last_index = -1
@@ -175,8 +175,6 @@ class DuplexSession:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._requests.put(request)
-                if unit.end:
-                    await self._requests.put(None)
         except TimeoutError:
             raise DuplexError(
                 "DEADLINE_EXCEEDED",
@@ -201,7 +199,10 @@ class DuplexSession:
                 on_sent(unit, sent)
 
     async def _encoded(self) -> AsyncIterator[dict[str, Any]]:
-        while (request := await self._requests.get()) is not None:
+        end = False
+        while not end:
+            request = await self._requests.get()
+            end = request["sequence_end"]
             yield request
 
     # -- receiving ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Cuts the demo's user out of its sources: `python client/demo_media/cut.py POCKETSPHINX_SDIST FACE_GIF`.
 
-SOURCES.md says where the two come from. Needed only to make the two files again; the demo itself uses the files that lie next to this one.
+SOURCES.md says where the two come from. Needed only to make the two files again; the demo itself uses the files that
+lie next to this one.
 """
 
 from __future__ import annotations
