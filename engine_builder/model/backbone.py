@@ -38,18 +38,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Grouped-query attention. q [B, T, H, D]; k, v [B, S, G, D]; mask bool [B, T, S] -> [B, T, H * D].
 
-    The queries of one group share a matrix product with their key/value head, so K and V are never repeated.
-    Every query must see at least one key (its own), otherwise the softmax is undefined.
+    Exported as ONNX's own Attention operator (opset 23), which TensorRT maps to its fused kernels. Every query must
+    see at least one key (its own), otherwise the softmax is undefined.
     """
-    batch, tokens, heads, size = q.shape
-    groups = k.shape[2]
-    q = (q * size**-0.5).view(batch, tokens, groups, heads // groups, size).permute(0, 2, 3, 1, 4)
-    scores = q.reshape(batch, groups, heads // groups * tokens, size) @ k.permute(0, 2, 3, 1)
-    scores = scores.view(batch, heads, tokens, -1)
-    scores = torch.where(mask.unsqueeze(1), scores, torch.finfo(scores.dtype).min)
-    weights = torch.softmax(scores, dim=-1).view(batch, groups, heads // groups * tokens, -1)
-    out = (weights @ v.permute(0, 2, 1, 3)).view(batch, groups, heads // groups, tokens, size)
-    return out.permute(0, 3, 1, 2, 4).reshape(batch, tokens, heads * size)
+    out = nn.functional.scaled_dot_product_attention(
+        q.permute(0, 2, 1, 3),
+        k.permute(0, 2, 1, 3),
+        v.permute(0, 2, 1, 3),
+        attn_mask=mask.unsqueeze(1),
+        enable_gqa=True,
+    )
+    return out.permute(0, 2, 1, 3).flatten(2)
 
 
 class Attention(nn.Module):

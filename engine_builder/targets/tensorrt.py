@@ -112,6 +112,7 @@ class PlanBuilder:
         if not parser.parse_from_file(str(graph)):
             errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
             raise EngineBuildError(f"{step}: {self.target} cannot parse {graph.name}: {errors}")
+        self._allow_decomposition(network)
         config = builder.create_builder_config()
         for symbols in profiles(self.config, step, self.limits):
             config.add_optimization_profile(self._profile(builder, network, axes, symbols))
@@ -120,6 +121,16 @@ class PlanBuilder:
         if plan is None:
             raise EngineBuildError(f"{step}: {self.target} built no engine from {graph.name}; see the messages above")
         output.write_bytes(bytes(plan))
+
+    def _allow_decomposition(self, network: Any) -> None:
+        """Marks every attention as decomposable: where no fused kernel fits a shape (float32, or a slot pass of one
+        query) the builder may compose it from matrix products instead of refusing the graph."""
+        for i in range(network.num_layers):
+            layer = network.get_layer(i)
+            if layer.type == self.trt.LayerType.ATTENTION_INPUT:
+                # The bindings hand out the base class; assigning the real one is their way to cast down.
+                layer.__class__ = self.trt.IAttentionInputLayer
+                layer.attention.decomposable = True
 
     def _profile(self, builder: Any, network: Any, axes: dict[str, dict[int, str]], symbols: Symbols) -> Any:
         profile = builder.create_optimization_profile()
