@@ -1,0 +1,83 @@
+"""When the thinker stops waiting for company: the short gather window before one `think` call.
+
+Policy only: no tensors, no clock. Units of several sessions that become ready within the window go through one call.
+Waiting costs latency, so a batch goes at once when it is full, when a deadline presses, or when nobody else can come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+NS_PER_MS = 1_000_000
+
+
+@dataclass(slots=True)
+class _Waiting:
+    since_ns: int
+    latest_ns: int
+
+
+class GatherWindow:
+    """Jobs, one per session, that wait to share a call.
+
+    window_ns   how long the first job waits at most
+    max_batch   rows that the engine takes
+    period_ns   a session sends one unit a period ..
+    early_ns    .. and at most this much early (network jitter), so one that has just sent cannot come again at once
+    """
+
+    def __init__(
+        self, window_ns: int, max_batch: int, *, period_ns: int = 160 * NS_PER_MS, early_ns: int = 40 * NS_PER_MS
+    ) -> None:
+        if max_batch < 1:
+            raise ValueError(f"max_batch: expected >= 1 row, got {max_batch}")
+        if window_ns < 0:
+            raise ValueError(f"window_ns: expected >= 0, got {window_ns}")
+        self.window_ns, self.max_batch = window_ns, max_batch
+        self._rest_ns = max(0, period_ns - early_ns)
+        self._waiting: dict[Hashable, _Waiting] = {}
+        self._expected_ns: dict[Hashable, int] = {}  # per open session: when it may send next
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def open(self, session: Hashable, now_ns: int) -> None:
+        """A session that may send from now on."""
+        self._expected_ns[session] = now_ns
+
+    def close(self, session: Hashable) -> None:
+        """The session is gone, and so is its job."""
+        self._expected_ns.pop(session, None)
+        self._waiting.pop(session, None)
+
+    def add(self, session: Hashable, latest_ns: int, now_ns: int) -> None:
+        """A unit of `session` is ready; it is late unless its call starts by `latest_ns`."""
+        if session in self._waiting:
+            raise ValueError(f"session: {session!r} is waiting already; expected one unit at a time")
+        self._waiting[session] = _Waiting(now_ns, latest_ns)
+        self._expected_ns[session] = now_ns + self._rest_ns
+
+    def take(self, now_ns: int) -> list[Hashable]:
+        """The sessions of the call that starts now, most urgent first; none: ask again at `wake_ns`, or after `add`."""
+        wake_ns = self.wake_ns()
+        if wake_ns is None or now_ns < wake_ns:
+            return []
+        order = sorted(self._waiting, key=lambda session: self._waiting[session].latest_ns)
+        batch = order[: self.max_batch]
+        for session in batch:
+            del self._waiting[session]
+        return batch
+
+    def wake_ns(self) -> int | None:
+        """When the next call is due (possibly in the past); None if nobody waits."""
+        if not self._waiting:
+            return None
+        first_ns = min(job.since_ns for job in self._waiting.values())
+        if len(self._waiting) >= self.max_batch:
+            return first_ns
+        due_ns = min(first_ns + self.window_ns, *(job.latest_ns for job in self._waiting.values()))
+        others = (at for session, at in self._expected_ns.items() if session not in self._waiting)
+        if all(at >= due_ns for at in others):
+            return first_ns
+        return due_ns
