@@ -1,0 +1,66 @@
+# `make help` lists what there is. Everything installs into .venv/; everything that runs writes below build/.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PRESET ?= tiny
+SEED ?= 0
+TARGET ?= onnxruntime
+CHECKPOINT ?= build/checkpoints/$(PRESET)
+OUTPUT ?= build/engines/$(notdir $(CHECKPOINT))
+ENGINES ?= build/engines/tiny
+BUILD_FLAGS ?=
+SERVE_FLAGS ?=
+PYTEST_FLAGS ?=
+
+.PHONY: help
+help:  ## Show this list
+	@echo "wan-streamer-triton: compile and serve native-streaming duplex Transformers"
+	@echo
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16 | sed 's/^/  make /'
+	@echo
+	@echo "variables: PRESET, SEED, CHECKPOINT, OUTPUT, TARGET, BUILD_FLAGS (engine); ENGINES, SERVE_FLAGS (serve);"
+	@echo "           PYTEST_FLAGS (test). Example: make engine TARGET=tensorrt-rtx BUILD_FLAGS='--compute-capability 8.9'"
+
+.PHONY: setup
+setup: $(VENV)/.ready  ## Create .venv/ with everything (a minute or two)
+
+$(VENV)/.ready: pyproject.toml build/bootstrap.sh
+	build/bootstrap.sh $(VENV)
+	@touch $@
+
+# ------------------------------------------------------------------------------------------------ build and serve
+$(CHECKPOINT)/config.json: | $(VENV)/.ready
+	$(PY) -m engine_builder init --preset $(PRESET) --seed $(SEED) $(CHECKPOINT)
+
+.PHONY: engine
+engine: $(VENV)/.ready $(CHECKPOINT)/config.json  ## Build engines: CHECKPOINT -> OUTPUT for TARGET
+	$(PY) -m engine_builder build $(CHECKPOINT) $(OUTPUT) --target $(TARGET) $(BUILD_FLAGS)
+	$(PY) -m engine_builder verify $(OUTPUT)
+
+$(ENGINES)/manifest.json: | $(VENV)/.ready
+	$(MAKE) --no-print-directory engine OUTPUT=$(ENGINES)
+
+.PHONY: serve
+serve: $(ENGINES)/manifest.json  ## Start Triton with ENGINES on loopback (Ctrl-C drains and stops)
+	$(PY) -m triton_models.launch --engines $(ENGINES) $(SERVE_FLAGS)
+
+.PHONY: demo
+demo: $(ENGINES)/manifest.json  ## A real conversation through a real server -> build/runs/demo/
+	$(PY) -m client.demo --engines $(ENGINES) --out build/runs/demo
+
+# ----------------------------------------------------------------------------------------------------------- checks
+.PHONY: lint
+lint: $(VENV)/.ready  ## ruff (style, errors) and pyright (types)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+
+.PHONY: test
+test: lint  ## Lint, types and the whole test suite, with a real tritonserver
+	$(PY) -m pytest -m "not gpu and not slow" $(PYTEST_FLAGS)
+
+.PHONY: clean
+clean:  ## Remove outputs (engines, runs, checkpoints made here); keeps .venv/
+	rm -rf build/engines build/runs build/checkpoints build/cache
