@@ -1,0 +1,350 @@
+"""The thinker: perceives user units, thinks context blocks into committed K/V, renders committed latents.
+
+Three batched calls carry one unit of a session, in this order; the unit clock of the session enforces it:
+
+    perceive(k)   encoder state, e_k                                              needs think(k-1)
+    think(k)      evict, block pass, slot passes, K/V of unit k committed         needs perceive(k) and render(k-1)
+    render(k)     takes z_k from the performer; decoder state, PCM and frames     needs think(k)
+
+A row that fails never touches its neighbours: its result is a SessionError and nothing that is not finite is committed.
+Refused input (INVALID_ARGUMENT) leaves the session as it was; a failure after its history was touched ends the session,
+which then answers every job with that error until it is closed. One thread calls a Thinker.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from . import retention, validate
+from .engine import EngineSet
+from .kv_cache import BlockManager, PageTable
+from .kv_pool import KVPool
+from .messages import (
+    CloseJob,
+    OpenJob,
+    PerceiveJob,
+    RenderJob,
+    RenderResult,
+    SessionError,
+    ThinkJob,
+    ThinkResult,
+)
+from .metrics import Metrics
+from .think_pass import Outputs, ThinkPass, ThinkRow
+from .thinker_session import ThinkerSession
+from .tokenizer import TextTokenizer
+
+PROMPT_CHUNK = 64  # prompt tokens of one think call: about the cost of a few blocks, so an opening delays nobody long
+
+_log = logging.getLogger(__name__)
+
+Job = TypeVar("Job", PerceiveJob, ThinkJob, RenderJob)
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+
+
+class Thinker:
+    """Sessions of one thinker over one pool; `blocks` is the only allocator of its pages."""
+
+    def __init__(
+        self,
+        engines: EngineSet,
+        pool: KVPool,
+        blocks: BlockManager,
+        tokenizer: TextTokenizer,
+        max_sessions: int = 1024,
+    ) -> None:
+        self.config = engines.config
+        self.metrics = Metrics()
+        self._engines = engines
+        self._pool = pool
+        self._blocks = blocks
+        self._tokenizer = tokenizer
+        self._max_sessions = max_sessions
+        self._pass = ThinkPass(engines, pool)
+        self._sessions: dict[str, ThinkerSession] = {}
+
+    # -- opening and closing -----------------------------------------------------------------------------------
+    def open(self, job: OpenJob) -> int:
+        """Opens a session and prefills its prompt; returns the number of prompt tokens. Raises SessionError."""
+        for _ in self.open_stepwise(job):
+            pass
+        return self._sessions[job.session].origin
+
+    def open_stepwise(self, job: OpenJob) -> Iterator[None]:
+        """`open`, but yields before each chunk of the prompt, so that other sessions are served in between.
+
+        Raises SessionError: ALREADY_EXISTS, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, INTERNAL, or ABORTED if the session
+        was closed meanwhile. After an error, or when the iterator is dropped, the session holds nothing.
+        """
+        session = self._register(job)
+        try:
+            for start in range(0, session.origin, PROMPT_CHUNK):
+                yield
+                if self._sessions.get(session.id) is not session:
+                    raise SessionError("ABORTED", f"session {session.id!r} was closed while it was opening")
+                begin = time.perf_counter()
+                crashed = self._guarded("prompt", lambda start=start: self._pass.prefill(session, start, PROMPT_CHUNK))
+                if crashed:
+                    raise crashed
+                self._timed("prompt", begin, min(PROMPT_CHUNK, session.origin - start))
+            session.ready = True
+        finally:
+            if not session.ready and self._sessions.get(session.id) is session:
+                self._drop(session)
+
+    def close(self, job: CloseJob) -> None:
+        """Frees and scrubs the pages of a session; an unknown session or an older epoch is no error."""
+        session = self._sessions.get(job.session)
+        if session is not None and job.epoch >= session.epoch:
+            self._drop(session)
+
+    def close_all(self) -> None:
+        """Closes every session, as on shutdown."""
+        for session in list(self._sessions.values()):
+            self._drop(session)
+
+    @property
+    def open_sessions(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def max_batch(self) -> int:
+        """Rows that one engine call takes; longer lists of jobs are cut."""
+        return self._engines.max_batch
+
+    def is_open(self, session: str) -> bool:
+        """True from `open` to `close`, whatever the epoch."""
+        return session in self._sessions
+
+    def stats(self) -> dict[str, float]:
+        """Sessions and pages now; counters and timings so far."""
+        pages = {"pages.free": self._blocks.free, "pages.used": self._blocks.used, "pages.total": self._blocks.total}
+        return {"sessions": len(self._sessions), **pages, **self.metrics.snapshot()}
+
+    def check_integrity(self) -> None:
+        """RuntimeError if a page is lost, has two owners, or an owner that is no session."""
+        self._blocks.check_integrity()
+        held = sum(session.table.pages for session in self._sessions.values())
+        if held != self._blocks.used:
+            raise RuntimeError(f"pages: sessions hold {held}, the block manager says {self._blocks.used}")
+
+    def _register(self, job: OpenJob) -> ThinkerSession:
+        if job.session in self._sessions:
+            raise SessionError("ALREADY_EXISTS", f"session {job.session!r} is open; end it before starting it again")
+        if len(self._sessions) >= self._max_sessions:
+            raise SessionError("RESOURCE_EXHAUSTED", f"sessions: all {self._max_sessions} of this thinker are open")
+        try:
+            policy = retention.parse(job.retention)
+        except ValueError as error:
+            raise SessionError("INVALID_ARGUMENT", str(error)) from None
+        session = ThinkerSession.new(
+            self.config,
+            dict(self._engines.state_sizes),
+            id=job.session,
+            epoch=job.epoch,
+            seed=job.seed,
+            prompt=self._tokenizer.encode(job.prompt),
+            table=PageTable(self._blocks, job.session, policy),
+            text_stream=self._tokenizer.stream(),
+        )
+        self._sessions[session.id] = session
+        self.metrics.count("opened")
+        return session
+
+    def _drop(self, session: ThinkerSession) -> None:
+        self._pool.scrub(session.table.close())
+        del self._sessions[session.id]
+        self.metrics.count("closed")
+
+    # -- perceive ----------------------------------------------------------------------------------------------
+    def perceive(self, jobs: Sequence[PerceiveJob]) -> list[float | SessionError]:
+        """Encodes user units; the result of each is its milliseconds. At most one job of a session in a call."""
+        results: dict[int, float | SessionError] = {}
+        rows: list[tuple[int, ThinkerSession, PerceiveJob]] = []
+        for i, job, session in self._admitted(jobs, results):
+            try:
+                session.check_perceive(job.unit)
+                validate.pcm(job.pcm, self.config)
+                validate.frames(job.frames, self.config)
+            except ValueError as error:
+                results[i] = SessionError("INVALID_ARGUMENT", str(error))
+                continue
+            rows.append((i, session, job))
+        for batch in self._batches(rows):
+            begin = time.perf_counter()
+            inputs = {
+                "pcm": np.stack([job.pcm for _, _, job in batch]),
+                "frames": np.stack([job.frames for _, _, job in batch]),
+                "state": np.stack([session.encoder_state for _, session, _ in batch]),
+            }
+            out, error = self._run("perceive", inputs)
+            ms = self._timed("perceive", begin, len(batch))
+            for b, (i, session, job) in enumerate(batch):
+                failed = error or _not_finite(b, out, "perceive", job, ("e_audio", "e_video", "state_out"))
+                if failed:
+                    results[i] = self._fail(session, failed)
+                    continue
+                session.e_audio, session.e_video = out["e_audio"][b].copy(), out["e_video"][b].copy()
+                session.encoder_state = out["state_out"][b].copy()
+                session.perceived, session.perceive_ms = job.unit, ms
+                results[i] = ms
+        return [results[i] for i in range(len(jobs))]
+
+    # -- think -------------------------------------------------------------------------------------------------
+    def think(self, jobs: Sequence[ThinkJob]) -> list[ThinkResult | SessionError]:
+        """Block pass and slots of one unit each; perceives first where a job brings its `perceive` along.
+
+        At most one job of a session in a call.
+        """
+        results: dict[int, ThinkResult | SessionError] = {}
+        along = [(i, job.perceive) for i, job in enumerate(jobs) if job.perceive is not None]
+        for (i, _), outcome in zip(along, self.perceive([job for _, job in along]), strict=True):
+            if isinstance(outcome, SessionError):
+                results[i] = outcome
+        rows: list[tuple[int, ThinkJob, ThinkRow]] = []
+        for i, job, session in self._admitted(jobs, results):
+            try:
+                rows.append((i, job, self._begin(session, job)))
+            except ValueError as error:
+                results[i] = SessionError("INVALID_ARGUMENT", str(error))
+        for batch in self._batches(rows):
+            begin = time.perf_counter()
+            thinking = [row for _, _, row in batch]
+            crashed = self._guarded("think", lambda thinking=thinking: self._pass.think(thinking))
+            ms = self._timed("think", begin, len(batch))
+            for i, job, row in batch:
+                error = crashed or row.error
+                results[i] = self._fail(row.session, error) if error else self._thought(job, row, ms)
+        return [results[i] for i in range(len(jobs))]
+
+    def _begin(self, session: ThinkerSession, job: ThinkJob) -> ThinkRow:
+        """Checks the job, queues its text and evicts: after this the history has moved to `job.unit`."""
+        session.check_think(job.unit)
+        text = validate.text(job.text)
+        session.queue_text(self._tokenizer.encode(text) if text else [])
+        self._pool.scrub(session.table.evict(job.unit))
+        return ThinkRow(session, job.unit, session.take_text(self.config.language.text_tokens))
+
+    def _thought(self, job: ThinkJob, row: ThinkRow, ms: float) -> ThinkResult:
+        session = row.session
+        session.thought = row.unit
+        return ThinkResult(
+            session=session.id,
+            epoch=job.epoch,
+            unit=row.unit,
+            state=self.config.language.state_name(row.slots[0]),
+            text=session.text_stream.feed(row.slots[1:]),
+            history=session.table.view(),
+            origin=session.origin,
+            seed=session.seed,
+            slots=tuple(row.slots),
+            ms={"perceive": session.perceive_ms, "think": ms},
+        )
+
+    # -- render ------------------------------------------------------------------------------------------------
+    def render(self, jobs: Sequence[RenderJob]) -> list[RenderResult | SessionError]:
+        """Decodes clean latents, which thereby become z_{k-1} of the next block. One job of a session in a call."""
+        results: dict[int, RenderResult | SessionError] = {}
+        rows: list[tuple[int, ThinkerSession, RenderJob]] = []
+        v, a = self.config.video, self.config.audio
+        for i, job, session in self._admitted(jobs, results):
+            try:
+                session.check_render(job.unit)
+                validate.latents("z_video", job.z_video, v.tokens, v.latent_dim)
+                validate.latents("z_audio", job.z_audio, a.tokens, a.latent_dim)
+            except ValueError as error:
+                results[i] = SessionError("INVALID_ARGUMENT", str(error))
+                continue
+            rows.append((i, session, job))
+        for batch in self._batches(rows):
+            begin = time.perf_counter()
+            inputs = {
+                "z_video": np.stack([job.z_video for _, _, job in batch]),
+                "z_audio": np.stack([job.z_audio for _, _, job in batch]),
+                "state": np.stack([session.decoder_state for _, session, _ in batch]),
+            }
+            out, error = self._run("render", inputs)
+            ms = self._timed("render", begin, len(batch))
+            for b, (i, session, job) in enumerate(batch):
+                failed = error or _not_finite(b, out, "render", job, ("pcm", "state_out"))
+                if failed:
+                    results[i] = self._fail(session, failed)
+                    continue
+                session.z_video, session.z_audio = inputs["z_video"][b].copy(), inputs["z_audio"][b].copy()
+                session.decoder_state = out["state_out"][b].copy()
+                session.rendered = job.unit
+                pcm, frames = out["pcm"][b].copy(), out["frames"][b].copy()
+                results[i] = RenderResult(session.id, job.epoch, job.unit, pcm, frames, ms={"render": ms})
+        return [results[i] for i in range(len(jobs))]
+
+    # -- inside ------------------------------------------------------------------------------------------------
+    def _admitted(
+        self, jobs: Sequence[Job], results: dict[int, Result | SessionError]
+    ) -> Iterator[tuple[int, Job, ThinkerSession]]:
+        """The jobs whose session can take them; the others get their error in `results`."""
+        seen: set[str] = set()
+        for i, job in enumerate(jobs):
+            if i in results:
+                continue
+            session = self._sessions.get(job.session)
+            if session is None or not session.ready:
+                results[i] = SessionError("NOT_FOUND", f"session {job.session!r} is not open in this thinker")
+            elif job.epoch < session.epoch:
+                results[i] = SessionError(
+                    "ABORTED", f"session {job.session!r}: epoch {job.epoch} is over, it was opened at {session.epoch}"
+                )
+            elif job.session in seen:
+                results[i] = SessionError("INVALID_ARGUMENT", f"session {job.session!r}: two jobs in one batch")
+            elif session.failure is not None:
+                results[i] = session.failure
+            else:
+                seen.add(job.session)
+                yield i, job, session
+
+    def _batches(self, rows: list[Item]) -> Iterator[list[Item]]:
+        for start in range(0, len(rows), self._engines.max_batch):
+            yield rows[start : start + self._engines.max_batch]
+
+    def _run(self, step: str, inputs: Outputs) -> tuple[Outputs, SessionError | None]:
+        out: Outputs = {}
+        error = self._guarded(step, lambda: out.update(self._engines[step].run(inputs)))
+        return out, error
+
+    def _guarded(self, step: str, call: Callable[[], None]) -> SessionError | None:
+        """Runs an engine call; a failure of the engine itself is logged and becomes the error of all its rows."""
+        try:
+            call()
+        except SessionError as error:
+            return error
+        except Exception as error:
+            _log.exception("the %s call failed", step)
+            self.metrics.count(f"{step}.crashed")
+            return SessionError("INTERNAL", f"{step}: the engine call failed ({error})")
+        return None
+
+    def _fail(self, session: ThinkerSession, error: SessionError) -> SessionError:
+        """Ends a session whose unit could not be completed; it keeps its pages until it is closed."""
+        session.failure = error
+        self.metrics.count("failed")
+        return error
+
+    def _timed(self, step: str, begin: float, rows: int) -> float:
+        ms = (time.perf_counter() - begin) * 1000.0
+        self.metrics.time(step, ms, rows)
+        return ms
+
+
+def _not_finite(
+    b: int, out: Outputs, step: str, job: PerceiveJob | RenderJob, names: Sequence[str]
+) -> SessionError | None:
+    """The error of batch row `b` if one of its outputs holds NaN or Inf."""
+    bad = [name for name in names if not np.isfinite(out[name][b]).all()]
+    if not bad:
+        return None
+    return SessionError("INTERNAL", f"{step} {job.unit} of session {job.session!r}: NaN or Inf in {', '.join(bad)}")
