@@ -1,0 +1,198 @@
+"""What an agent did in held-out conversations, judged: the figures of the evaluation.
+
+Nothing here knows the model. Input is a scenario (what the user did and what was due) and a performance (states,
+words, audio, frames by unit), wherever that came from. Terms follow Full-Duplex-Bench (Lin et al. 2025).
+
+Delays are in units from the end (answers) or the start (interruptions) of the user's sound to the moment at which the
+agent's unit can first be heard: unit k is heard from (k + 1) on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..agent_voice import UNIT
+from ..closed_loop import Performance
+from ..scenario import SPEAK, Reaction, Scenario
+from ..voices import Pcm
+from .sync import sync
+
+_EARLY, _LATE = 1, 6  # an answer may start this many units before and after its due unit
+_QUIET = 0.01  # RMS below which a unit is silent
+
+
+@dataclass(frozen=True)
+class SpokenWord:
+    """A word of the agent: its text, the unit it starts in, its audio, and whether it was spoken to its end."""
+
+    text: str
+    unit: int
+    pcm: Pcm
+    complete: bool
+
+
+@dataclass
+class Tally:
+    """Counts and samples collected over conversations; `figures` turns them into numbers."""
+
+    hits: Counter[str] = field(default_factory=Counter)
+    trials: Counter[str] = field(default_factory=Counter)
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    mistakes: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def count(self, name: str, hit: bool) -> None:
+        self.trials[name] += 1
+        self.hits[name] += hit
+
+    def sample(self, name: str, value: float) -> None:
+        self.samples.setdefault(name, []).append(value)
+
+    def share(self, name: str) -> float | None:
+        """Hits per trial; None without trials."""
+        return round(self.hits[name] / self.trials[name], 4) if self.trials[name] else None
+
+    def percentile(self, name: str, q: float) -> float | None:
+        values = self.samples.get(name)
+        return round(float(np.percentile(values, q)), 3) if values else None
+
+
+class Judge:
+    """`words`: token id -> text; `hear`: (audio, language) -> word, the independent ear."""
+
+    def __init__(self, words: dict[int, str], hear: Callable[[Pcm, str], str]) -> None:
+        self.words, self.hear = words, hear
+
+    def conversation(self, scene: Scenario, done: Performance, tally: Tally) -> None:
+        """Adds one conversation to the tally."""
+        spoken = self.spoken(done)
+        heard = [self.hear(w.pcm, scene.language) if w.complete else None for w in spoken]
+        for word, ear in zip(spoken, heard, strict=True):
+            if ear is not None:
+                tally.count("audio_agrees_with_own_text", ear == word.text)
+                if ear != word.text:
+                    tally.mistakes[word.text, ear] += 1
+        for i, reaction in enumerate(scene.reactions):
+            limit = self._limit(scene.reactions, i, len(scene.state))
+            if reaction.action == "answer" and reaction.unit + 3 < limit:
+                self._answer(scene, reaction, limit, spoken, heard, tally)
+            elif reaction.action == "stop":
+                self._barge_in(scene, reaction, done, tally)
+            elif reaction.action == "nod":
+                self._backchannel(scene, reaction, done, tally)
+        lag, correlation = sync(done.frames.reshape(-1, *done.frames.shape[2:]), done.pcm.reshape(-1))
+        tally.sample("av_lag_ms", abs(lag))
+        tally.sample("av_correlation", correlation)
+
+    def quiet(self, done: Performance, tally: Tally, stretch: int = 62) -> None:
+        """A conversation in which nothing is said or shown: every 10 s stretch (62 units) is a trial."""
+        for start in range(0, len(done.state) - stretch + 1, stretch):
+            tally.count("false_start_rate", bool((done.state[start : start + stretch] == SPEAK).any()))
+
+    def spoken(self, done: Performance) -> list[SpokenWord]:
+        """The agent's words cut by its own text timing (by energy, "six" would break in two)."""
+        starts = [(k, token) for k, tokens in enumerate(done.words) for token in tokens]
+        out = []
+        for i, (unit, token) in enumerate(starts):
+            stop = unit + 1
+            until = starts[i + 1][0] if i + 1 < len(starts) else len(done.state)
+            while stop < until and done.state[stop] == SPEAK:
+                stop += 1
+            # The codec is one hop late: a word's last samples come 20 ms into the next unit.
+            pcm = done.pcm[unit : stop + 1].reshape(-1)[320 : (stop - unit) * UNIT + 320]
+            # The tail of a complete word is silent; an interrupted one, or the end of the recording, is not.
+            complete = stop < len(done.state) and float(np.abs(pcm[-200:]).max(initial=0.0)) < 0.02
+            out.append(SpokenWord(self.words.get(token, f"<{token}>"), unit, pcm, complete))
+        return out
+
+    @staticmethod
+    def _limit(reactions: list[Reaction], index: int, units: int) -> int:
+        later = [r.unit for r in reactions[index + 1 :] if r.action != "nod"]
+        return min([units, *later])
+
+    def _answer(
+        self,
+        scene: Scenario,
+        due: Reaction,
+        limit: int,
+        spoken: list[SpokenWord],
+        heard: list[str | None],
+        tally: Tally,
+    ) -> None:
+        window = range(due.unit - _EARLY, min(due.unit + _LATE, limit))
+        found = next((i for i, word in enumerate(spoken) if word.unit in window), None)
+        names = {"speech": "answer", "text": "text_input", "camera": "colour"}
+        name = names[due.source]
+        tally.count("take_over_rate", found is not None)
+        right = found is not None and spoken[found].text == due.words[0]
+        tally.count(f"{name}_accuracy_text", right)
+        if due.source == "speech":
+            tally.count(f"minute_{due.unit // 375}", right)
+        if found is None:
+            return
+        if heard[found] is not None:
+            tally.count(f"{name}_accuracy_audio", heard[found] == due.words[0])
+        after = due.unit + sum(1 for k in range(due.unit, limit) if scene.playing[k] == (due.words, k - due.unit))
+        if after < limit or limit == len(scene.state):
+            said = tuple(w.text for w in spoken[found : found + len(due.words)])
+            if spoken[found].unit + 12 < len(scene.state):
+                tally.count("sentence_accuracy_text", said == due.words)
+        if due.source == "speech":
+            ends = [u.stop for u in scene.utterances if u.meaning == due.meaning and u.stop <= (due.unit + 1) * UNIT]
+            if ends:
+                tally.sample("response_delay_units", spoken[found].unit + 1 - max(ends) / UNIT)
+
+    @staticmethod
+    def _barge_in(scene: Scenario, due: Reaction, done: Performance, tally: Tally) -> None:
+        starts = [u.start for u in scene.utterances if u.meaning == due.meaning and u.start < (due.unit + 1) * UNIT]
+        if not starts:
+            return
+        onset = max(starts)
+        first = onset // UNIT
+        if first < 1 or done.state[first - 1] != SPEAK or (first > 1 and done.state[first - 2] != SPEAK):
+            return  # the agent was not really talking
+        for k in range(first, min(first + 12, len(done.state))):
+            if done.state[k] != SPEAK:
+                tail = float(np.sqrt((done.pcm[k][UNIT // 2 :] ** 2).mean()))
+                tally.count("barge_in_silent", tail < _QUIET)
+                tally.sample("barge_in_stop_units", k + 1 - onset / UNIT)
+                return
+        tally.sample("barge_in_stop_units", 12.0)
+
+    @staticmethod
+    def _backchannel(scene: Scenario, due: Reaction, done: Performance, tally: Tally) -> None:
+        murmurs = [u for u in scene.utterances if u.meaning == due.meaning and u.stop <= (due.unit + 1) * UNIT]
+        first = max(u.start for u in murmurs) // UNIT if murmurs else -1
+        last = due.unit + 2
+        if first < 1 or last >= len(scene.state) or any(s != SPEAK for s in scene.state[first - 1 : last + 1]):
+            return
+        if done.state[first - 1] != SPEAK:
+            return
+        # One unit of slack at the end: an agent that started a unit early also finishes a unit early.
+        tally.count("backchannel_stop_rate", bool((done.state[first:last] != SPEAK).any()))
+
+
+def figures(tally: Tally) -> dict[str, float | None]:
+    """The named figures of the evaluation, rounded."""
+    out: dict[str, float | None] = {
+        "answer_accuracy_text": tally.share("answer_accuracy_text"),
+        "answer_accuracy_audio_judge": tally.share("answer_accuracy_audio"),
+        "audio_agrees_with_own_text": tally.share("audio_agrees_with_own_text"),
+        "sentence_accuracy_text": tally.share("sentence_accuracy_text"),
+        "take_over_rate": tally.share("take_over_rate"),
+        "response_delay_units_p50": tally.percentile("response_delay_units", 50),
+        "response_delay_units_p95": tally.percentile("response_delay_units", 95),
+        "barge_in_stop_units_p50": tally.percentile("barge_in_stop_units", 50),
+        "barge_in_stop_units_p95": tally.percentile("barge_in_stop_units", 95),
+        "barge_in_silent": tally.share("barge_in_silent"),
+        "false_start_rate": tally.share("false_start_rate"),
+        "backchannel_stop_rate": tally.share("backchannel_stop_rate"),
+        "colour_accuracy": tally.share("colour_accuracy_text"),
+        "text_input_accuracy": tally.share("text_input_accuracy_text"),
+        "av_sync_ms": tally.percentile("av_lag_ms", 50),
+        "av_correlation": tally.percentile("av_correlation", 50),
+    }
+    return out

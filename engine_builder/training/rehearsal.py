@@ -1,0 +1,58 @@
+"""A quick closed-loop check of a checkpoint in PyTorch: held-out conversations, then the judges' figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..model.duplex import DuplexModel
+from ..tokenizer import word_ids
+from .agent_voice import AgentVoice
+from .closed_loop import ClosedLoop
+from .conversation import Studio
+from .judges.dtw import DtwJudge
+from .judges.figures import Judge, Tally, figures
+from .scenario import Habits
+from .voices import Pcm
+from .words import LANGUAGES, agent_words
+
+QUIET = Habits(digit=0, social=0, typed=0, card=0, murmur=0, idle=1.0)
+_FIRST_SEED = 5_000_000
+
+
+def template_ear(agent: AgentVoice) -> dict[str, DtwJudge]:
+    """The template judge of every language."""
+    return {
+        language: DtwJudge({word: agent.word(language, word).reshape(-1) for word in agent_words(language)})
+        for language in LANGUAGES
+    }
+
+
+def rehearse(
+    model: DuplexModel,
+    cache: Path,
+    conversations: int = 16,
+    units: int = 150,
+    quiet: int = 8,
+    split: str = "held_out",
+    recent: int = 16,
+    solver_steps: int | None = None,
+) -> tuple[dict[str, float | None], Tally]:
+    """Figures over `conversations` of `units` units and `quiet` silent or noisy ones."""
+    studio = Studio(cache, split)
+    ears = template_ear(studio.agent)
+
+    def hear(pcm: Pcm, language: str) -> str:
+        return ears[language].judge(pcm)
+
+    judge = Judge({token: word for word, token in word_ids().items()}, hear)
+    tally = Tally()
+    loop = ClosedLoop(model, recent, solver_steps)
+    talks = [studio.conversation(_FIRST_SEED + i, units) for i in range(conversations)]
+    for talk, done in zip(talks, loop.run(talks), strict=True):
+        judge.conversation(talk.scenario, done, tally)
+    if quiet:
+        silent = Studio(cache, split, habits=QUIET)
+        talks = [silent.conversation(_FIRST_SEED + 1000 + i, 124) for i in range(quiet)]
+        for done in loop.run(talks):
+            judge.quiet(done, tally)
+    return figures(tally), tally
