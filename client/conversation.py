@@ -225,9 +225,8 @@ async def _listen(
         except StopAsyncIteration:
             return
         except DuplexError as error:
-            talk.errors.append(error)
-            if error.fatal:
-                return
+            talk.errors.append(error)  # a refused unit ends it too: the units after it would all be refused
+            return
         finally:
             answer.cancel()
 

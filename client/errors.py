@@ -15,6 +15,7 @@ SERVER_CODES = (
     "INTERNAL",
 )
 _CODED = re.compile(rf"\b({'|'.join(SERVER_CODES)}): (.*)", re.DOTALL)
+_REFUSALS = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
 
 
 class MediaError(ValueError):
@@ -25,7 +26,8 @@ class DuplexError(Exception):
     """Something went wrong with a session or with the way to the server.
 
     code: one of `SERVER_CODES`, or DEADLINE_EXCEEDED / CANCELLED found by the client.
-    fatal: the session is over. A rejected unit (INVALID_ARGUMENT in mid-session) is not fatal: the session goes on.
+    fatal: the session is over. A refused unit in mid-session is not fatal: it changed nothing on the server, which
+    still expects a unit with the same index.
     """
 
     def __init__(self, code: str, message: str, *, fatal: bool = True) -> None:
@@ -38,9 +40,9 @@ class DuplexError(Exception):
 def from_server(text: str, *, session_open: bool) -> DuplexError:
     """Reads the contract's `CODE: field: what was expected, got what`; anything else is Triton's own and INTERNAL.
 
-    session_open: a unit of this session was answered before. Without one an INVALID_ARGUMENT means that the start
-    was refused, and there is no session that could go on.
+    session_open: a unit of this session was answered before. Without one a refusal means that the start was refused,
+    and there is no session that could go on.
     """
     found = _CODED.search(text)
     code, message = (found[1], found[2]) if found else ("INTERNAL", text)
-    return DuplexError(code, message, fatal=not (code == "INVALID_ARGUMENT" and session_open))
+    return DuplexError(code, message, fatal=not (code in _REFUSALS and session_open))

@@ -6,9 +6,9 @@
             async for response in session:
                 ...
 
-Who does what in a session: `send` puts an encoded unit into a bounded queue; gRPC takes it from there. One reader task
-takes responses off the socket, stamps the time of arrival, and puts them into a second bounded queue, from which the
-iterator serves. A consumer that stops reading stops the reader, and so, by flow control, the server: nothing grows.
+Who does what in a session: `send` waits until fewer units are unanswered than the server takes, and hands the encoded
+unit to gRPC. One reader task takes responses off the socket, stamps the time of arrival, and puts them into a bounded
+queue, from which the iterator serves. A consumer that stops reading stops the reader, and so the sender: nothing grows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from client.errors import DuplexError, from_server
 from client.pacing import Pacer
 from client.units import UnitResponse, UnitShape, UserUnit
 
-SEND_QUEUE = 8  # units; more than a second of backlog means that the connection is stuck, not slow
+UNANSWERED = 2  # units that a server takes ahead of its answers, unless its configuration says max_in_flight
 RECEIVE_QUEUE = 32  # units; a consumer may pause for five seconds before the server feels it
 POLL_SECONDS = 0.25  # how often the reader looks whether an answer is overdue
 CLOSE_SECONDS = 1.0  # after the last answer: how long the server may take to close the stream by itself
@@ -47,6 +47,12 @@ class DuplexClient:
         self.server: dict[str, Any] = {}  # name, version, extensions
         self.parameters: dict[str, str] = {}  # what the model configuration says about itself
         self._triton = triton
+
+    @property
+    def unanswered(self) -> int:
+        """How many units of a session may be under way at once."""
+        given = self.parameters.get("max_in_flight", "")
+        return int(given) if given.isdecimal() and int(given) > 0 else UNANSWERED
 
     @classmethod
     async def connect(cls, url: str, *, model: str = "duplex", timeout: float = 10.0) -> DuplexClient:
@@ -82,7 +88,7 @@ class DuplexClient:
 
         session_id: None takes a random one.  options: `prompt`, `seed`, `retention`, `solver_steps`; `hold_open` is
         true unless given, so that the server notices a client that vanishes.  timeout: seconds after which an
-        unanswered unit, or a unit that cannot be sent, is a DEADLINE_EXCEEDED error.
+        unanswered unit is a DEADLINE_EXCEEDED error and the end of the session.
         """
         return DuplexSession(self, secrets.randbits(62) + 1 if session_id is None else session_id, options, timeout)
 
@@ -108,7 +114,7 @@ class DuplexClient:
 class DuplexSession:
     """One conversation. Send units in order, the last with `end`; iterate to receive one response a unit.
 
-    Iterating raises DuplexError. After one that is not `fatal` (a rejected unit) the caller may go on iterating.
+    Iterating raises DuplexError. After one that is not `fatal` (a refused unit: send it again, mended) go on iterating.
     Leaving the `async with` block before the end cancels the stream; the server then drops the session.
     """
 
@@ -122,7 +128,8 @@ class DuplexSession:
         self.ended = False
         self._client = client
         self._timeout = timeout
-        self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue(SEND_QUEUE)
+        self._room = asyncio.Semaphore(client.unanswered)
+        self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue(client.unanswered)
         self._responses: asyncio.Queue[UnitResponse | DuplexError | None] = asyncio.Queue(RECEIVE_QUEUE)
         self._owed: deque[float] = deque()  # send times of unanswered units, oldest first
         self._last_index = -1
@@ -150,38 +157,32 @@ class DuplexSession:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
-        _drain(self._requests)
+        self._room.release()
         if not self._finished:
-            _drain(self._responses)
+            while not self._responses.empty():
+                self._responses.get_nowait()
             self._responses.put_nowait(self._failure)  # wakes a consumer that waits in another task
 
     # -- sending -----------------------------------------------------------------------------------------------
     async def send(self, unit: UserUnit) -> float:
-        """Hands one unit to the stream and returns the moment (time.monotonic()).
+        """Hands one unit to the stream, once there is room for it, and returns the moment (time.monotonic()).
 
-        Raises ValueError for a unit of the wrong shape, DuplexError when the session is over or the unit cannot be
-        sent within the timeout.
+        Raises ValueError for a unit of the wrong shape, DuplexError when the session is over.
         """
         unit.check(self._client.shape)
-        if self._failure is not None:
-            raise self._failure
-        if self.ended:
+        if self._failure is None and self.ended:
             raise DuplexError("INVALID_ARGUMENT", f"unit {unit.index}: the session has ended with the unit before it")
-        request = wire.encode(self._client.model, unit, self.session_id, None if self.sent else self.options)
-        self.sent += 1
-        self.ended = unit.end
+        await self._room.acquire()  # ends at the latest when the reader finds an answer overdue
+        if self._failure is not None:
+            self._room.release()  # for the next one who waits
+            raise self._failure
+        self._requests.put_nowait(
+            wire.encode(self._client.model, unit, self.session_id, None if self.sent else self.options)
+        )
         now = time.monotonic()
         self._owed.append(now)
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._requests.put(request)
-        except TimeoutError:
-            raise DuplexError(
-                "DEADLINE_EXCEEDED",
-                f"unit {unit.index}: the server took nothing off the stream for {self._timeout:g} s",
-            ) from None
-        if self._failure is not None:
-            raise self._failure
+        self.sent += 1
+        self.ended = unit.end
         return now
 
     async def play(
@@ -248,7 +249,7 @@ class DuplexSession:
             last = DuplexError("CANCELLED", "the stream was cancelled under the session")
         self._failure = last
         self._call.cancel()
-        _drain(self._requests)  # a sender that waits for room finds out about the failure
+        self._room.release()  # a sender that waits finds out about the failure
         await self._responses.put(last)
 
     async def _next(self, messages: AsyncIterator[Any]) -> UnitResponse | DuplexError:
@@ -274,6 +275,7 @@ class DuplexSession:
             pending.cancel()
         if self._owed:
             self._owed.popleft()
+            self._room.release()
         if error is not None:
             return from_server(error.message(), session_open=self.answered > 0)
         response = wire.decode(result, self._client.shape, time.monotonic())
@@ -285,11 +287,6 @@ class DuplexSession:
         self._last_index = response.unit_index
         self.answered += 1
         return response
-
-
-def _drain(queue: asyncio.Queue[Any]) -> None:
-    while not queue.empty():
-        queue.get_nowait()
 
 
 async def _until_ready(triton: aio.InferenceServerClient, url: str, model: str, timeout: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from client.errors import DuplexError
-from client.stream import SEND_QUEUE, DuplexClient
+from client.stream import DuplexClient
 from client.units import UnitShape, UserUnit
 
 pytestmark = pytest.mark.unit
@@ -101,17 +101,58 @@ async def test_a_misshapen_unit_never_leaves_and_does_no_harm(start_fake, make_u
     assert (len(responses), error, len(fake.seen)) == (1, None, 1)
 
 
-async def test_a_rejected_unit_leaves_the_session_alive(start_fake, make_unit):
-    fake, _ = await start_fake(errors={2: "INVALID_ARGUMENT: text: expected at most 100 bytes, got 999"})
+@pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"])
+async def test_a_refused_unit_can_be_sent_again(start_fake, make_unit, code):
+    fake, _ = await start_fake(errors={2: f"{code}: text: expected at most 100 bytes, got 999"})
     async with await DuplexClient.connect(fake.url) as client, client.session() as session:
-        await _send_all(session, make_unit, 4)
+        for index in range(3):
+            await session.send(make_unit(index))
         first, error = await _collect(session)
         assert error is not None
-        assert (error.code, error.fatal) == ("INVALID_ARGUMENT", False)
+        assert (error.code, error.fatal) == (code, False)
         assert error.message == "text: expected at most 100 bytes, got 999"
+        fake.errors.clear()
+        await session.send(make_unit(2))
+        await session.send(make_unit(3, end=True))
         rest, error = await _collect(session)
     assert error is None
-    assert [r.unit_index for r in first + rest] == [0, 1, 3]
+    assert [r.unit_index for r in first + rest] == [0, 1, 2, 3]
+
+
+async def test_no_more_units_under_way_than_the_server_takes(start_fake, make_unit):
+    fake, _ = await start_fake(delay=lambda unit: 0.02, parameters={"max_in_flight": "3"})
+    async with await DuplexClient.connect(fake.url) as client, client.session() as session:
+        assert client.unanswered == 3
+        most = 0
+
+        async def send():
+            nonlocal most
+            for index in range(12):
+                await session.send(make_unit(index, end=index == 11))
+                most = max(most, session.sent - session.answered)
+
+        sending = asyncio.create_task(send())
+        responses, error = await _collect(session)
+        await sending
+    assert (len(responses), error, most) == (12, None, 3)
+
+
+async def test_a_sender_that_waits_for_room_hears_of_the_failure(start_fake, make_unit):
+    fake, server = await start_fake(silent_from=0)
+    async with await DuplexClient.connect(fake.url) as client:
+        async with client.session(timeout=0.2) as session:
+            for index in range(2):
+                await session.send(make_unit(index))
+            with pytest.raises(DuplexError, match=r"DEADLINE_EXCEEDED: no answer for 0.2 s; 2 units"):
+                await session.send(make_unit(2))
+        async with client.session() as session:
+            for index in range(2):
+                await session.send(make_unit(index))
+            blocked = asyncio.create_task(session.send(make_unit(2)))
+            await asyncio.sleep(0.05)
+            await server.stop(0)
+            with pytest.raises(DuplexError, match=r"UNAVAILABLE|CANCELLED"):
+                await asyncio.wait_for(blocked, 5)
 
 
 @pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "ALREADY_EXISTS", "INVALID_ARGUMENT", "UNAVAILABLE"])
@@ -204,11 +245,11 @@ async def test_a_consumer_that_pauses_is_not_a_timeout(start_fake, make_unit):
 async def test_slow_server_delays_the_answers_and_loses_none(start_fake, make_unit):
     fake, _ = await start_fake(delay=lambda unit: 0.05)
     async with await DuplexClient.connect(fake.url) as client, client.session() as session:
-        sending = asyncio.create_task(_send_all(session, make_unit, 2 * SEND_QUEUE))
+        sending = asyncio.create_task(_send_all(session, make_unit, 16))
         responses, error = await _collect(session)
         await sending
     assert error is None
-    assert [r.unit_index for r in responses] == list(range(2 * SEND_QUEUE))
+    assert [r.unit_index for r in responses] == list(range(16))
 
 
 async def test_indices_that_go_back_are_refused(start_fake, make_unit):
