@@ -1,0 +1,153 @@
+"""A conversation in a terminal: progress while it runs, Ctrl-C that keeps what was said, files at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+
+from client import media_out, report, timeline
+from client.captions import printable
+from client.conversation import Conversation, UnitRecord, converse
+from client.errors import MediaError
+from client.source import UserSource
+from client.stream import DuplexClient
+from client.units import UnitShape
+
+FILES = ("conversation.mp4", "timeline.png", "report.json")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to talk with, and how."""
+
+    url: str
+    model: str = "duplex"
+    options: Mapping[str, Any] | None = None
+    session_id: int | str | None = None
+    timeout: float = 10.0
+
+
+async def hold(
+    request: Request, read: Callable[[UnitShape], UserSource], folder: Path, console: Console
+) -> Conversation:
+    """Connects, reads the user's files at the model's sizes, and talks. The first Ctrl-C ends the conversation.
+
+    Raises DuplexError when there is no server, MediaError for unusable files; what goes wrong later is in `errors`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    async with await DuplexClient.connect(request.url, model=request.model, timeout=request.timeout) as client:
+        source = await asyncio.to_thread(read, client.shape)
+        stop = asyncio.Event()
+        with _interrupt(stop), _progress(console) as bar:
+            task = bar.add_task("", total=source.count, info="connecting")
+            return await converse(
+                client,
+                source,
+                folder,
+                options=request.options,
+                session_id=request.session_id,
+                stop=stop,
+                timeout=request.timeout,
+                on_unit=_Ticker(bar, task),
+            )
+
+
+def write_files(
+    talk: Conversation,
+    folder: Path,
+    console: Console,
+    *,
+    weights: str | None = None,
+    media: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Writes report.json, timeline.png and conversation.mp4 into `folder`; returns the report."""
+    data = report.build(talk, weights=weights, media=media)
+    report.write(data, folder / "report.json")
+    timeline.draw(talk, folder / "timeline.png", weights=data["weights"])
+    if talk.units:
+        with _progress(console) as bar:
+            task = bar.add_task("", total=len(talk.units), info="writing conversation.mp4")
+            try:
+                media_out.write_conversation(
+                    talk, folder / "conversation.mp4", lambda done, n: bar.update(task, completed=done, total=n)
+                )
+            except MediaError as error:
+                console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
+    return data
+
+
+def summarise(data: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """A few lines: was it on time, what was said, where the files are."""
+    units, response = data["units"], data["ms"]["response"]
+    share = data["on_time"]["share"]
+    colour = "green" if share >= 0.99 else "yellow" if share >= 0.9 else "red"
+    line = f"[bold {colour}]{share:.1%} of {units['sent']} units on time[/]"
+    if response:
+        line += f"   response p50 {response['p50']:.0f}  p95 {response['p95']:.0f}  p99 {response['p99']:.0f} ms"
+    console.print(line)
+    console.print(f"weights: {escape(data['weights'])}", style="dim")
+    if text := printable(data["agent_text"]).strip():
+        console.print(f"agent wrote: {escape(text[:200])}", style="dim")
+    for error in data["errors"]:
+        console.print(f"[red]{escape(error['code'])}: {escape(error['message'])}[/red]", soft_wrap=True)
+    for name in FILES:
+        if (folder / name).exists():
+            console.print(f"  {escape(str(folder / name))}", soft_wrap=True)
+
+
+class _Ticker:
+    """Shows each response as it comes."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar = bar
+        self._task = task
+        self._on_time = 0
+        self._count = 0
+
+    def __call__(self, unit: UnitRecord) -> None:
+        self._count += 1
+        self._on_time += unit.on_time
+        info = f"{printable(unit.state):<8} {unit.response_ms or 0:4.0f} ms  {self._on_time / self._count:6.1%} on time"
+        self._bar.update(self._task, completed=unit.index + 1, info=info)
+
+
+def _progress(console: Console) -> Progress:
+    columns: list[ProgressColumn] = [
+        TextColumn("unit {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=32),
+        TextColumn("{task.fields[info]}"),
+        TimeRemainingColumn(compact=True),
+    ]
+    return Progress(*columns, console=console, refresh_per_second=6)
+
+
+@contextlib.contextmanager
+def _interrupt(stop: asyncio.Event) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) sets `stop`; the second one works as always."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def once() -> None:
+        stop.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    # Not on Windows, and not outside the main thread: there Ctrl-C stays what it was.
+    with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+        for number in signals:
+            loop.add_signal_handler(number, once)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(NotImplementedError):
+            for number in signals:
+                loop.remove_signal_handler(number)
