@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ..config import preset
 from .conversation import Studio
+from .scenario import DENSE
 from .trainer import Trainer, TrainingPlan
 
 
@@ -18,7 +19,7 @@ def _train(arguments: argparse.Namespace) -> None:
     console = Console()
     plan = TrainingPlan(steps=arguments.steps, batch=arguments.batch, units=arguments.units, seed=arguments.seed)
     console.print(f"rendering voices into {arguments.cache} (once) ...")
-    studio = Studio(arguments.cache)
+    studio = Studio(arguments.cache, habits=DENSE)
     trainer = Trainer(preset("tiny"), plan, studio, arguments.run, compile_layers=not arguments.no_compile)
     console.print(f"step {trainer.step_number} of {plan.steps}, {arguments.threads} threads, {trainer.dtype}")
 

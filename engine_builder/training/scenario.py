@@ -73,6 +73,11 @@ class Habits:
     barge_in: float = 0.42
     backchannel: float = 0.22
     foreign: float = 0.15  # the user speaks the other language than the persona's
+    pause: float = 0.45  # mean seconds between the end of an answer and the user's next word
+
+
+# Training sees the same behaviour as evaluation, only denser: the first word of an answer is what is hard to learn.
+DENSE = Habits(digit=0.50, typed=0.14, card=0.16, barge_in=0.60, backchannel=0.16, pause=0.2)
 
 
 class Simulator:
@@ -172,7 +177,7 @@ class _Run:
 
     def rest(self, unit: int) -> None:
         """The agent has finished or there is nothing to answer: when may the user go on?"""
-        self.free_at = max(self.free_at, (unit + 1) * UNIT) + int(self.rng.exponential(0.45) * 16000)
+        self.free_at = max(self.free_at, (unit + 1) * UNIT) + int(self.rng.exponential(self.p.habits.pause) * 16000)
 
     def hear(self, unit: int) -> None:
         now = (unit + 1) * UNIT
