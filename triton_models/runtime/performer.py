@@ -17,7 +17,7 @@ from engine_builder.layout import UnitLayout, rope_tables
 
 from . import noise, validate
 from .engine import EngineSet
-from .history import stack_views
+from .history import page_multiple, stack_views
 from .kv_pool import KVPool
 from .messages import CloseJob, Float32, PerformJob, PerformResult, SessionError
 from .metrics import Metrics
@@ -70,6 +70,7 @@ class Performer:
         self._pool = pool
         self._scheduler = scheduler
         self._clock = clock
+        self._page_multiple = page_multiple(pool.geometry.page_tokens, self.config.backbone.head_dim)
         self._layout = UnitLayout.of(self.config)
         self._solves: dict[Hashable, _Solve] = {}
         self.held_back = False  # the last tick ran nothing although jobs are here: the scheduler waits for company
@@ -153,7 +154,7 @@ class Performer:
             "tau": np.array([solve.tau for solve in solves], dtype=np.float32),
             "rope_cos": np.stack([solve.cos for solve in solves]),
             "rope_sin": np.stack([solve.sin for solve in solves]),
-            **stack_views([solve.job.history for solve in solves]),
+            **stack_views([solve.job.history for solve in solves], self._page_multiple),
             "k_pool": self._pool.k,
             "v_pool": self._pool.v,
         }

@@ -13,7 +13,7 @@ import numpy as np
 from engine_builder.layout import UnitLayout, rope_tables
 
 from .engine import EngineSet
-from .history import stack_views
+from .history import page_multiple, stack_views
 from .kv_pool import KVPool
 from .messages import Int64, SessionError
 from .retention import Kind
@@ -42,6 +42,7 @@ class ThinkPass:
         self.layout = UnitLayout.of(self.config)
         self._engine = engines["think"]
         self._pool = pool
+        self._page_multiple = page_multiple(pool.geometry.page_tokens, self.config.backbone.head_dim)
         language = self.config.language
         self._state_ids = np.array(language.state_ids, dtype=np.int64)
         self._not_text = np.zeros(language.vocab_size, dtype=bool)  # never chosen for a text slot; <eou> may be
@@ -94,8 +95,9 @@ class ThinkPass:
             e_audio=np.stack([session.e_audio for session in sessions]),
         )
         for b, row in enumerate(rows):
-            tokens = lay.committed_tokens(len(row.text))
-            self._commit(row, b, out, {"av": tokens[: lay.text_offset], "language": tokens[lay.text_offset :]})
+            tokens = lay.committed_tokens(len(row.text))  # the query, last of them, is forgotten with sights and sounds
+            av = np.concatenate([tokens[: lay.text_offset], tokens[-1:]])
+            self._commit(row, b, out, {"av": av, "language": tokens[lay.text_offset : -1]})
             row.token = int(self._state_ids[np.argmax(out["logits"][b, self._state_ids])])
 
     def _slot(self, rows: Sequence[ThinkRow], slot: int) -> None:
@@ -148,7 +150,7 @@ class ThinkPass:
                 "rope_cos": cos,
                 "rope_sin": sin,
                 "block_mask": mask,
-                **stack_views([session.table.view() for session in sessions]),
+                **stack_views([session.table.view() for session in sessions], self._page_multiple),
                 "k_pool": self._pool.k,
                 "v_pool": self._pool.v,
             }

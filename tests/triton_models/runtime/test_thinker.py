@@ -115,7 +115,7 @@ def test_bad_retention_is_refused_and_nothing_stays(bench: Bench, retention: obj
 
 # -- what is committed -----------------------------------------------------------------------------------------
 def test_the_history_holds_exactly_the_tokens_of_the_unit(bench: Bench) -> None:
-    """K of the fake is the token's own value: prompt, then z, e, text without padding, query, slots."""
+    """K of the fake is the token's own value: prompt, then z, e, query, text without padding, slots."""
     bench.open("a", prompt="red green")
     thought, _ = bench.unit("a", 0, text="seven", level=0.3)
     tokenizer = bench.thinker._tokenizer
@@ -123,7 +123,7 @@ def test_the_history_holds_exactly_the_tokens_of_the_unit(bench: Bench) -> None:
     text = [token / 1000 for token in tokenizer.encode("seven")]
     query = bench.config.language.query_id / 1000
     slots = [token / 1000 for token in thought.slots]
-    first = [*prompt, 0, 0, 0, 0, 0.3, 0.3, *text, query, *slots]  # z_{-1} = 0, black frames, two audio tokens
+    first = [*prompt, 0, 0, 0, 0, 0.3, 0.3, query, *text, *slots]  # z_{-1} = 0, black frames, two audio tokens
     np.testing.assert_allclose(bench.history(thought), first, rtol=1e-6)
     assert thought.origin == 2
     thought, _ = bench.unit("a", 1, level=0.3)

@@ -1,0 +1,49 @@
+"""What tests of several parts share: one small real model, its checkpoint and its engines, built once a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine_builder.config import AudioConfig, BackboneConfig, LanguageConfig, ModelConfig, VideoConfig
+
+# All parts of `tiny`, each as small as it can be while every axis still has more than one element.
+MINI = ModelConfig(
+    name="mini",
+    audio=AudioConfig(latent_dim=32, mel_bands=16, encoder_channels=16, encoder_layers=2),
+    video=VideoConfig(height=32, width=32, stride=16, latent_dim=12, perceive_grid=(1, 2), encoder_channels=8),
+    language=LanguageConfig(slots=3, text_tokens=3),
+    backbone=BackboneConfig(hidden_size=64, layers=3, heads=4, kv_heads=2, head_dim=16, intermediate_size=96),
+)
+
+
+@pytest.fixture(scope="session")
+def mini_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights whose outputs vary: with the usual small ones every unit would say the same."""
+    import torch
+
+    from engine_builder.checkpoint import random_model, save_checkpoint
+
+    model = random_model(MINI, seed=0)
+    with torch.no_grad():
+        # Initial weights of 0.02 leave a network of width 64 nearly linear; these make attention and history count.
+        for name, weight in model.model.named_parameters():
+            if "proj" in name:
+                weight.mul_(8.0)
+        model.model.embed_tokens.weight.mul_(4.0)
+        # <eou> is never fed back, so a longer row only makes it win more often: units of every length occur.
+        model.model.embed_tokens.weight[MINI.language.eou_id].mul_(4.0)
+    directory = tmp_path_factory.mktemp("checkpoint") / "mini"
+    save_checkpoint(model, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def mini_engines(mini_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engine directory of `mini_checkpoint` for onnxruntime."""
+    from engine_builder.build import BuildOptions, build_engines
+
+    directory = tmp_path_factory.mktemp("engines") / "mini"
+    build_engines(mini_checkpoint, directory, BuildOptions(max_batch=4, page_tokens=8))
+    return directory
