@@ -131,6 +131,17 @@ def language_tokens(config: ModelConfig) -> int:
     return config.language.text_tokens + 1 + config.language.slots
 
 
+def history_tokens(retention: Retention, config: ModelConfig, prompt_tokens: int) -> int | None:
+    """The most tokens that a session keeps once its windows have filled; None if that never happens (`full`)."""
+    av, language = av_tokens(config), language_tokens(config)
+    if isinstance(retention, Window):
+        return prompt_tokens + (retention.sink + retention.recent) * (av + language)
+    if isinstance(retention, WindowLanguage):
+        rolling = retention.recent * av + retention.language_recent * language
+        return prompt_tokens + retention.sink * (av + language) + rolling
+    return None
+
+
 def pages_needed(
     retention: Retention, config: ModelConfig, prompt_tokens: int, page_tokens: int, units: int | None
 ) -> int | None:

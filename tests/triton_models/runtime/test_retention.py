@@ -12,6 +12,7 @@ from triton_models.runtime.retention import (
     Window,
     WindowLanguage,
     av_tokens,
+    history_tokens,
     language_tokens,
     pages_needed,
     parse,
@@ -80,11 +81,15 @@ def test_pages_needed_is_enough_and_tight_for_full(policy: Retention, prompt: in
     table = PageTable(blocks, "s", policy)
     table.append("prompt", -1, prompt)
     peak = blocks.used
+    most_tokens = prompt
     for unit in range(units):
         table.evict(unit)
         table.append("av", unit, av_tokens(TINY))
         table.append("language", unit, language_tokens(TINY))
         peak = max(peak, blocks.used)
+        most_tokens = max(most_tokens, table.tokens)
+    kept = history_tokens(policy, TINY, prompt)
+    assert kept is None if isinstance(policy, Full) else kept is not None and most_tokens <= kept
     bound = pages_needed(policy, TINY, prompt, page, units)
     forever = pages_needed(policy, TINY, prompt, page, None)
     assert bound is not None
