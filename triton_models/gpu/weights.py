@@ -1,0 +1,141 @@
+"""The packed weights of the `torch-cuda` target on their device (written by `engine_builder.targets.torch_cuda`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from engine_builder.config import ModelConfig
+
+TAU_FREQUENCIES = 128
+
+
+class WeightsError(ValueError):
+    """A weights file that does not fit the model; lists every missing, extra or misshapen tensor."""
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One Transformer layer. Matrices are [out, in] in the engine's precision, norms float32."""
+
+    norm_in: Tensor  # [d]
+    norm_post: Tensor  # [d]
+    q_norm: Tensor  # [D]
+    k_norm: Tensor  # [D]
+    qkv: Tensor  # [(H + 2 G) D, d]
+    out: Tensor  # [d, H D]
+    gate_up: Tensor  # [2 F, d]
+    down: Tensor  # [d, F]
+
+
+class BackboneWeights:
+    """What think and perform read. `dtype` is the precision of the matrices and of the KV pool."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+        expected = expected_shapes(config)
+        wrong = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
+        wrong += [f"extra {name}" for name in tensors if name not in expected]
+        wrong += [
+            f"misshapen {name}: expected {list(shape)}, got {list(tensors[name].shape)}"
+            for name, shape in expected.items()
+            if name in tensors and tuple(tensors[name].shape) != shape
+        ]
+        if wrong:
+            raise WeightsError(f"{len(wrong)} tensors do not fit {config.name}:\n  " + "\n  ".join(sorted(wrong)))
+        self.config = config
+        self.tensors = dict(tensors)
+        self.dtype = tensors["embed"].dtype
+        self.device = tensors["embed"].device
+        self.layers = [
+            LayerWeights(**{name: tensors[f"layers.{i}.{name}"] for name in LayerWeights.__annotations__})
+            for i in range(config.backbone.layers)
+        ]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    @property
+    def head(self) -> Tensor:
+        """The language head [V, d]; the embedding table if they are tied."""
+        return self.tensors.get("head", self.tensors["embed"])
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes that one pass over all layers reads at least."""
+        return sum(
+            t.numel() * t.element_size()
+            for layer in self.layers
+            for t in (layer.qkv, layer.out, layer.gate_up, layer.down)
+        )
+
+    @classmethod
+    def load(cls, path: Path, config: ModelConfig, device: torch.device | str) -> BackboneWeights:
+        return cls(config, read_tensors(path, device))
+
+    @classmethod
+    def random(
+        cls, config: ModelConfig, device: torch.device | str, dtype: torch.dtype, seed: int = 0
+    ) -> BackboneWeights:
+        """Random weights made on the device, for measuring speed at sizes for which no checkpoint exists."""
+        generator = torch.Generator(device).manual_seed(seed)
+        tensors = {}
+        for name, shape in expected_shapes(config).items():
+            if "norm" in name:
+                tensors[name] = torch.ones(shape, device=device)
+            elif is_matrix(name):
+                tensors[name] = torch.empty(shape, device=device, dtype=dtype).normal_(0.0, 0.02, generator=generator)
+            else:
+                tensors[name] = torch.empty(shape, device=device).normal_(0.0, 0.02, generator=generator)
+        return cls(config, tensors)
+
+
+def is_matrix(name: str) -> bool:
+    """True for tensors in the engine's precision; all others are float32."""
+    return name in ("embed", "head", "tau.project.weight") or name.endswith((".qkv", ".out", ".gate_up", ".down"))
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the backbone file."""
+    b, v, a = config.backbone, config.video, config.audio
+    d, heads, groups = b.hidden_size, b.heads, b.kv_heads
+    shapes: dict[str, tuple[int, ...]] = {"embed": (config.language.vocab_size, d), "norm": (d,)}
+    if not b.tied_head:
+        shapes["head"] = (config.language.vocab_size, d)
+    for i in range(b.layers):
+        shapes |= {
+            f"layers.{i}.norm_in": (d,),
+            f"layers.{i}.norm_post": (d,),
+            f"layers.{i}.q_norm": (b.head_dim,),
+            f"layers.{i}.k_norm": (b.head_dim,),
+            f"layers.{i}.qkv": ((heads + 2 * groups) * b.head_dim, d),
+            f"layers.{i}.out": (d, heads * b.head_dim),
+            f"layers.{i}.gate_up": (2 * b.intermediate_size, d),
+            f"layers.{i}.down": (d, b.intermediate_size),
+        }
+    for name, tokens, channels in (("video", v.tokens, v.latent_dim), ("audio", a.tokens, a.latent_dim)):
+        shapes |= {
+            f"{name}_in.weight": (d, channels),
+            f"{name}_in.bias": (d,),
+            f"{name}_out.weight": (channels, d),
+            f"{name}_out.bias": (channels,),
+            f"{name}_position": (tokens, d),
+        }
+    return shapes | {
+        "tau.frequency": (TAU_FREQUENCIES,),
+        "tau.embed.weight": (d, 2 * TAU_FREQUENCIES),
+        "tau.embed.bias": (d,),
+        "tau.project.weight": (6 * d, d),
+        "tau.project.bias": (6 * d,),
+        "tau.tables": (b.layers, 6, d),
+    }
+
+
+def read_tensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, read straight onto the device."""
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
