@@ -134,20 +134,23 @@ def _progress(console: Console) -> Progress:
 def _interrupt(stop: asyncio.Event) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) sets `stop`; the second one works as always."""
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            if loop.remove_signal_handler(number):
+                signal.signal(number, handler)
 
     def once() -> None:
         stop.set()
-        for number in signals:
-            loop.remove_signal_handler(number)
+        restore()
 
     # Not on Windows, and not outside the main thread: there Ctrl-C stays what it was.
     with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
-        for number in signals:
+        for number in before:
             loop.add_signal_handler(number, once)
     try:
         yield
     finally:
         with contextlib.suppress(NotImplementedError):
-            for number in signals:
-                loop.remove_signal_handler(number)
+            restore()
