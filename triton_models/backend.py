@@ -1,0 +1,194 @@
+"""Everything that touches Triton's Python backend, shared by the three model.py.
+
+BLS calls are plain `exec` from a pool of threads, to models that are *not* decoupled but answer later, from their
+worker thread, through the response sender of the request (allowed since Triton 24.06). So `execute` never blocks and a
+model owns its batching. Decoupled BLS calls, the obvious way, corrupt the heap of the calling stub in Triton 24.10:
+with 8 calls under way it died or hung within 10,000 calls in 5 of 6 runs ("malloc(): unaligned fastbin chunk"), while
+this form went through 150,000. It is also the faster one: 0.4 ms a call instead of 0.6 (p50, 2 CPUs, 60 kB).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
+
+from .runtime import wire
+from .runtime.conversation import UnitRequest, UnitResponse
+from .runtime.messages import SessionError
+from .runtime.worker import Worker
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_TRITON_CODES = {"INVALID_ARGUMENT": "INVALID_ARG", "RESOURCE_EXHAUSTED": "UNAVAILABLE", "ABORTED": "CANCELLED"}
+
+MAX_CALLS = 256  # BLS calls under way at once; more wait for a thread
+
+_log = logging.getLogger(__name__)
+
+
+def parameters(args: Mapping[str, str]) -> dict[str, str]:
+    """The string parameters of a model's configuration."""
+    config = json.loads(args["model_config"])
+    return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+
+
+def read_tensors(tensors: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Copies: Triton takes its shared memory back when the request is answered."""
+    return {tensor.name(): tensor.as_numpy().copy() for tensor in tensors}
+
+
+def read_unit(request: Any) -> UnitRequest:
+    """A request of the wire contract. Shapes and types were checked by Triton against config.pbtxt."""
+    tensors = read_tensors(request.inputs())
+    flags = request.flags()
+
+    def text(name: str) -> bytes:
+        return bytes(tensors[name].reshape(-1)[0]) if name in tensors else b""
+
+    return UnitRequest(
+        key=request.correlation_id(),
+        start=bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START),
+        end=bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END),
+        unit=int(tensors["unit_index"].reshape(-1)[0]),
+        pcm=tensors["pcm"],
+        frames=tensors["frames"],
+        text=text("text"),
+        options=text("options"),
+    )
+
+
+class TritonReply:
+    """`conversation.Reply` over a response sender."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+        self._open = True
+
+    def send(self, response: UnitResponse) -> None:
+        texts = {"state": response.state, "text": response.text, "info": json.dumps(response.info)}
+        tensors = {
+            "unit_index": np.array([response.unit], np.int64),
+            "pcm": response.pcm,
+            "frames": response.frames,
+            **{name: np.array([text.encode()], np.object_) for name, text in texts.items()},
+        }
+        self._do(lambda: self._sender.send(_response(tensors)))
+
+    def fail(self, error: SessionError) -> None:
+        self._do(lambda: self._sender.send(_failure(error)))
+
+    def finish(self) -> None:
+        self._do(lambda: self._sender.send(flags=FINAL))
+        self._open = False
+
+    def cancelled(self) -> bool:
+        return self._open and self._sender.is_cancelled()
+
+    def _do(self, send: Callable[[], None]) -> None:
+        if not self._open:
+            return
+        try:
+            send()
+        except Exception as error:
+            self._open = False
+            _log.warning("a response could not be sent: %s", error)
+
+
+class JobServer:
+    """Runs BLS requests as jobs of a worker and answers each when its future is done.
+
+    Answers go out from a thread of their own: a response copies its arrays and waits for the server, which is no work
+    for the thread that runs the engines.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._done: queue.SimpleQueue[tuple[Any, Future[Any]] | None] = queue.SimpleQueue()  # bounded by the worker's
+        self._thread = threading.Thread(target=self._answer, name="answers", daemon=True)
+        self._thread.start()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                future = self._worker.submit(wire.decode(read_tensors(request.inputs())))
+            except Exception as error:
+                future = Future()
+                future.set_exception(error)
+            future.add_done_callback(lambda f, sender=sender: self._done.put((sender, f)))
+
+    def stop(self) -> None:
+        self._done.put(None)
+        self._thread.join(5.0)
+
+    def _answer(self) -> None:
+        while (item := self._done.get()) is not None:
+            sender, future = item
+            try:
+                sender.send(_outcome(future), flags=FINAL)
+            except Exception as error:
+                _log.warning("a result could not be sent: %s", error)
+
+
+class Caller:
+    """Async BLS calls of one model: `await caller(job)` is its result, or raises SessionError."""
+
+    def __init__(self, model: str, outputs: Sequence[str], threads: ThreadPoolExecutor) -> None:
+        self._model, self._outputs, self._threads = model, list(outputs), threads
+
+    async def __call__(self, job: object) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, job)
+
+    def _run(self, job: object) -> Any:
+        request = pb_utils.InferenceRequest(
+            model_name=self._model,
+            requested_output_names=self._outputs,
+            inputs=_tensors(wire.encode(job)),
+        )
+        try:
+            response = request.exec()
+        except pb_utils.TritonModelException as error:
+            raise wire.read_error(str(error), self._model) from None
+        if response.has_error():
+            raise wire.read_error(response.error().message(), self._model)
+        return wire.decode(read_tensors(response.output_tensors()))
+
+
+def callers(max_sessions: int) -> tuple[Caller, Caller]:
+    """Callers of `thinker` and of `performer`. A call under way holds a thread; a session has rarely more than one."""
+    threads = ThreadPoolExecutor(min(2 * max_sessions, MAX_CALLS), thread_name_prefix="bls")
+    thinker = Caller("thinker", (wire.HEADER, "page_ids", "ranges", "pcm", "frames"), threads)
+    return thinker, Caller("performer", (wire.HEADER, "z_video", "z_audio"), threads)
+
+
+def _outcome(future: Future[Any]) -> Any:
+    """The answer to a job: its result, or its error."""
+    try:
+        return _response(wire.encode(future.result()))
+    except SessionError as error:
+        return _failure(error)
+    except Exception as error:
+        _log.exception("a job failed")
+        return _failure(SessionError("INTERNAL", f"{type(error).__name__}: {error}"))
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> list[Any]:
+    return [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in arrays.items()]
+
+
+def _response(arrays: Mapping[str, np.ndarray]) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=_tensors(arrays))
+
+
+def _failure(error: SessionError) -> Any:
+    kinds = pb_utils.TritonError  # there only once the model is loaded
+    code = getattr(kinds, _TRITON_CODES.get(error.code, error.code), kinds.INTERNAL)
+    return pb_utils.InferenceResponse(error=kinds(wire.error_text(error), code))

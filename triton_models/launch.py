@@ -1,0 +1,210 @@
+"""Starts and supervises a server: `python -m triton_models.launch --engines DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import re
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from engine_builder.manifest import Manifest, ManifestError
+
+from .runtime.kv_pool import PoolError, PoolGeometry, free_bytes
+from .runtime.settings import DuplexSettings, RoleSettings
+from .server_process import Ports, ServerError, ServerPlan
+from .supervisor import Supervisor, SupervisorOptions
+from .template import fill_repository
+
+TARGET = "onnxruntime"
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+HELP = """\
+Starts NVIDIA Triton (the binary of the nvidia-pytriton wheel) with the models duplex, thinker and performer, waits
+until they serve, and keeps them running: a dead or hung part makes readiness false, open streams get an error, and the
+server is restarted. Everything listens on 127.0.0.1 only.
+
+  python -m triton_models.launch --engines build/engines/tiny
+  python -m client converse --url 127.0.0.1:8001 ...      talk to it
+  curl 127.0.0.1:8003/ready                               200 {"ready": true, ..} or 503 with the reason
+
+Ctrl-C or SIGTERM ends it in good order: units that were sent are answered, sessions are told, exit code 0. A second
+signal does not wait for that. What it writes goes to build/runs/NAME/: server.json (ports, pids, state), server.log,
+and the model repository that it filled in.
+"""
+
+
+class LaunchError(ValueError):
+    """An argument that cannot work; the message says what was expected."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    try:
+        if not _NAME.fullmatch(args.name):
+            raise LaunchError(f"--name: expected letters, digits, '-' and '_' (at most 40), got {args.name!r}")
+        manifest = verified(args.engines)
+        run = (args.runs / args.name).resolve()
+        run.mkdir(parents=True, exist_ok=True)
+        with _lock(run):
+            return _serve(args, manifest, run)
+    except (LaunchError, ManifestError, PoolError, ServerError) as error:
+        print(f"triton_models.launch: {error}", file=sys.stderr)
+        return 2
+
+
+def verified(engines: Path) -> Manifest:
+    """The manifest of an engine directory that this machine can serve; refuses before anything is loaded."""
+    manifest = Manifest.load(engines)
+    manifest.verify(engines, target=TARGET)
+    if importlib.util.find_spec(TARGET) is None:
+        raise LaunchError(
+            f"{engines}: built for {TARGET} {manifest.libraries.get(TARGET, '')}, expected that package, got none; "
+            "install it: pip install 'wan-streamer-triton[serve]'"
+        )
+    return manifest
+
+
+def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
+    grpc, http, metrics, health = pick_ports((args.grpc_port, args.http_port, args.metrics_port, args.health_port))
+    # Two checkouts may use one name, and all processes of a machine share /dev/shm.
+    prefix = f"wst-{args.name}-{hashlib.sha256(str(run).encode()).hexdigest()[:8]}-"
+    status = run / "status"
+    pages = args.pages or manifest.limits["pool_pages"]
+    page_tokens = manifest.limits["page_tokens"]
+    role = RoleSettings(
+        engines=str(args.engines.resolve()),
+        status=str(status),
+        pool=f"{prefix}kv",
+        pages=pages,
+        page_tokens=page_tokens,
+        max_sessions=args.max_sessions,
+        threads=args.threads,
+        degrade=not args.keep_steps,
+    )
+    duplex = DuplexSettings(
+        engines=role.engines,
+        status=role.status,
+        max_sessions=args.max_sessions,
+        max_in_flight=args.max_in_flight,
+        idle_ms=round(args.idle_seconds * 1000),
+        grace_ms=round(args.grace_seconds * 1000),
+        poll_ms=round(args.poll_seconds * 1000),
+    )
+    pool_bytes = PoolGeometry.of(manifest.model, pages, page_tokens).total_bytes
+    if pool_bytes > free_bytes():
+        raise LaunchError(
+            f"--pages {pages}: expected {pool_bytes / 2**20:.0f} MiB free in /dev/shm, got {free_bytes() / 2**20:.0f}"
+        )
+    fill_repository(run / "repository", manifest, role, duplex)
+    log = run / "server.log"
+    log.unlink(missing_ok=True)
+    plan = ServerPlan(run / "repository", run / "backends", log, Ports(grpc, http, metrics), prefix)
+    facts = {
+        "name": args.name,
+        "engines": role.engines,
+        "model": manifest.model.name,
+        "weights": manifest.weights,
+        "grpc": f"127.0.0.1:{grpc}",
+        "http": f"127.0.0.1:{http}",
+        "metrics": f"127.0.0.1:{metrics}",
+        "shm_prefix": prefix,
+    }
+    options = SupervisorOptions(drain_seconds=args.drain_seconds, max_restarts=args.max_restarts)
+    supervisor = Supervisor(plan, status, run / "server.json", facts, health, options, _say)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop())
+    _say(f"model {manifest.model.name}, weights: {manifest.weights}")
+    _say(f"KV pool: {pages} pages of {page_tokens} tokens, {pool_bytes / 2**20:.0f} MiB")
+    _say(f"gRPC 127.0.0.1:{grpc}  HTTP 127.0.0.1:{http}  metrics 127.0.0.1:{metrics}/metrics")
+    _say(f"readiness http://127.0.0.1:{supervisor.health_port}/ready  log {log}")
+    return supervisor.run()
+
+
+def pick_ports(wanted: Sequence[int]) -> list[int]:
+    """The ports asked for; 0 becomes a free one. LaunchError if one is taken."""
+    sockets: list[socket.socket] = []
+    try:
+        for port in wanted:
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sockets.append(listener)
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise LaunchError(f"port {port}: expected a free one ({error}); 0 picks one") from None
+        return [listener.getsockname()[1] for listener in sockets]
+    finally:
+        for listener in sockets:
+            listener.close()
+
+
+def _lock(run: Path) -> IO[str]:
+    """Held for as long as the launcher runs: two servers of one name would remove each other's files."""
+    file = (run / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise LaunchError(f"{run}: expected no server of this name, got one that runs; choose another --name") from None
+    return file
+
+
+def _say(text: str) -> None:
+    print(f"[launch] {text}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m triton_models.launch", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--engines", type=Path, required=True, metavar="DIR", help="engine directory (python -m engine_builder build)")
+    add("--name", default="serve", help="name of the run: build/runs/NAME (default: %(default)s)")
+    add("--runs", type=Path, default=Path("build/runs"), metavar="DIR", help="where runs go (default: %(default)s)")
+    ports = parser.add_argument_group("ports", "0 picks a free one; server.json says which")
+    ports.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="clients (default: %(default)s)")
+    ports.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="Triton HTTP (default: %(default)s)")
+    ports.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="(default: %(default)s)")
+    ports.add_argument("--health-port", type=int, default=8003, metavar="PORT", help="/ready (default: %(default)s)")
+    size = parser.add_argument_group("capacity")
+    size.add_argument("--pages", type=_count, default=0, metavar="N", help="KV pages (default: what was built for)")
+    size.add_argument("--max-sessions", type=_count, default=32, metavar="N", help="(default: %(default)s)")
+    size.add_argument(
+        "--max-in-flight", type=_count, default=2, metavar="N", help="unanswered units a session (default: %(default)s)"
+    )
+    size.add_argument("--threads", type=_count, default=1, metavar="N", help="of each engine (default: %(default)s)")
+    size.add_argument(
+        "--keep-steps", action="store_true", help="never skip solver steps of a late unit: same input, same output"
+    )
+    times = parser.add_argument_group("times, in seconds")
+    times.add_argument("--poll-seconds", type=_seconds, default=0.5, metavar="S", help="look for vanished clients")
+    times.add_argument("--idle-seconds", type=_seconds, default=30.0, metavar="S", help="a silent session ends")
+    times.add_argument("--grace-seconds", type=_seconds, default=30.0, metavar="S", help="a lost one can be resumed")
+    times.add_argument("--drain-seconds", type=_seconds, default=10.0, metavar="S", help="to answer what is open")
+    add("--max-restarts", type=int, default=5, metavar="N", help="within two minutes (default: %(default)s)")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""The `duplex` model, the only public one: requests of the wire contract go into the loop of `runtime/duplex.py`.
+
+The loop runs in a thread of its own from start to end, so that sessions are watched and drained also while no request
+comes. Responses leave through the senders of their requests.
+"""
+
+import locale
+
+locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # stubs run in the C locale, where reading a UTF-8 file fails
+
+from triton_models import backend  # noqa: E402
+from triton_models.runtime import settings  # noqa: E402
+from triton_models.runtime.duplex_service import DuplexService  # noqa: E402
+from triton_models.runtime.messages import SessionError  # noqa: E402
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        given = settings.read(settings.DuplexSettings, backend.parameters(args))
+        self._service = DuplexService(given, *backend.callers(given.max_sessions))
+        self._service.start()
+
+    def execute(self, requests):
+        for request in requests:
+            reply = backend.TritonReply(request.get_response_sender())
+            try:
+                self._service.serve(backend.read_unit(request), reply)
+            except Exception as error:  # a request that gets no answer hangs its client for ever
+                reply.fail(SessionError("INTERNAL", f"{type(error).__name__}: {error}"))
+                reply.finish()
+
+    def finalize(self):
+        self._service.stop()

@@ -1,0 +1,29 @@
+"""The `performer` model: the flow-matching solver of all sessions, batched by the runtime's worker thread."""
+
+import locale
+
+locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # stubs run in the C locale, where reading a UTF-8 file fails
+
+from pathlib import Path  # noqa: E402
+
+from triton_models import backend  # noqa: E402
+from triton_models.runtime import settings  # noqa: E402
+from triton_models.runtime.roles import PerformerRole  # noqa: E402
+from triton_models.runtime.status import Heartbeat  # noqa: E402
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        given = settings.read(settings.RoleSettings, backend.parameters(args))
+        self._role = PerformerRole.start(given)
+        self._jobs = backend.JobServer(self._role.worker)
+        self._heartbeat = Heartbeat(Path(given.status), "performer", self._role.status)
+        self._heartbeat.start()
+
+    def execute(self, requests):
+        self._jobs.execute(requests)  # answers come later, from the worker: see backend.py
+
+    def finalize(self):
+        self._heartbeat.stop()
+        self._role.stop()
+        self._jobs.stop()

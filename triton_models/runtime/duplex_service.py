@@ -1,0 +1,91 @@
+"""The thread of the `duplex` model: the event loop of `Duplex`, its watch, its heartbeat and the launcher's notices."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from engine_builder.manifest import Manifest
+
+from .conversation import Reply, UnitRequest
+from .duplex import Call, Duplex
+from .options import OptionLimits
+from .settings import DuplexSettings
+from .status import Heartbeat, read_notice
+from .tokenizer import TextTokenizer
+
+NOTICE_SECONDS = 0.1  # how often the loop looks for a notice, and shows that it turns
+
+_log = logging.getLogger(__name__)
+
+
+class DuplexService:
+    """Runs a `Duplex` from `start` to `stop`. `serve` may be called from any one thread, in the order of arrival."""
+
+    def __init__(self, settings: DuplexSettings, call_thinker: Call, call_performer: Call) -> None:
+        """Reads sizes and tokenizer of the engine directory; raises ManifestError or ValueError if they are not it."""
+        directory = Path(settings.engines)
+        manifest = Manifest.load(directory)
+        manifest.verify(directory, steps=())
+        config = manifest.model
+        tokenizer = TextTokenizer.load(directory / manifest.tokenizer["file"], config.language)
+        self._duplex = Duplex(
+            config,
+            call_thinker,
+            call_performer,
+            lambda text: len(tokenizer.encode(text)),
+            poll_seconds=settings.poll_ms / 1000,
+            limits=OptionLimits(solver_steps=config.solver.steps, max_solver_steps=config.solver.max_steps),
+            max_sessions=settings.max_sessions,
+            max_in_flight=settings.max_in_flight,
+            idle_ns=settings.idle_ms * 1_000_000,
+            grace_ns=settings.grace_ms * 1_000_000,
+        )
+        self._directory = Path(settings.status)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="duplex", daemon=True)
+        self._heartbeat = Heartbeat(self._directory, "duplex", self._status)
+        self._turned, self._state = time.monotonic(), self._duplex.status()
+
+    def start(self) -> None:
+        self._thread.start()
+        self._heartbeat.start()
+
+    def serve(self, request: UnitRequest, reply: Reply) -> None:
+        self._loop.call_soon_threadsafe(self._duplex.serve, request, reply)
+
+    def stop(self) -> None:
+        """Ends what is still open, and the loop."""
+        self._heartbeat.stop()
+        self._loop.call_soon_threadsafe(self._duplex.abandon, "the server is shutting down")
+        self._loop.call_soon_threadsafe(self._loop.call_later, NOTICE_SECONDS, self._loop.stop)
+        self._thread.join(2.0)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        work = [self._loop.create_task(self._duplex.watch()), self._loop.create_task(self._listen())]
+        try:
+            self._loop.run_forever()
+        finally:
+            for task in work:
+                task.cancel()
+
+    async def _listen(self) -> None:
+        """Follows the launcher's notice, of which there is at most one in the life of a server."""
+        told = False
+        while True:
+            self._turned, self._state = time.monotonic(), self._duplex.status()
+            notice = None if told else read_notice(self._directory)
+            if notice is not None:
+                told = True
+                _log.info("notice of the launcher: %s (%s)", notice.kind, notice.reason)
+                self._duplex.drain() if notice.kind == "drain" else self._duplex.abandon(notice.reason)
+            await asyncio.sleep(NOTICE_SECONDS)
+
+    def _status(self) -> dict[str, Any]:
+        """Called in the heartbeat's thread: a loop that hangs shows in `loop_s`."""
+        return {**self._state, "loop_s": round(time.monotonic() - self._turned, 3)}
