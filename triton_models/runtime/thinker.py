@@ -20,9 +20,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from . import retention, validate
+from . import validate
 from .engine import EngineSet
-from .kv_cache import BlockManager, PageTable
+from .kv_cache import BlockManager
 from .kv_pool import KVPool
 from .messages import (
     CloseJob,
@@ -37,14 +37,13 @@ from .messages import (
 from .metrics import Metrics
 from .think_pass import Outputs, ThinkPass, ThinkRow
 from .thinker_session import ThinkerSession
+from .thinker_sessions import ThinkerSessions
 from .tokenizer import TextTokenizer
 
 PROMPT_CHUNK = 64  # prompt tokens of one think call: about the cost of a few blocks, so an opening delays nobody long
 
 _log = logging.getLogger(__name__)
 
-Job = TypeVar("Job", PerceiveJob, ThinkJob, RenderJob)
-Result = TypeVar("Result")
 Item = TypeVar("Item")
 
 
@@ -65,16 +64,14 @@ class Thinker:
         self._pool = pool
         self._blocks = blocks
         self._tokenizer = tokenizer
-        self._max_sessions = max_sessions
         self._pass = ThinkPass(engines, pool)
-        self._sessions: dict[str, ThinkerSession] = {}
+        self._sessions = ThinkerSessions(engines, pool, blocks, tokenizer, max_sessions)
 
     # -- opening and closing -----------------------------------------------------------------------------------
-    def open(self, job: OpenJob) -> int:
-        """Opens a session and prefills its prompt; returns the number of prompt tokens. Raises SessionError."""
+    def open(self, job: OpenJob) -> None:
+        """Opens a session and prefills its prompt. Raises SessionError."""
         for _ in self.open_stepwise(job):
             pass
-        return self._sessions[job.session].origin
 
     def open_stepwise(self, job: OpenJob) -> Iterator[None]:
         """`open`, but yields before each chunk of the prompt, so that other sessions are served in between.
@@ -82,7 +79,8 @@ class Thinker:
         Raises SessionError: ALREADY_EXISTS, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, INTERNAL, or ABORTED if the session
         was closed meanwhile. After an error, or when the iterator is dropped, the session holds nothing.
         """
-        session = self._register(job)
+        session = self._sessions.new(job)
+        self.metrics.count("opened")
         try:
             for start in range(0, session.origin, PROMPT_CHUNK):
                 yield
@@ -95,7 +93,7 @@ class Thinker:
                 self._timed("prompt", begin, min(PROMPT_CHUNK, session.origin - start))
             session.ready = True
         finally:
-            if not session.ready and self._sessions.get(session.id) is session:
+            if not session.ready:
                 self._drop(session)
 
     def close(self, job: CloseJob) -> None:
@@ -106,7 +104,7 @@ class Thinker:
 
     def close_all(self) -> None:
         """Closes every session, as on shutdown."""
-        for session in list(self._sessions.values()):
+        for session in self._sessions:
             self._drop(session)
 
     @property
@@ -120,7 +118,7 @@ class Thinker:
 
     def is_open(self, session: str) -> bool:
         """True from `open` to `close`, whatever the epoch."""
-        return session in self._sessions
+        return self._sessions.get(session) is not None
 
     def stats(self) -> dict[str, float]:
         """Sessions and pages now; counters and timings so far."""
@@ -129,45 +127,18 @@ class Thinker:
 
     def check_integrity(self) -> None:
         """RuntimeError if a page is lost, has two owners, or an owner that is no session."""
-        self._blocks.check_integrity()
-        held = sum(session.table.pages for session in self._sessions.values())
-        if held != self._blocks.used:
-            raise RuntimeError(f"pages: sessions hold {held}, the block manager says {self._blocks.used}")
-
-    def _register(self, job: OpenJob) -> ThinkerSession:
-        if job.session in self._sessions:
-            raise SessionError("ALREADY_EXISTS", f"session {job.session!r} is open; end it before starting it again")
-        if len(self._sessions) >= self._max_sessions:
-            raise SessionError("RESOURCE_EXHAUSTED", f"sessions: all {self._max_sessions} of this thinker are open")
-        try:
-            policy = retention.parse(job.retention)
-        except ValueError as error:
-            raise SessionError("INVALID_ARGUMENT", str(error)) from None
-        session = ThinkerSession.new(
-            self.config,
-            dict(self._engines.state_sizes),
-            id=job.session,
-            epoch=job.epoch,
-            seed=job.seed,
-            prompt=self._tokenizer.encode(job.prompt),
-            table=PageTable(self._blocks, job.session, policy),
-            text_stream=self._tokenizer.stream(),
-        )
-        self._sessions[session.id] = session
-        self.metrics.count("opened")
-        return session
+        self._sessions.check_integrity()
 
     def _drop(self, session: ThinkerSession) -> None:
-        self._pool.scrub(session.table.close())
-        del self._sessions[session.id]
-        self.metrics.count("closed")
+        if self._sessions.drop(session):
+            self.metrics.count("closed")
 
     # -- perceive ----------------------------------------------------------------------------------------------
     def perceive(self, jobs: Sequence[PerceiveJob]) -> list[float | SessionError]:
         """Encodes user units; the result of each is its milliseconds. At most one job of a session in a call."""
         results: dict[int, float | SessionError] = {}
         rows: list[tuple[int, ThinkerSession, PerceiveJob]] = []
-        for i, job, session in self._admitted(jobs, results):
+        for i, job, session in self._sessions.admitted(jobs, results):
             try:
                 session.check_perceive(job.unit)
                 validate.pcm(job.pcm, self.config)
@@ -208,7 +179,7 @@ class Thinker:
             if isinstance(outcome, SessionError):
                 results[i] = outcome
         rows: list[tuple[int, ThinkJob, ThinkRow]] = []
-        for i, job, session in self._admitted(jobs, results):
+        for i, job, session in self._sessions.admitted(jobs, results):
             try:
                 rows.append((i, job, self._begin(session, job)))
             except ValueError as error:
@@ -253,7 +224,7 @@ class Thinker:
         results: dict[int, RenderResult | SessionError] = {}
         rows: list[tuple[int, ThinkerSession, RenderJob]] = []
         v, a = self.config.video, self.config.audio
-        for i, job, session in self._admitted(jobs, results):
+        for i, job, session in self._sessions.admitted(jobs, results):
             try:
                 session.check_render(job.unit)
                 validate.latents("z_video", job.z_video, v.tokens, v.latent_dim)
@@ -284,29 +255,6 @@ class Thinker:
         return [results[i] for i in range(len(jobs))]
 
     # -- inside ------------------------------------------------------------------------------------------------
-    def _admitted(
-        self, jobs: Sequence[Job], results: dict[int, Result | SessionError]
-    ) -> Iterator[tuple[int, Job, ThinkerSession]]:
-        """The jobs whose session can take them; the others get their error in `results`."""
-        seen: set[str] = set()
-        for i, job in enumerate(jobs):
-            if i in results:
-                continue
-            session = self._sessions.get(job.session)
-            if session is None or not session.ready:
-                results[i] = SessionError("NOT_FOUND", f"session {job.session!r} is not open in this thinker")
-            elif job.epoch < session.epoch:
-                results[i] = SessionError(
-                    "ABORTED", f"session {job.session!r}: epoch {job.epoch} is over, it was opened at {session.epoch}"
-                )
-            elif job.session in seen:
-                results[i] = SessionError("INVALID_ARGUMENT", f"session {job.session!r}: two jobs in one batch")
-            elif session.failure is not None:
-                results[i] = session.failure
-            else:
-                seen.add(job.session)
-                yield i, job, session
-
     def _batches(self, rows: list[Item]) -> Iterator[list[Item]]:
         for start in range(0, len(rows), self._engines.max_batch):
             yield rows[start : start + self._engines.max_batch]

@@ -136,8 +136,8 @@ class Bench:
         self.engines = fake_engines(max_batch)
         self.pool = KVPool.create(name, FAKE_CONFIG, pages, PAGE_TOKENS)
         self.blocks = BlockManager(pages, PAGE_TOKENS)
-        tokenizer = TextTokenizer(tiny_tokenizer(FAKE_CONFIG.language), FAKE_CONFIG.language)
-        self.thinker = Thinker(self.engines, self.pool, self.blocks, tokenizer, **options)
+        self.tokenizer = TextTokenizer(tiny_tokenizer(FAKE_CONFIG.language), FAKE_CONFIG.language)
+        self.thinker = Thinker(self.engines, self.pool, self.blocks, self.tokenizer, **options)
 
     def fake(self, step: str) -> FakeEngine:
         engine = self.engines[step]

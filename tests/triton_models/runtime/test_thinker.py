@@ -118,7 +118,7 @@ def test_the_history_holds_exactly_the_tokens_of_the_unit(bench: Bench) -> None:
     """K of the fake is the token's own value: prompt, then z, e, query, text without padding, slots."""
     bench.open("a", prompt="red green")
     thought, _ = bench.unit("a", 0, text="seven", level=0.3)
-    tokenizer = bench.thinker._tokenizer
+    tokenizer = bench.tokenizer
     prompt = [token / 1000 for token in tokenizer.encode("red green")]
     text = [token / 1000 for token in tokenizer.encode("seven")]
     query = bench.config.language.query_id / 1000
@@ -153,7 +153,7 @@ def test_positions_and_mask_of_a_block(bench: Bench) -> None:
 def test_a_long_prompt_goes_in_chunks_and_sees_itself(bench: Bench) -> None:
     prompt = "red green blue " * 50
     bench.open("a", prompt=prompt)
-    ids = bench.thinker._tokenizer.encode(prompt)
+    ids = bench.tokenizer.encode(prompt)
     assert len(ids) > 2 * PROMPT_CHUNK
     assert len(bench.fake("think").batches) == -(-len(ids) // PROMPT_CHUNK)
     thought, _ = bench.unit("a", 0)
@@ -197,7 +197,7 @@ def test_a_window_frees_and_scrubs_what_leaves_it(bench: Bench) -> None:
 # -- slots and text --------------------------------------------------------------------------------------------
 def test_slots_end_at_eou_or_when_they_are_used_up(bench: Bench) -> None:
     language = bench.config.language
-    word = bench.thinker._tokenizer.encode("seven")[0]
+    word = bench.tokenizer.encode("seven")[0]
     chosen: list[int] = []
 
     def script(inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
@@ -227,7 +227,7 @@ def test_slots_end_at_eou_or_when_they_are_used_up(bench: Bench) -> None:
 
 def test_state_and_text_are_named_and_characters_wait_for_their_bytes(bench: Bench) -> None:
     bench.open("a")
-    smile = bench.thinker._tokenizer.encode("🙂")[-4:]  # its four bytes
+    smile = bench.tokenizer.encode("🙂")[-4:]  # its four bytes
     wanted: list[int] = []
 
     def script(inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
@@ -253,7 +253,7 @@ def test_text_beyond_a_unit_goes_into_the_next_ones(bench: Bench) -> None:
             typed.append([token for token in inputs["ids"][0, :-1].tolist() if token])
 
     bench.fake("think").spoil = watch
-    words = bench.thinker._tokenizer.encode("one two three four five")
+    words = bench.tokenizer.encode("one two three four five")
     bench.unit("a", 0, text="one two three")
     bench.unit("a", 1, text="four five")
     bench.unit("a", 2)
