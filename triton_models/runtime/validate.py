@@ -57,19 +57,6 @@ def text(value: object) -> str:
     return decoded
 
 
-def unit_index(value: object, expected: int) -> int:
-    """The index of a unit: an integer or an integer array of one element, equal to `expected`."""
-    if isinstance(value, np.ndarray):
-        if value.size != 1 or not np.issubdtype(value.dtype, np.integer):
-            raise ValueError(f"unit_index: expected 1 int64, got {_describe(value)}")
-        value = value.reshape(-1)[0]
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ValueError(f"unit_index: expected an integer, got {value!r}")
-    if int(value) != expected:
-        raise ValueError(f"unit_index: expected {expected} (units follow each other), got {int(value)}")
-    return int(value)
-
-
 def latents(name: str, value: np.ndarray, tokens: int, channels: int) -> Float32:
     """Clean latents on their way back into the thinker: float32 [tokens, channels], finite."""
     if value.dtype != np.float32 or value.shape != (tokens, channels):

@@ -92,28 +92,6 @@ def test_text_is_decoded(value: object, expected: str) -> None:
     assert validate.text(value) == expected
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (8, "unit_index: expected 7 (units follow each other), got 8"),
-        (np.array([6]), "unit_index: expected 7 (units follow each other), got 6"),
-        (np.array([7.0]), "unit_index: expected 1 int64, got 1 float64"),
-        (np.array([7, 8]), "unit_index: expected 1 int64, got 2 int64"),
-        (True, "unit_index: expected an integer, got True"),
-        ("7", "unit_index: expected an integer, got '7'"),
-    ],
-)
-def test_unit_index_errors(value: object, message: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        validate.unit_index(value, expected=7)
-    assert str(caught.value) == message
-
-
-@pytest.mark.parametrize("value", [7, np.int64(7), np.array([7]), np.array([[7]], np.int32)])
-def test_unit_index_accepts(value: object) -> None:
-    assert validate.unit_index(value, expected=7) == 7
-
-
 def test_latents_name_shape_and_numbers() -> None:
     good = np.ones((2, 3), np.float32)
     assert validate.latents("z_audio", good, 2, 3) is good
