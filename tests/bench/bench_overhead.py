@@ -1,0 +1,95 @@
+"""What the framework adds: time through client, gRPC, Triton and BLS minus the time inside engines.
+
+N streams, paced in real time, against a real server. Per unit the client takes the time from handing the unit to gRPC
+to the response coming off the socket, and subtracts what perceive, think, perform and render took by the server's own
+account. With several streams on two cores this includes waiting for the other streams' engine calls.
+
+    python tests/bench/bench_overhead.py --engines build/engines/tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import statistics
+from pathlib import Path
+
+import numpy as np
+from summary import machine, merge
+
+from client.demo import server
+from client.pacing import Pacer
+from client.stream import DuplexClient
+from client.units import UserUnit
+
+ENGINE_STAGES = ("perceive", "think", "perform", "render")
+WARM_UP_UNITS = 12  # connection, first calls, first pages
+
+
+async def stream(url: str, units: int, seed: int) -> list[tuple[float, float]]:
+    """One paced session; returns (round trip, engine) milliseconds of every unit after the warm-up."""
+    rng = np.random.default_rng(seed)
+    options = {"seed": seed, "retention": {"window": {"sink": 4, "recent": 50}}}
+    async with await DuplexClient.connect(url) as client, client.session(options=options) as session:
+        shape = client.shape
+
+        def unit(index: int) -> UserUnit:
+            pcm = rng.standard_normal(shape.samples, dtype=np.float32) * np.float32(0.1)
+            frames = rng.integers(0, 256, shape.frames, dtype=np.uint8)
+            return UserUnit(index, pcm, frames, end=index == units - 1)
+
+        sent: dict[int, float] = {}
+        await asyncio.sleep(0.16 * (seed % 8) / 8)  # users do not speak in step
+        talking = asyncio.create_task(
+            session.play((unit(i) for i in range(units)), Pacer(), lambda u, at: sent.update({u.index: at}))
+        )
+        rows = []
+        async for response in session:
+            trip = (response.received - sent.pop(response.unit_index)) * 1e3
+            engine = sum(response.info["ms"][stage] for stage in ENGINE_STAGES)
+            if response.unit_index >= WARM_UP_UNITS:
+                rows.append((trip, engine))
+        await talking
+    return rows
+
+
+async def measure(url: str, streams: int, units: int) -> list[tuple[float, float]]:
+    parts = await asyncio.gather(*(stream(url, units, seed) for seed in range(streams)))
+    return [row for part in parts for row in part]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", type=Path, default=Path("build/engines/tiny"))
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--units", type=int, default=150, help="units a stream (default: 150 = 24 s)")
+    parser.add_argument("--out", type=Path, default=Path("build/runs/bench"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    overhead: dict[str, float] = {}
+    table = []
+    with server(args.engines, args.out / "overhead-server") as facts:
+        for streams in args.streams:
+            rows = asyncio.run(measure(facts["grpc"], streams, args.units))
+            trips = sorted(trip for trip, _ in rows)
+            extra = sorted(trip - engine for trip, engine in rows)
+            on_time = sum(trip <= 160 for trip in trips) / len(trips)
+            p95 = extra[int(0.95 * (len(extra) - 1))]
+            median, engine = statistics.median(extra), statistics.median(e for _, e in rows)
+            overhead[str(streams)] = round(median, 2)
+            figures = [round(x, 2) for x in (statistics.median(trips), engine, median, p95)]
+            table.append((streams, *figures, round(on_time, 4)))
+            print(f"{streams} streams: {figures[0]} ms a unit, engines {engine:.1f}, overhead p50 {median:.2f} "
+                  f"p95 {p95:.2f} ms, on time {on_time:.1%}")  # fmt: skip
+    with (args.out / "overhead.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ("streams", "round_trip_p50_ms", "engine_p50_ms", "overhead_p50_ms", "overhead_p95_ms", "on_time")
+        )
+        writer.writerows(table)
+    merge(args.out, {"overhead_ms_p50": overhead, "machine": machine()})
+
+
+if __name__ == "__main__":
+    main()
