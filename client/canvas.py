@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from client.captions import printable
+from client.captions import font, printable
 from client.units import FPS, Float32, UInt8
 
 PANEL = 560  # longest side of a picture, pixels
-MARGIN, HEADER, WAVE, CAPTION = 32, 64, 72, 108
+MARGIN, HEADER, WAVE, CAPTION = 32, 64, 72, 128
 INSET = 128  # longest side of the model's view in the corner
 WAVE_SECONDS = 4.0  # how much of the voices the strip shows
 BACKGROUND, PLATE, INK, SOFT = (15, 19, 25), (26, 32, 41), (236, 240, 245), (132, 144, 158)
@@ -39,19 +37,23 @@ class Side:
 class Canvas:
     """Draws frames of one size: uint8 [height, width, 3], both even (H.264 needs that)."""
 
-    def __init__(self, height: int, width: int) -> None:
-        """height, width: of the model's pictures; they are scaled to `panel_height` x `panel_width`."""
+    def __init__(self, height: int, width: int, note: str = "") -> None:
+        """height, width: of the model's pictures; they are scaled to `panel_height` x `panel_width`.
+
+        note: a small line at the bottom of every frame.
+        """
+        self._note = printable(note)
         scale = PANEL / max(height, width)
         self.panel_height = round(height * scale / 2) * 2
         self.panel_width = round(width * scale / 2) * 2
         self._view = (width, height)
         self.width = 3 * MARGIN + 2 * self.panel_width
         self.height = HEADER + self.panel_height + WAVE + CAPTION
-        fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-        self._bold = ImageFont.truetype(str(fonts / "DejaVuSans-Bold.ttf"), 22)
-        self._small = ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), 17)
-        self._tiny = ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), 12)
-        self._plain = ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), 21)
+        plain = str(font())
+        self._bold = ImageFont.truetype(str(font(bold=True)), 22)
+        self._small = ImageFont.truetype(plain, 17)
+        self._tiny = ImageFont.truetype(plain, 12)
+        self._plain = ImageFont.truetype(plain, 21)
         self._columns = max(10, int(self.panel_width / self._plain.getlength("n")))
         self._base: tuple[tuple[Side, Side], Image.Image] | None = None
 
@@ -93,6 +95,7 @@ class Canvas:
     def _labels(self, sides: tuple[Side, Side]) -> Image.Image:
         image = Image.new("RGB", (self.width, self.height), BACKGROUND)
         draw = ImageDraw.Draw(image)
+        draw.text((self.width - MARGIN, self.height - 12), self._note, font=self._tiny, fill=SOFT, anchor="rs")
         for side, left, colour in zip(sides, self._lefts(), (USER, AGENT), strict=True):
             draw.text((left, HEADER / 2), side.name, font=self._bold, fill=INK, anchor="lm")
             end = left + draw.textlength(side.name, font=self._bold) + 16

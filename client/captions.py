@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+from matplotlib.ft2font import FT2Font
 
 from client.conversation import UnitRecord
 
+_UNFIT = re.compile(r"[\0\ufffd]+")
 GAP_UNITS = 3  # this many units without text end a turn, and so does a change of the agent's state
 
 
@@ -35,6 +42,16 @@ def turns(units: Iterable[UnitRecord]) -> list[Turn]:
 
 
 def printable(text: str) -> str:
-    """Without control characters and undecodable bytes, which random weights love and fonts do not."""
-    kept = (c if c.isprintable() and c != "\N{REPLACEMENT CHARACTER}" else "·" for c in text.replace("\n", " "))
-    return "".join(kept)
+    """What the font of the pictures can show; each run of anything else (random weights love it) becomes one dot."""
+    marked = "".join(c if ord(c) in _glyphs() else "\0" for c in text.replace("\n", " "))
+    return _UNFIT.sub("\N{MIDDLE DOT}", marked)
+
+
+def font(bold: bool = False) -> Path:
+    """The font of everything that is drawn: matplotlib carries it, so it is there on every machine."""
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"
+
+
+@lru_cache(maxsize=1)
+def _glyphs() -> frozenset[int]:
+    return frozenset(code for code in FT2Font(str(font())).get_charmap() if chr(code).isprintable())

@@ -78,7 +78,10 @@ def write_files(
             task = bar.add_task("", total=len(talk.units), info="writing conversation.mp4")
             try:
                 media_out.write_conversation(
-                    talk, folder / "conversation.mp4", lambda done, n: bar.update(task, completed=done, total=n)
+                    talk,
+                    folder / "conversation.mp4",
+                    lambda done, n: bar.update(task, completed=done, total=n),
+                    weights=data["weights"],
                 )
             except MediaError as error:
                 console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
@@ -95,7 +98,8 @@ def summarise(data: Mapping[str, Any], folder: Path, console: Console) -> None:
         line += f"   response p50 {response['p50']:.0f}  p95 {response['p95']:.0f}  p99 {response['p99']:.0f} ms"
     console.print(line)
     console.print(f"weights: {escape(data['weights'])}", style="dim")
-    if text := printable(data["agent_text"]).strip():
+    text = printable(data["agent_text"]).strip()
+    if any(c.isalnum() for c in text):
         console.print(f"agent wrote: {escape(text[:200])}", style="dim")
     for error in data["errors"]:
         console.print(f"[red]{escape(error['code'])}: {escape(error['message'])}[/red]", soft_wrap=True)

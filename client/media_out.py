@@ -27,11 +27,17 @@ OUTPUT_RATE = 48_000  # plays everywhere
 CAPTION_UNITS = 25  # four seconds after its last word a caption goes
 
 
-def write_conversation(talk: Conversation, path: Path, on_unit: Callable[[int, int], None] | None = None) -> None:
-    """Writes the file: H.264 and AAC. on_unit(done, total) reports progress. Raises MediaError when encoding fails."""
+def write_conversation(
+    talk: Conversation, path: Path, on_unit: Callable[[int, int], None] | None = None, *, weights: str = ""
+) -> None:
+    """Writes the file: H.264 and AAC.
+
+    on_unit(done, total) reports progress.  weights: what speaks here, written small into the picture.
+    Raises MediaError when there is nothing to show and when encoding fails.
+    """
     if not talk.units:
         raise MediaError(f"{path}: no unit was sent, there is nothing to show")
-    film = _Film(talk)
+    film = _Film(talk, f"weights: {weights}" if weights else "")
     total = len(talk.units) + film.delay
     voices = film.voices
     try:
@@ -91,10 +97,10 @@ def voice_tracks(talk: Conversation, delay: int) -> Float32:
 class _Film:
     """The picture track, unit by unit."""
 
-    def __init__(self, talk: Conversation) -> None:
+    def __init__(self, talk: Conversation, note: str) -> None:
         self.delay = playout_delay(talk)
         self.voices = voice_tracks(talk, self.delay)
-        self.canvas = Canvas(talk.shape.height, talk.shape.width)
+        self.canvas = Canvas(talk.shape.height, talk.shape.width, note)
         self._talk = talk
         per_frame = talk.shape.samples // FRAMES_PER_UNIT
         loud = [np.clip((level_db(v, per_frame) + 55.0) / 45.0, 0.0, 1.0) for v in self.voices]

@@ -126,7 +126,7 @@ def test_text_is_gathered_into_turns():
 
 
 def test_what_cannot_be_drawn_becomes_a_dot():
-    assert printable("a\x00b\ufffdc\nd é 漢") == "a·b·c d é 漢"
+    assert printable("a\x00b\ufffd\x01\ufffdc\nd é Ж 漢字") == "a·b·c d é Ж ·"
 
 
 def test_levels_and_activity():
