@@ -18,6 +18,7 @@ from .conversation import NO_WORD, Conversation, Studio
 _READY = 3  # batches made ahead
 _LONGEST_SESSION = 6000  # units: 16 minutes; positions of training reach that far
 _FRESH = 0.35  # share of stretches that start a session
+_QUIET = 0.12  # share of stretches in which nobody says anything
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class BatchSource:
         rng = np.random.default_rng([3, seed])
         fresh = rng.random() < _FRESH
         first_unit = 0 if fresh else int(np.exp(rng.uniform(0, np.log(_LONGEST_SESSION))))
-        return self.studio.conversation(seed, self.units, first_unit)
+        return self.studio.conversation(seed, self.units, first_unit, quiet=rng.random() < _QUIET)
 
     def _work(self) -> None:
         while not self._stop.is_set():

@@ -14,7 +14,7 @@ from .agent_voice import UNIT, AgentVoice
 from .camera import Camera, CardShow, sensor_noise_bank
 from .face import CYCLE_UNITS, FaceArtist, mouth_levels, poses
 from .room import Room
-from .scenario import Habits, Scenario, Simulator
+from .scenario import QUIET, Habits, Scenario, Simulator
 from .voices import Pcm, VoiceBank, user_voices
 from .words import PERSONA_PROMPT
 
@@ -60,13 +60,16 @@ class Studio:
         self._words = word_ids(self._language)
         self._split = 1 if held_out else 0
 
-    def conversation(self, seed: int, units: int, first_unit: int = 0, language: str | None = None) -> Conversation:
+    def conversation(
+        self, seed: int, units: int, first_unit: int = 0, language: str | None = None, quiet: bool = False
+    ) -> Conversation:
         """Conversation number `seed` of this split: the same arrays for the same arguments.
 
-        `first_unit` > 0 gives a stretch from the middle of a session: unit -1 is an idle agent, not nothing.
+        `first_unit` > 0 gives a stretch from the middle of a session: unit -1 is an idle agent, not nothing. `quiet`:
+        nobody says, types or shows anything, but there may be noise, music and knocks.
         """
         rng = np.random.default_rng([self._split, seed])
-        scene = self.simulator.run(rng, units, language)
+        scene = self.simulator.run(rng, units, language, QUIET if quiet else None)
         agent_pcm = self._agent_audio(scene)
         phase = 0 if first_unit == 0 else int(rng.integers(CYCLE_UNITS)) * FRAMES_PER_UNIT
         typed = np.full((units, self._language.text_tokens), self._language.pad_id, dtype=np.int64)
@@ -79,7 +82,7 @@ class Studio:
             scenario=scene,
             first_unit=first_unit,
             prompt=np.array(prompt, dtype=np.int64),
-            user_pcm=self._user_audio(scene, rng, units),
+            user_pcm=self._user_audio(scene, rng, units, 0.5 if quiet else 0.15),
             camera=camera.reshape(units, FRAMES_PER_UNIT, *camera.shape[1:]),
             typed=typed,
             agent_pcm=np.concatenate([np.zeros((1, UNIT), dtype=np.float32), agent_pcm]),
@@ -112,8 +115,8 @@ class Studio:
         film = self.artist.frames(poses(phase - frames, mouths, attentive, nods))
         return film.reshape(-1, frames, *film.shape[1:])
 
-    def _user_audio(self, scene: Scenario, rng: np.random.Generator, units: int) -> Pcm:
-        """Speech at one loudness, noise 0 to 35 dB below it, now and then music or knocks."""
+    def _user_audio(self, scene: Scenario, rng: np.random.Generator, units: int, disturbed: float) -> Pcm:
+        """Speech at one loudness, noise 0 to 35 dB below it, with probability `disturbed` music, and knocks."""
         size = units * UNIT
         level = 10.0 ** (rng.uniform(-32, -15) / 20)
         out = np.zeros(size, dtype=np.float32)
@@ -129,11 +132,11 @@ class Studio:
         kind = rng.random()
         if kind < 0.9:
             out += noise * self.room.noise(rng, size)
-        if kind < 0.15:
+        if kind < disturbed:
             start, length = int(rng.integers(size)), int(rng.integers(UNIT * 6, UNIT * 40))
             stop = min(start + length, size)
             out[start:stop] += level * 10.0 ** (-rng.uniform(3, 20) / 20) * self.room.music(rng, stop - start)
-        if rng.random() < 0.12:
+        if rng.random() < disturbed:
             knock = self.room.knock(rng)
             start = int(rng.integers(size))
             stop = min(start + knock.size, size)

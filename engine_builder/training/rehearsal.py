@@ -11,11 +11,9 @@ from .closed_loop import ClosedLoop
 from .conversation import Studio
 from .judges.dtw import DtwJudge
 from .judges.figures import Judge, Tally, figures
-from .scenario import Habits
 from .voices import Pcm
 from .words import LANGUAGES, agent_words
 
-QUIET = Habits(digit=0, social=0, typed=0, card=0, murmur=0, idle=1.0)
 _FIRST_SEED = 5_000_000
 
 
@@ -51,8 +49,7 @@ def rehearse(
     for talk, done in zip(talks, loop.run(talks), strict=True):
         judge.conversation(talk.scenario, done, tally)
     if quiet:
-        silent = Studio(cache, split, habits=QUIET)
-        talks = [silent.conversation(_FIRST_SEED + 1000 + i, 124) for i in range(quiet)]
+        talks = [studio.conversation(_FIRST_SEED + 1000 + i, 124, quiet=True) for i in range(quiet)]
         for done in loop.run(talks):
             judge.quiet(done, tally)
     return figures(tally), tally

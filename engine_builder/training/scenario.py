@@ -77,7 +77,9 @@ class Habits:
 
 
 # Training sees the same behaviour as evaluation, only denser: the first word of an answer is what is hard to learn.
-DENSE = Habits(digit=0.50, typed=0.14, card=0.16, barge_in=0.60, backchannel=0.16, pause=0.2)
+DENSE = Habits(digit=0.46, typed=0.12, card=0.22, barge_in=0.54, backchannel=0.24, pause=0.2)
+# Nobody speaks, types or shows anything.
+QUIET = Habits(digit=0, social=0, typed=0, card=0, murmur=0, idle=1.0)
 
 
 class Simulator:
@@ -86,17 +88,21 @@ class Simulator:
     def __init__(self, voices: VoiceBank, agent: AgentVoice, habits: Habits | None = None) -> None:
         self.voices, self.agent, self.habits = voices, agent, habits or Habits()
 
-    def run(self, rng: np.random.Generator, units: int, language: str | None = None) -> Scenario:
-        """A conversation of `units` units in `language` (drawn if None)."""
+    def run(
+        self, rng: np.random.Generator, units: int, language: str | None = None, habits: Habits | None = None
+    ) -> Scenario:
+        """A conversation of `units` units in `language` (drawn if None), with other `habits` if given."""
         persona = language or LANGUAGES[int(rng.integers(2))]
         scene = Scenario(persona, int(rng.integers(len(self.voices.voices))))
-        _Run(self, scene, rng, units).play()
+        _Run(self, habits or self.habits, scene, rng, units).play()
         return scene
 
 
 class _Run:
-    def __init__(self, parent: Simulator, scene: Scenario, rng: np.random.Generator, units: int) -> None:
-        self.p, self.scene, self.rng, self.units = parent, scene, rng, units
+    def __init__(
+        self, parent: Simulator, habits: Habits, scene: Scenario, rng: np.random.Generator, units: int
+    ) -> None:
+        self.p, self.habits, self.scene, self.rng, self.units = parent, habits, scene, rng, units
         self.sentence: tuple[str, ...] | None = None
         self.position = self.length = 0
         self.word_starts: list[str | None] = []
@@ -109,7 +115,7 @@ class _Run:
     # -- user -----------------------------------------------------------------------------------------------------
     def say(self, start: int, meaning: Meaning) -> Utterance:
         rng, persona = self.rng, self.scene.language
-        language = persona if rng.random() >= self.p.habits.foreign else LANGUAGES[1 - LANGUAGES.index(persona)]
+        language = persona if rng.random() >= self.habits.foreign else LANGUAGES[1 - LANGUAGES.index(persona)]
         if meaning.kind == "backchannel":
             language, text = "en", BACKCHANNELS[int(rng.integers(len(BACKCHANNELS)))]
         else:
@@ -121,14 +127,14 @@ class _Run:
         return utterance
 
     def spoken_meaning(self) -> Meaning:
-        h = self.p.habits
+        h = self.habits
         if self.rng.random() < h.digit / (h.digit + h.social):
             return Meaning("digit", int(self.rng.integers(10)))
         return Meaning(("greeting", "thanks", "farewell")[int(self.rng.integers(3))])
 
     def plan(self, unit: int) -> None:
         """The user starts something in a quiet moment, at sample `free_at` or later."""
-        rng, h = self.rng, self.p.habits
+        rng, h = self.rng, self.habits
         draw = rng.random()
         start = max(self.free_at, unit * UNIT)
         for name in ("typed", "card", "murmur", "idle"):
@@ -158,7 +164,7 @@ class _Run:
 
     def plan_interruption(self, unit: int) -> None:
         """Decides, when an answer starts at `unit`, whether the user speaks during it."""
-        rng, h = self.rng, self.p.habits
+        rng, h = self.rng, self.habits
         draw = rng.random()
         if self.length < 4 or draw >= h.barge_in + h.backchannel:
             return
@@ -177,7 +183,7 @@ class _Run:
 
     def rest(self, unit: int) -> None:
         """The agent has finished or there is nothing to answer: when may the user go on?"""
-        self.free_at = max(self.free_at, (unit + 1) * UNIT) + int(self.rng.exponential(self.p.habits.pause) * 16000)
+        self.free_at = max(self.free_at, (unit + 1) * UNIT) + int(self.rng.exponential(self.habits.pause) * 16000)
 
     def hear(self, unit: int) -> None:
         now = (unit + 1) * UNIT

@@ -21,6 +21,7 @@ from . import packed_pass
 from .batches import Batch, BatchSource
 from .codec_fit import fit_codecs, latent_spread
 from .conversation import Studio
+from .eyes import open_eyes
 from .losses import Spread, draw_units, joint_loss, own_context, perceive
 from .muon import Optimiser
 from .packed_pass import PackedPass
@@ -33,7 +34,7 @@ LOG_FIELDS = ("step", "seconds", "rate", "total", "state", "text", "audio", "vid
 class TrainingPlan:
     """Everything that decides the result of a run, apart from the model's sizes."""
 
-    steps: int = 2600
+    steps: int = 2000
     batch: int = 12
     units: int = 24
     recent: int = 16
@@ -64,7 +65,8 @@ class Trainer:
         init_weights(self.model, plan.seed)
         if not self._resume_model():
             report = fit_codecs(self.model, studio)
-            (run / "codecs.json").write_text(json.dumps(asdict(report)) + "\n")
+            seen = open_eyes(self.model, plan.seed)
+            (run / "warm_up.json").write_text(json.dumps({**asdict(report), "cards_seen": round(seen, 4)}) + "\n")
         for codec in (self.model.audio_codec, self.model.video_codec):
             codec.requires_grad_(False)
         self.spread = Spread(*latent_spread(self.model, studio))
@@ -110,10 +112,12 @@ class Trainer:
         """Runs to `plan.steps`; `progress` gets every log row."""
         source = BatchSource(self.model, self.studio, self.plan.batch, self.plan.units, self.step_number)
         log = self.run / "log.csv"
-        if not log.exists():
-            log.write_text(",".join(LOG_FIELDS) + "\n")
+        # What an interrupted run logged after its last save is computed, and logged, again.
+        rows = log.read_text().splitlines()[1:] if log.exists() else []
+        kept = [row for row in rows if int(row.split(",", 1)[0]) <= self.step_number]
+        log.write_text("\n".join([",".join(LOG_FIELDS), *kept]) + "\n")
         try:
-            with log.open("a", buffering=1) as rows:
+            with log.open("a", buffering=1) as stream:
                 for batch in source:
                     if self.step_number >= self.plan.steps:
                         break
@@ -121,7 +125,7 @@ class Trainer:
                     values = self._step(batch)
                     self.seconds += time.perf_counter() - begin
                     row = {"step": self.step_number, "seconds": round(self.seconds, 1), **values}
-                    rows.write(",".join(f"{row[name]:.5g}" for name in LOG_FIELDS) + "\n")
+                    stream.write(",".join(f"{row[name]:.5g}" for name in LOG_FIELDS) + "\n")
                     if progress is not None:
                         progress(row)
                     if self.step_number % save_every == 0:
@@ -143,7 +147,7 @@ class Trainer:
         rate = plan.rate(self.step_number)
         self.optimiser.step(rate)
         self.step_number += 1
-        return {"rate": rate, **{name: float(value) for name, value in vars(losses).items()}}
+        return {"rate": rate, **{name: float(value.detach()) for name, value in vars(losses).items()}}
 
 
 def _fast_bfloat16() -> bool:
