@@ -1,0 +1,141 @@
+"""Measures what every step costs on this machine, over the batch sizes and histories that serving meets.
+
+Runs once per engine directory and machine, before the server starts (`python -m triton_models.measure`), so that the
+scheduler, admission and the planner share one table. Histories are as serving passes them: padded by whole summation
+panels (`history.page_multiple`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
+from engine_builder.layout import UnitLayout, rope_tables
+from engine_builder.manifest import MANIFEST
+
+from .costs import Cost, CostTable, measure
+from .engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
+from .history import page_multiple
+
+COSTS = "costs.csv"
+MEASURED_ON = "costs.json"
+REPEATS = 5
+
+Inputs = dict[str, np.ndarray]
+Progress = Callable[[str], None]
+
+
+def load_costs(directory: Path, threads: int) -> CostTable | None:
+    """The table kept next to the engines; None if there is none or it was measured for something else."""
+    try:
+        same = json.loads((directory / MEASURED_ON).read_text()) == _fingerprint(directory, threads)
+        return CostTable.load(directory / COSTS) if same else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def probe(directory: Path, page_tokens: int, threads: int, progress: Progress = lambda step: None) -> CostTable:
+    """Measures all steps of an engine directory and keeps the table next to the engines."""
+    engines = EngineSet.load(directory, (*THINKER_STEPS, *PERFORMER_STEPS), threads)
+    config = engines.config
+    panel = page_multiple(page_tokens, config.backbone.head_dim) * page_tokens
+    batches = sorted({batch for batch in (1, 2, 4, engines.max_batch) if batch <= engines.max_batch})
+    costs: list[Cost] = []
+    for step in ("perceive", "render"):
+        progress(step)
+        costs += measure(step, batches, _caller(engines, step, step, 0, page_tokens), repeats=REPEATS)
+    for name, step in (("think", "think"), ("slot", "think"), ("perform", "perform")):
+        progress(name)
+        for history in (panel, 4 * panel):
+            call = _caller(engines, name, step, history, page_tokens)
+            costs += measure(name, batches, call, history=history, repeats=REPEATS)
+    table = CostTable(costs)
+    table.save(directory / COSTS)
+    (directory / MEASURED_ON).write_text(json.dumps(_fingerprint(directory, threads), indent=2) + "\n")
+    return table
+
+
+def _caller(engines: EngineSet, name: str, step: str, history: int, page_tokens: int) -> Callable[[int], object]:
+    inputs: dict[int, Inputs] = {}
+
+    def call(batch: int) -> object:
+        if batch not in inputs:
+            inputs.clear()  # one pool at a time
+            inputs[batch] = step_inputs(engines.config, engines.state_sizes, name, batch, history, page_tokens)
+        return engines[step].run(inputs[batch])
+
+    return call
+
+
+def step_inputs(
+    config: ModelConfig, states: Mapping[str, int], name: str, batch: int, history: int, page_tokens: int
+) -> Inputs:
+    """Inputs of a call of `name` (a step of `costs.STEPS`) with `batch` rows over `history` tokens a row."""
+    audio, video, backbone = config.audio, config.video, config.backbone
+    rng = np.random.default_rng(0)
+
+    def latents(rows: int) -> tuple[np.ndarray, np.ndarray]:
+        shapes = (batch, rows * video.tokens, video.latent_dim), (batch, rows * audio.tokens, audio.latent_dim)
+        return rng.standard_normal(shapes[0], dtype=np.float32), rng.standard_normal(shapes[1], dtype=np.float32)
+
+    if name == "perceive":
+        return {
+            "pcm": rng.standard_normal((batch, audio.unit_samples), dtype=np.float32) * np.float32(0.1),
+            "frames": rng.integers(0, 256, (batch, FRAMES_PER_UNIT, video.height, video.width, 3), dtype=np.uint8),
+            "state": np.zeros((batch, states["perceive"]), np.float32),
+        }
+    if name == "render":
+        z_video, z_audio = latents(1)
+        return {"z_video": z_video, "z_audio": z_audio, "state": np.zeros((batch, states["render"]), np.float32)}
+
+    tokens = {"perform": config.latent_tokens, "think": UnitLayout.of(config).slot_offset, "slot": 1}[name]
+    cos, sin = rope_tables(backbone, np.tile(np.arange(history, history + tokens), (batch, 1)))
+    rope = {"rope_cos": cos, "rope_sin": sin}
+    if name == "perform":
+        x_video, x_audio = latents(1)
+        own = {"x_video": x_video, "x_audio": x_audio, "tau": np.full(batch, 0.5, np.float32)}
+    else:
+        block = int(name == "think")
+        z_video, z_audio = latents(block)
+        hidden = backbone.hidden_size
+        own = {
+            "z_video": z_video,
+            "z_audio": z_audio,
+            "e_video": np.zeros((batch, block * video.perceive_tokens, hidden), np.float32),
+            "e_audio": np.zeros((batch, block * audio.perceive_tokens, hidden), np.float32),
+            "ids": np.full((batch, 1 + block * config.language.text_tokens), config.language.query_id, np.int64),
+            "block_mask": np.ones((batch, tokens, tokens), bool),
+        }
+    return {**own, **rope, **_history(config, batch, history, page_tokens)}
+
+
+def _history(config: ModelConfig, batch: int, history: int, page_tokens: int) -> Inputs:
+    """Page tables over a pool of its own; pages of a row are scattered, as they are in service."""
+    backbone = config.backbone
+    pages = max(1, history // page_tokens)
+    rng = np.random.default_rng(1)
+    shape = (backbone.layers, batch * pages + 1, page_tokens, backbone.kv_heads, backbone.head_dim)
+    pool = rng.standard_normal(shape, dtype=np.float32)
+    ranges = np.zeros((batch, pages, 2), np.int64)
+    ranges[..., 1] = page_tokens
+    table = 1 + rng.permutation(batch * pages).reshape(batch, pages).astype(np.int64)
+    return {"page_table": table, "page_range": ranges, "k_pool": pool, "v_pool": pool}
+
+
+def _fingerprint(directory: Path, threads: int) -> dict[str, object]:
+    """What a measurement is valid for."""
+    manifest = hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    except OSError:
+        pass
+    return {"manifest_sha256": manifest, "processor": processor, "cores": os.cpu_count(), "threads": threads}
