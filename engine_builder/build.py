@@ -18,13 +18,16 @@ from .checkpoint import TOKENIZER, load_checkpoint
 from .config import ModelConfig
 from .export import export_step
 from .manifest import MANIFEST, STEPS, EngineEntry, Manifest, TensorSpec, sha256
+from .model.duplex import DuplexModel
 from .model.steps import state_sizes, step_specs
 from .targets import onnxruntime as ort_target
 from .targets import tensorrt as trt_target
+from .targets import torch_cuda as torch_target
 from .tokenizer import write_tiny_tokenizer
 from .weights_note import read_weights_note
 
-TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+# Precision of the matrices unless one is asked for. Only GPUs gain from less than float32.
+TARGETS = {"onnxruntime": "float32", "tensorrt": "float32", "tensorrt-rtx": "float32", "torch-cuda": "bfloat16"}
 Progress = Callable[[str, str], None]  # (step, what is being done)
 
 
@@ -52,6 +55,7 @@ class BuildOptions:
 
     target: str = "onnxruntime"
     compute_capability: str | None = None
+    precision: str | None = None  # None: what suits the target (`TARGETS`)
     max_batch: int = 8
     max_pages: int = 256
     pool_pages: int = 2048
@@ -71,21 +75,16 @@ def build_engines(
     if output.exists() and not (output / MANIFEST).exists() and any(output.iterdir()):
         raise ValueError(f"{output}: expected an empty or an engine directory, found other files; choose another")
     model = load_checkpoint(checkpoint)
-    builder = _builder(options, model.config)
+    precision = options.precision or TARGETS[options.target]
+    builder = _builder(options, model.config, precision)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         work = Path(scratch) / "engines"
         work.mkdir()
-        engines = {}
-        for step, spec in step_specs(model).items():
-            progress(step, "export")
-            graph = export_step(spec, Path(scratch) / f"{step}.onnx")
-            progress(step, f"build for {options.target}")
-            suffix = ort_target.FILE_SUFFIX if options.target == "onnxruntime" else trt_target.FILE_SUFFIX
-            file = work / f"{step}{suffix}"
-            builder.build_step(step, graph, file, spec.dynamic)
-            inputs, outputs = _tensors(graph)
-            engines[step] = EngineEntry(file.name, sha256(file), sha256(graph), inputs, outputs)
+        if isinstance(builder, torch_target.WeightsBuilder):
+            engines = _pack(builder, model, work, progress)
+        else:
+            engines = _compile(builder, model, options.target, work, progress)
         tokenizer = work / TOKENIZER
         if (checkpoint / TOKENIZER).exists():
             shutil.copyfile(checkpoint / TOKENIZER, tokenizer)
@@ -95,7 +94,7 @@ def build_engines(
         manifest = Manifest(
             model=model.config,
             target=options.target,
-            precision="float32",
+            precision=precision,
             compute_capability=options.compute_capability,
             weights=read_weights_note(checkpoint),
             libraries={**builder.libraries(), "torch": importlib.metadata.version("torch"), "onnx": onnx.__version__},
@@ -117,13 +116,48 @@ def verify_engines(directory: Path, target: str | None = None) -> Manifest:
     return manifest
 
 
-def _builder(options: BuildOptions, config: ModelConfig) -> StepBuilder:
+def _builder(options: BuildOptions, config: ModelConfig, precision: str) -> StepBuilder | torch_target.WeightsBuilder:
+    if options.compute_capability is not None and options.target in ("onnxruntime", "torch-cuda"):
+        raise ValueError(f"--compute-capability: {options.target} engines are not tied to one; leave it out")
+    if options.target == "torch-cuda":
+        return torch_target.WeightsBuilder(config, precision)
+    if precision != "float32":
+        raise ValueError(f"--precision: {options.target} engines are built in float32, got {precision!r}")
     if options.target == "onnxruntime":
-        if options.compute_capability is not None:
-            raise ValueError("--compute-capability: onnxruntime engines run on any CPU; leave it out")
         return OnnxRuntimeBuilder()
     limits = trt_target.Limits(options.max_batch, options.max_pages, options.pool_pages, options.page_tokens)
     return trt_target.PlanBuilder(options.target, config, limits, options.compute_capability)
+
+
+def _compile(
+    builder: StepBuilder, model: DuplexModel, target: str, work: Path, progress: Progress
+) -> dict[str, EngineEntry]:
+    """Exports every step and builds an engine from its graph; the graphs lie beside `work` and are not kept."""
+    engines = {}
+    for step, spec in step_specs(model).items():
+        progress(step, "export")
+        graph = export_step(spec, work.parent / f"{step}.onnx")
+        progress(step, f"build for {target}")
+        suffix = ort_target.FILE_SUFFIX if target == "onnxruntime" else trt_target.FILE_SUFFIX
+        file = work / f"{step}{suffix}"
+        builder.build_step(step, graph, file, spec.dynamic)
+        inputs, outputs = _tensors(graph)
+        engines[step] = EngineEntry(file.name, sha256(file), sha256(graph), inputs, outputs)
+    return engines
+
+
+def _pack(
+    builder: torch_target.WeightsBuilder, model: DuplexModel, work: Path, progress: Progress
+) -> dict[str, EngineEntry]:
+    """Writes packed weights; steps that share a file share its hash."""
+    specs = torch_target.tensor_specs(model.config, builder.dtype)
+    engines = {}
+    for step in STEPS:
+        progress(step, "pack weights")
+        file, layout = builder.build_step(step, model, work)
+        inputs, outputs = specs[step]
+        engines[step] = EngineEntry(file.name, sha256(file), layout, inputs, outputs)
+    return engines
 
 
 def _tensors(graph: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -141,6 +175,8 @@ def _rebuild_command(checkpoint: Path, output: Path, options: BuildOptions) -> s
     words = ["python", "-m", "engine_builder", "build", str(checkpoint), str(output), "--target", options.target]
     if options.compute_capability:
         words += ["--compute-capability", options.compute_capability]
+    if options.precision:
+        words += ["--precision", options.precision]
     return shlex.join(words)
 
 

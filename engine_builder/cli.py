@@ -45,8 +45,14 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--target",
         default="onnxruntime",
-        choices=("onnxruntime", "tensorrt", "tensorrt-rtx"),
-        help="onnxruntime: any CPU (default); tensorrt: this machine's NVIDIA GPU; tensorrt-rtx: ahead of time",
+        choices=("onnxruntime", "tensorrt", "tensorrt-rtx", "torch-cuda"),
+        help="onnxruntime: any CPU (default); tensorrt: this machine's NVIDIA GPU; tensorrt-rtx: ahead of time; "
+        "torch-cuda: PyTorch with a paged attention kernel, any NVIDIA GPU",
+    )
+    build.add_argument(
+        "--precision",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the matrices (default: bfloat16 for torch-cuda, otherwise float32)",
     )
     build.add_argument("--compute-capability", metavar="X.Y", help="GPU to compile for, e.g. 8.9 (tensorrt-rtx only)")
     build.add_argument("--max-batch", type=int, default=8, help="sessions in one engine call (default: 8)")
@@ -115,6 +121,7 @@ def _build(args: argparse.Namespace) -> int:
     options = BuildOptions(
         target=args.target,
         compute_capability=args.compute_capability,
+        precision=args.precision,
         max_batch=args.max_batch,
         max_pages=args.max_pages,
         pool_pages=args.pool_pages,
@@ -132,7 +139,7 @@ def _build(args: argparse.Namespace) -> int:
                 print(text, file=sys.stderr, flush=True)
 
         manifest = build_engines(args.checkpoint, args.directory, options, progress)
-    size = sum((args.directory / e.file).stat().st_size for e in manifest.engines.values())
+    size = sum((args.directory / file).stat().st_size for file in {e.file for e in manifest.engines.values()})
     print(
         f"{args.directory}: {manifest.model.name} for {manifest.target}"
         + (f" (compute capability {manifest.compute_capability})" if manifest.compute_capability else "")

@@ -81,7 +81,7 @@ def _modulation_row(shared, tables, b, layer, row: tl.constexpr, c, here, WIDTH:
     return s.to(tl.float32) + t.to(tl.float32)[None, :]
 
 
-@jit
+@jit(do_not_specialize=["gate_layer", "layer"])  # one kernel for all layers
 def _add_norm_kernel(
     x,
     update,

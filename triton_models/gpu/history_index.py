@@ -21,17 +21,22 @@ TILE = 128  # the largest key tile of the attention kernel: token lists are padd
 @dataclass(frozen=True)
 class HistoryIndex:
     """`tokens` int32 [rows, S]: pool positions (page * page_tokens + offset) of the visible tokens of a row, in order,
-    then zeros, which point at the null page. `lengths` int32 [rows]: how many are visible."""
+    then zeros, which point at the null page. `lengths` int32 [rows]: how many are visible. `order` int32 [rows]: 0, 1,
+    ...: each batch row uses its own history."""
 
     tokens: Tensor
     lengths: Tensor
+    order: Tensor
 
     @classmethod
     def empty(cls, rows: int, pages: int, page_tokens: int, device: torch.device | str) -> HistoryIndex:
         """Room for histories of up to `pages` pages; nothing is visible yet."""
         width = ceil_div(pages * page_tokens, TILE) * TILE
-        tokens = torch.zeros(rows, width, dtype=torch.int32, device=device)
-        return cls(tokens, torch.zeros(rows, dtype=torch.int32, device=device))
+        return cls(
+            torch.zeros(rows, width, dtype=torch.int32, device=device),
+            torch.zeros(rows, dtype=torch.int32, device=device),
+            torch.arange(rows, dtype=torch.int32, device=device),
+        )
 
     def fill(self, page_table: Tensor, page_range: Tensor, page_tokens: int) -> None:
         """Lists the visible tokens of page_table int64 [B, P] with page_range int64 [B, P, 2]; B may not exceed rows.

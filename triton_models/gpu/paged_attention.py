@@ -110,8 +110,6 @@ def paged_attention(
     _check(q, k, v, k_pool, v_pool, mask)
     chip = Chip.of(q.device)
     t = tiling or choose_tiling(batch, tokens, heads, groups, size, q.element_size(), index.tokens.shape[1], chip)
-    if rows is None:
-        rows = torch.arange(batch, dtype=torch.int32, device=q.device)
     out = torch.empty(q.shape, dtype=out_dtype or q.dtype, device=q.device)
     partial, weight = out, out
     if t.splits > 1:
@@ -128,7 +126,7 @@ def paged_attention(
         seen,
         index.tokens,
         index.lengths,
-        rows,
+        index.order if rows is None else rows,
         partial,
         weight,
         size**-0.5 * LOG2_E,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 
 from . import fused
 from .backbone import Backbone, History, exact_linear, modulation_of
@@ -42,7 +42,7 @@ def think(
             linear(z_audio, w["audio_in.weight"], w["audio_in.bias"]) + w["audio_position"][: z_audio.shape[1]],
             e_video,
             e_audio,
-            w["embed"][ids].float(),
+            embedding(ids, w["embed"]).float(),
         ),
         dim=1,
     )

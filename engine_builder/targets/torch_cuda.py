@@ -1,0 +1,125 @@
+"""Target `torch-cuda`: weights packed for the GPU executor; its graphs are captured on the device that serves.
+
+Three files, safetensors all: `backbone` (shared by think and perform), `perceive` and `render`. Matrices of the
+backbone are rounded to the chosen precision; norms, projections of latents, tau, encoders and codecs stay float32.
+Q, K and V lie under each other as one matrix, and so do gate and up, because they are multiplied by the same vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..manifest import TensorSpec
+from ..model.duplex import DuplexModel
+from ..model.steps import StepSpec, step_specs
+
+FILE_SUFFIX = ".safetensors"
+FILES = {"perceive": "perceive", "think": "backbone", "perform": "backbone", "render": "render"}
+POOLS = ("k_pool", "v_pool")
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def pack_backbone(model: DuplexModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Everything that think and perform need, by the names that the executor reads."""
+    w = model.state_dict()
+    packed = {"embed": w["model.embed_tokens.weight"].to(dtype), "norm": w["model.norm.weight"]}
+    if not model.config.backbone.tied_head:
+        packed["head"] = w["lm_head.weight"].to(dtype)
+    for i in range(model.config.backbone.layers):
+        layer, attention, mlp = f"model.layers.{i}", f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+        packed |= {
+            f"layers.{i}.norm_in": w[f"{layer}.input_layernorm.weight"],
+            f"layers.{i}.norm_post": w[f"{layer}.post_attention_layernorm.weight"],
+            f"layers.{i}.q_norm": w[f"{attention}.q_norm.weight"],
+            f"layers.{i}.k_norm": w[f"{attention}.k_norm.weight"],
+            f"layers.{i}.qkv": torch.cat([w[f"{attention}.{x}_proj.weight"] for x in "qkv"]).to(dtype),
+            f"layers.{i}.out": w[f"{attention}.o_proj.weight"].to(dtype),
+            f"layers.{i}.gate_up": torch.cat([w[f"{mlp}.{x}_proj.weight"] for x in ("gate", "up")]).to(dtype),
+            f"layers.{i}.down": w[f"{mlp}.down_proj.weight"].to(dtype),
+        }
+    for name in ("video_in", "audio_in", "video_out", "audio_out"):
+        packed |= {f"{name}.{part}": w[f"{name}.{part}"] for part in ("weight", "bias")}
+    packed |= {name: w[name] for name in ("video_position", "audio_position")}
+    packed["tau.frequency"] = model.modulation.frequency
+    packed["tau.project.weight"] = w["modulation.project.weight"].to(dtype)
+    for name in ("embed.weight", "embed.bias", "project.bias", "tables"):
+        packed[f"tau.{name}"] = w[f"modulation.{name}"]
+    return packed
+
+
+def pack_modules(model: DuplexModel, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The parameters of encoders or codecs in float32, by the names that they have in a checkpoint."""
+    return {f"{name}.{key}": t for name in names for key, t in getattr(model, name).state_dict().items()}
+
+
+class WeightsBuilder:
+    """Writes the packed weights of each step; two steps that share a file get it once."""
+
+    def __init__(self, config: ModelConfig, precision: str) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"--precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.config, self.dtype = config, PRECISIONS[precision]
+        self._layouts: dict[str, str] = {}
+
+    def libraries(self) -> dict[str, str]:
+        """Nothing is compiled here: torch and Triton count on the machine that serves."""
+        return {}
+
+    def build_step(self, step: str, model: DuplexModel, directory: Path) -> tuple[Path, str]:
+        """Writes the file of `step` into `directory`. Returns it and the SHA-256 of its tensors' names and shapes."""
+        path = directory / f"{FILES[step]}{FILE_SUFFIX}"
+        if path.exists():  # written for another step
+            return path, self._layouts[path.name]
+        if step == "perceive":
+            tensors = pack_modules(model, ("audio_encoder", "video_encoder"))
+        elif step == "render":
+            tensors = pack_modules(model, ("audio_codec", "video_codec"))
+        else:
+            tensors = pack_backbone(model, self.dtype)
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path)
+        path.chmod(0o644)  # safetensors makes files private; the server may run as another user
+        described = sorted((name, str(t.dtype), list(t.shape)) for name, t in tensors.items())
+        self._layouts[path.name] = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+        return path, self._layouts[path.name]
+
+
+Specs = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+
+
+def tensor_specs(config: ModelConfig, dtype: torch.dtype) -> dict[str, Specs]:
+    """Inputs and outputs of every step as the manifest lists them; the pools have the engine's precision.
+
+    Output shapes come from a run on meta tensors, which costs no memory and no time.
+    """
+    with torch.device("meta"), torch.no_grad():
+        specs = step_specs(DuplexModel(config))
+        return {
+            name: (tuple(_inputs(spec, dtype)), tuple(_outputs(spec, spec.module(*spec.inputs.values()))))
+            for name, spec in specs.items()
+        }
+
+
+def _inputs(spec: StepSpec, dtype: torch.dtype) -> Iterator[TensorSpec]:
+    for name, tensor in spec.inputs.items():
+        axes = spec.dynamic.get(name, {})
+        shape = tuple(axes.get(i, size) for i, size in enumerate(tensor.shape))
+        yield TensorSpec(name, _name(dtype if name in POOLS else tensor.dtype), shape)
+
+
+def _outputs(spec: StepSpec, results: tuple[Tensor, ...]) -> Iterator[TensorSpec]:
+    for name, tensor in zip(spec.outputs, results, strict=True):
+        new = name in ("k_new", "v_new")  # [L, B, T, G, D]
+        shape = (tensor.shape[0], "batch", "tokens", *tensor.shape[3:]) if new else ("batch", *tensor.shape[1:])
+        yield TensorSpec(name, _name(tensor.dtype), shape)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

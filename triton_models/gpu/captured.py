@@ -1,0 +1,87 @@
+"""A function of fixed buffers, captured once as a CUDA graph and launched as one unit from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .staging import Slot, Staging
+
+Function = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+WARM_UP_RUNS = 2  # Triton compiles and cuBLAS chooses before the capture, which forbids both
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Where captured calls run: a device, a stream of their own and the memory that their graphs share.
+
+    Graphs of one lane run one after the other, so they may use the same memory for what lies between their kernels.
+    """
+
+    device: torch.device
+    stream: torch.cuda.Stream | None
+    pool: Any  # torch's handle of a graph memory pool
+
+    @classmethod
+    def on(cls, device: torch.device, priority: int = 0) -> Lane:
+        """A new lane; on a CPU calls just run. `priority` -1 is served before 0 when both wait."""
+        if device.type != "cuda":
+            return cls(device, None, None)
+        return cls(device, torch.cuda.Stream(device, priority=priority), torch.cuda.graph_pool_handle())
+
+
+class CapturedCall:
+    """Copies inputs to the device, runs `function`, copies its outputs back: one graph launch. One thread calls it.
+
+    Without `capture`, and on a CPU, the same happens operation by operation.
+    """
+
+    def __init__(self, function: Function, inputs: Mapping[str, Slot], lane: Lane, capture: bool = True) -> None:
+        self._function, self._lane = function, lane
+        self._in = Staging(inputs, lane.device)
+        self._out: Staging | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if capture and lane.stream is not None:
+            self._capture(lane.stream)
+
+    def _capture(self, stream: torch.cuda.Stream) -> None:
+        with torch.no_grad(), torch.cuda.stream(stream):
+            for _ in range(WARM_UP_RUNS):
+                self._body()
+            stream.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=self._lane.pool, stream=stream, capture_error_mode="thread_local"):
+                self._body()
+            stream.synchronize()
+
+    def _body(self) -> None:
+        self._in.upload()
+        outputs = self._function(self._in.device)
+        if self._out is None:
+            slots = {name: Slot(tuple(t.shape), t.dtype) for name, t in outputs.items()}
+            self._out = Staging(slots, self._lane.device)
+        for name, tensor in outputs.items():
+            self._out.device[name].copy_(tensor)
+        self._out.download()
+
+    def launch(self, inputs: Mapping[str, np.ndarray], rows: int) -> None:
+        """Starts the call; `wait` gives its results. `ValueError` if an input does not fit."""
+        self._in.fill(inputs, rows)
+        with torch.no_grad(), torch.cuda.stream(self._lane.stream):  # no stream: the current one, or none on a CPU
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._body()
+
+    def wait(self, rows: int) -> dict[str, np.ndarray]:
+        """Outputs of the last launch, their first `rows` rows (axis 0), as arrays of their own."""
+        if self._lane.stream is not None:
+            self._lane.stream.synchronize()
+        if self._out is None:
+            raise RuntimeError("wait: expected a launch before it")
+        return self._out.arrays(rows)

@@ -1,0 +1,62 @@
+"""Perceive and render on the GPU: the encoders and codecs of the model itself, in float32, without its backbone.
+
+They are small (below 1% of a unit at the papers' geometry), so what the oracle runs is what is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from engine_builder.config import ModelConfig
+from engine_builder.model.audio_codec import AudioCodec
+from engine_builder.model.duplex import DuplexModel
+from engine_builder.model.perception import AudioEncoder, VideoEncoder
+from engine_builder.model.steps import PerceiveStep, RenderStep
+from engine_builder.model.video_codec import VideoCodec
+
+from .weights import WeightsError, read_tensors
+
+
+class _Parts(nn.Module):
+    """The parts of a `DuplexModel` that a step uses, under the same names."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+def perceive_module(config: ModelConfig, device: torch.device) -> PerceiveStep:
+    """The perceive step with untrained weights."""
+    parts = _Parts(
+        audio_encoder=AudioEncoder(config.audio, config.backbone.hidden_size),
+        video_encoder=VideoEncoder(config.video, config.backbone.hidden_size),
+    )
+    return PerceiveStep(cast(DuplexModel, parts)).to(device).eval()
+
+
+def render_module(config: ModelConfig, device: torch.device) -> RenderStep:
+    """The render step with untrained weights."""
+    parts = _Parts(audio_codec=AudioCodec(config.audio), video_codec=VideoCodec(config.video))
+    return RenderStep(cast(DuplexModel, parts)).to(device).eval()
+
+
+def load_module(step: PerceiveStep | RenderStep, path: Path) -> None:
+    """Copies the weights of a file into a step. `WeightsError` lists what does not fit."""
+    copy_weights(step, read_tensors(path, "cpu"), str(path))
+
+
+def copy_weights(step: PerceiveStep | RenderStep, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copies named tensors into a step; every name and shape must fit."""
+    targets = step.model.state_dict()
+    wrong = sorted(set(targets) ^ set(tensors))
+    wrong += [name for name in targets if name in tensors and tensors[name].shape != targets[name].shape]
+    if wrong:
+        raise WeightsError(f"{where}: these tensors are missing, extra or misshapen: {', '.join(wrong)}")
+    for name, target in targets.items():
+        target.copy_(tensors[name])
