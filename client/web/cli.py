@@ -1,0 +1,120 @@
+"""`python -m client.web`: the command line of the gateway."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from aiohttp import web
+
+from client.web.access import Access
+from client.web.call_book import GRACE_SECONDS, CallBook
+from client.web.gateway import make_app
+from client.web.upstream import Upstream
+
+SECRET_VARIABLE = "WAN_WEB_TOKEN"
+EXAMPLES = f"""
+on this machine (only loopback can reach it):
+  python -m client.web --url 127.0.0.1:8001            then open http://127.0.0.1:8080/
+
+for others: a secret, the origin of the page, and TLS are required together
+  head -c 24 /dev/urandom | base64 > secret.txt
+  python -m client.web --host 0.0.0.0 --port 8443 --token @secret.txt \\
+      --allow-origin https://avatar.example.org:8443 --tls-cert fullchain.pem --tls-key key.pem
+  The printed link holds a token that lasts --token-minutes; make more of them with
+  curl -X POST -H "Authorization: Bearer $(cat secret.txt)" https://avatar.example.org:8443/v1/realtime/client_secrets
+  and open https://avatar.example.org:8443/#token=<value>
+
+the OpenAI SDK talks to the same port:
+  AsyncOpenAI(base_url="http://127.0.0.1:8080/v1", api_key="<the secret or a token>").realtime.connect(model="duplex")
+
+The secret may also come from the environment: {SECRET_VARIABLE}.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="python -m client.web",
+        description="Gateway between browsers (a page, /v1/session), OpenAI Realtime clients (/v1/realtime) and a "
+        "`duplex` model on Triton. Listens on loopback unless told otherwise.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    out.add_argument("--url", default="127.0.0.1:8001", help="gRPC address of the Triton server (%(default)s)")
+    out.add_argument("--model", default="duplex", help="name of the model (%(default)s)")
+    out.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    out.add_argument("--port", type=int, default=8080, help="port to listen on, 0 takes a free one (%(default)s)")
+    out.add_argument("--max-sessions", type=int, default=64, help="conversations at once (%(default)s)")
+    out.add_argument(
+        "--grace", type=float, default=GRACE_SECONDS, help="seconds a client may be away and resume (%(default)s)"
+    )
+    door = out.add_argument_group("who may come in (needed for any --host that is not loopback)")
+    door.add_argument("--token", metavar="SECRET|@FILE", help="secret that opens the door and signs short-lived tokens")
+    door.add_argument("--token-minutes", type=float, default=10.0, help="life of a token (%(default)s)")
+    door.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN", help="origin of the page; may be repeated"
+    )
+    door.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate chain")
+    door.add_argument("--tls-key", type=Path, metavar="PEM", help="its key")
+    door.add_argument("--behind-tls-proxy", action="store_true", help="a proxy in front does TLS; plain HTTP here")
+    return out
+
+
+def read_access(args: argparse.Namespace) -> Access:
+    """The rules that the options describe. Raises ValueError."""
+    secret = args.token or os.environ.get(SECRET_VARIABLE) or None
+    if secret is not None and secret.startswith("@"):
+        try:
+            secret = Path(secret[1:]).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"token: {error}") from None
+    if (args.tls_cert is None) != (args.tls_key is None):
+        raise ValueError("tls: expected --tls-cert and --tls-key together")
+    return Access(
+        host=args.host,
+        secret=secret,
+        origins=frozenset(args.allow_origin),
+        tls=(args.tls_cert, args.tls_key) if args.tls_cert is not None else None,
+        behind_proxy=args.behind_tls_proxy,
+        token_seconds=args.token_minutes * 60,
+    )
+
+
+async def serve(args: argparse.Namespace, access: Access) -> None:
+    """Runs until SIGINT or SIGTERM. Raises OSError when the port is taken."""
+    context = access.ssl_context()
+    app = make_app(access, Upstream(args.url, args.model), CallBook(args.max_sessions, args.grace))
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, args.host, args.port, ssl_context=context).start()
+        port = runner.addresses[0][1]
+        place = min(access.origins) if access.origins else f"{access.scheme}://{args.host}:{port}"
+        token = f"#token={access.make_token()[0]}" if access.secret is not None else ""
+        print(f"page      {place}/{token}", f"realtime  {place}/v1", f"model     {args.url}", sep="\n", flush=True)
+        stop = asyncio.Event()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):
+                asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    args = parser().parse_args(argv)
+    try:
+        access = read_access(args)
+        asyncio.run(serve(args, access))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,61 @@
+"""Who has the floor: turns the model's state and a level meter into the turn events that Realtime clients live by."""
+
+from __future__ import annotations
+
+from client.units import UNIT_MS, Float32
+from client.web.fence import SPEAK
+from client.web.hearing import BARGE_IN_UNITS, Hearing
+from client.web.realtime.items import Item, Items, new_id
+from client.web.realtime.speech import Emit
+from client.web.realtime.wording import Wording
+
+PAUSE_UNITS = 4  # this much silence ends what the user says, if the model has not answered before
+
+
+class Floor:
+    """The user's side of the turns. `enabled`: the client wants turn detection."""
+
+    def __init__(self, emit: Emit, wording: Wording, items: Items) -> None:
+        self.enabled = True
+        self.speaking = False  # the agent
+        self._emit = emit
+        self._wording = wording
+        self._items = items
+        self._hearing = Hearing()
+        self._item_id: str | None = None  # of what the user is saying
+
+    def hear(self, unit: int, pcm: Float32, state: str) -> tuple[bool, bool, bool]:
+        """One unit: what the user said and the agent's state after it.
+
+        Returns whether the agent has begun to speak, stopped, and stopped because of the user.
+        """
+        heard = self._hearing.feed(pcm)
+        speaks = state == SPEAK
+        began, stopped = speaks and not self.speaking, self.speaking and not speaks
+        self.speaking = speaks
+        interrupted = stopped and self._hearing.quiet_units < BARGE_IN_UNITS
+        if began or (self._item_id is not None and self._hearing.quiet_units >= PAUSE_UNITS):
+            self._user_stops(unit)
+        elif self._item_id is None and (interrupted or (heard and not speaks)):
+            self._user_starts(unit)
+        return began, stopped, interrupted
+
+    def commit(self) -> None:
+        """The user's turn becomes an item, by detection or by the client."""
+        previous = self._items.last
+        item = self._items.add(Item(self._item_id or new_id("item"), "user", "audio"))
+        self._item_id = None
+        self._emit("input_audio_buffer.committed", item_id=item.id, previous_item_id=previous)
+        for name in self._wording.item_events(complete=True):
+            self._emit(name, previous_item_id=previous, item=item.show(self._wording))
+
+    def _user_starts(self, unit: int) -> None:
+        if self.enabled:
+            self._item_id = new_id("item")
+            self._emit("input_audio_buffer.speech_started", item_id=self._item_id, audio_start_ms=unit * UNIT_MS)
+
+    def _user_stops(self, unit: int) -> None:
+        if self._item_id is not None:
+            end = max(0, unit + 1 - self._hearing.quiet_units) * UNIT_MS
+            self._emit("input_audio_buffer.speech_stopped", item_id=self._item_id, audio_end_ms=end)
+            self.commit()

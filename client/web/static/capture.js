@@ -1,0 +1,92 @@
+// What the user says and shows: a microphone and a camera, a recording, or neither; one unit every 160 ms.
+
+const WIDTHS = { video: { width: { ideal: 640 }, height: { ideal: 640 }, frameRate: { ideal: 25 } } };
+const VOICE = { echoCancellation: true, noiseSuppression: false, autoGainControl: true };
+
+export class Capture {
+  // source: camera | microphone | file | text.  onUnit(pcm Int16Array, strip Blob or null, captured ms)
+  static async make(context, shape, source, file, preview, onUnit) {
+    await context.audioWorklet.addModule("/static/capture-worklet.js");
+    const capture = new Capture(context, shape, preview, onUnit);
+    try {
+      await capture.open(source, file);
+    } catch (error) {
+      capture.close();
+      throw error;
+    }
+    return capture;
+  }
+
+  constructor(context, shape, preview, onUnit) {
+    this.context = context;
+    this.shape = shape;
+    this.preview = preview;
+    this.onUnit = onUnit;
+    this.stream = null;
+    this.url = null;
+    this.media = null; // <video> that the pictures are taken from
+    this.strip = document.createElement("canvas");
+    this.strip.width = shape.width;
+    this.strip.height = shape.height * 4;
+    this.pen = this.strip.getContext("2d", { alpha: false });
+    this.pen.imageSmoothingQuality = "high";
+    this.node = new AudioWorkletNode(context, "capture", {
+      numberOfOutputs: 1, processorOptions: { rate: shape.sample_rate, samples: shape.samples },
+    });
+    this.node.connect(context.destination); // it puts out silence; unconnected it might not run
+    this.node.port.onmessage = ({ data }) => (data.pcm ? this.unit(data.pcm) : this.draw(data.tick - 1));
+  }
+
+  async open(source, file) {
+    if (source === "text") return;
+    if (source === "file") return this.openFile(file);
+    this.stream = await navigator.mediaDevices.getUserMedia({ audio: VOICE, ...(source === "camera" ? WIDTHS : {}) });
+    this.context.createMediaStreamSource(this.stream).connect(this.node);
+    if (this.stream.getVideoTracks().length) {
+      this.preview.srcObject = this.stream;
+      this.preview.hidden = false;
+      this.media = this.preview;
+      await this.preview.play();
+    }
+  }
+
+  async openFile(file) {
+    const media = document.createElement("video");
+    this.url = URL.createObjectURL(file);
+    media.src = this.url;
+    media.playsInline = true;
+    await media.play();
+    this.context.createMediaElementSource(media).connect(this.node);
+    this.media = media;
+  }
+
+  get hasPicture() { return this.media !== null && this.media.videoWidth > 0; }
+
+  set muted(value) { this.node.port.postMessage({ muted: value }); }
+
+  // Puts the present picture into place 0..3 of the strip: cropped to the model's shape around the centre.
+  draw(place) {
+    if (!this.hasPicture) return;
+    const { width, height } = this.shape;
+    const { videoWidth, videoHeight } = this.media;
+    const scale = Math.min(videoWidth / width, videoHeight / height);
+    const [w, h] = [width * scale, height * scale];
+    this.pen.drawImage(this.media, (videoWidth - w) / 2, (videoHeight - h) / 2, w, h, 0, place * height, width, height);
+  }
+
+  unit(pcm) {
+    const captured = performance.now();
+    if (!this.hasPicture) { this.onUnit(pcm, null, captured); return; }
+    this.strip.toBlob((blob) => this.onUnit(pcm, blob, captured), "image/jpeg", 0.9);
+  }
+
+  close() {
+    this.node.port.onmessage = null;
+    this.node.disconnect();
+    this.stream?.getTracks().forEach((track) => track.stop());
+    if (this.media && this.media !== this.preview) this.media.pause();
+    if (this.url) URL.revokeObjectURL(this.url);
+    this.preview.srcObject = null;
+    this.preview.hidden = true;
+  }
+}

@@ -1,0 +1,57 @@
+// Captions (word by word, for the eye) and the transcript (turn by turn, also for screen readers).
+
+const GAP_UNITS = 3; // without text, after which a turn is over
+const MOST_TURNS = 200;
+const CAPTION_CHARACTERS = 160;
+
+export class Transcript {
+  constructor(log, caption) {
+    this.log = log;
+    this.caption = caption;
+    this.turn = ""; // what the agent is saying, not yet in the log
+    this.lastUnit = -1;
+  }
+
+  // Turns of before a reload.
+  restore(history) {
+    this.log.replaceChildren();
+    this.turn = "";
+    for (const { who, text } of history) this.add(who, text);
+  }
+
+  agent(unit, text) {
+    this.turn += text;
+    this.lastUnit = unit;
+    const shown = this.turn.trim();
+    this.caption.textContent = shown.length > CAPTION_CHARACTERS ? `… ${shown.slice(-CAPTION_CHARACTERS)}` : shown;
+  }
+
+  // A unit has passed: a turn that has ended goes to the log.
+  passed(unit, speaking) {
+    if (this.turn && (!speaking || unit - this.lastUnit > GAP_UNITS * 4)) this.close();
+  }
+
+  close(mark = "") {
+    const text = this.turn.trim();
+    this.turn = "";
+    if (text) this.add("agent", text + mark);
+  }
+
+  you(text) {
+    this.close();
+    this.add("you", text);
+  }
+
+  add(who, text) {
+    const follows = this.log.scrollTop + this.log.clientHeight > this.log.scrollHeight - 40;
+    const item = document.createElement("li");
+    const name = document.createElement("span");
+    item.className = who;
+    name.className = "who";
+    name.textContent = who === "agent" ? "Agent" : "You";
+    item.append(name, text);
+    this.log.append(item);
+    while (this.log.children.length > MOST_TURNS) this.log.firstChild.remove();
+    if (follows) this.log.scrollTop = this.log.scrollHeight;
+  }
+}
