@@ -63,20 +63,22 @@ class StepScheduler:
     costs       measured costs of `perform`
     max_batch   rows that the engine takes
     history     cached tokens a row at which the costs are taken
-    margin      factor on measured costs, so that a call slower than the median does not make a row late at once
     degrade     a row that cannot be on time with all its evaluations skips some; without it, it runs all of them late
+    margin      factor on the measured cost of the tick after this one when deciding whether a row has time for it:
+                calls slower than the median must not make a row late that could have jumped
     """
 
     def __init__(
-        self, costs: CostTable, max_batch: int, *, history: int = 0, margin: float = 1.1, degrade: bool = True
+        self, costs: CostTable, max_batch: int, *, history: int = 0, degrade: bool = True, margin: float = 1.1
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch: expected >= 1 row, got {max_batch}")
         self.max_batch = max_batch
         self.degrade = degrade
+        self.margin = margin
         self.skipped = 0  # evaluations left out, over all jobs
         curve = costs.curve("perform", max_batch, history)
-        self._cost_ns = [round(ms * margin * NS_PER_MS) for ms in curve]
+        self._cost_ns = [round(ms * NS_PER_MS) for ms in curve]
         # Evaluations per nanosecond that batches of 0, 1, .. rows sustain.
         self._rate = [size / (ms * NS_PER_MS) if ms > 0 else math.inf for size, ms in enumerate(curve)]
         self._demand = 0.0  # evaluations asked for, decaying over DEMAND_NS
@@ -133,7 +135,8 @@ class StepScheduler:
 
     def _must_jump(self, entry: _Entry, now_ns: int, tick_ns: int) -> bool:
         """True if after this tick there is no time for another one before the deadline."""
-        return self.degrade and entry.left > 1 and now_ns + 2 * tick_ns > entry.deadline_ns
+        after_next_ns = now_ns + round((1 + self.margin) * tick_ns)
+        return self.degrade and entry.left > 1 and after_next_ns > entry.deadline_ns
 
     def _choose(self, now_ns: int) -> list[_Entry]:
         cost, limit = self._cost_ns, min(self.max_batch, len(self._entries))

@@ -1,0 +1,228 @@
+"""Capacity planner: how many sessions a machine keeps on time, by simulation of the server's own scheduler.
+
+python -m triton_models.plan --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from engine_builder.config import UNIT_MS, ConfigError, ModelConfig, preset
+
+from .policies import one_at_a_time, request_level, step_level
+from .runtime import retention
+from .runtime.costs import CostTable
+from .runtime.retention import Full, Retention, history_tokens, pages_needed, units_that_fit
+from .simulate import capacity, simulate
+from .workload import Report, Workload, gpu_like
+
+HELP = """\
+Runs the server's own scheduler over a table of step costs in a discrete-event simulation: seeded arrivals, jitter,
+session lengths. Prints, for each number of sessions, the share of units answered by their deadline, the latency and how
+busy the devices are; then the most sessions that keep 99% of their units on time, for three policies:
+
+  step-level     this package: sessions join and leave the batch at every solver step, earliest deadline first
+  request-level  Triton's dynamic batching by itself: a batch runs all its solver steps before the next one forms
+  one-at-a-time  no batching
+
+Costs come from the costs.csv that the server measures and keeps next to its engines. Without --costs they are
+assumed (--fixed-ms, --row-ms) and the output says so.
+"""
+EXAMPLES = f"""\
+examples:
+  # size a machine from measured costs, window retention, 40 GB of K/V
+  python -m triton_models.plan --preset v0.1-8b --costs build/engines/v0.1-8b/costs.csv --kv-gb 40
+  # what one device instead of two costs, with a response wanted in 100 ms
+  python -m triton_models.plan --devices 1 --deadline 100
+  # callers who stay five minutes on average, on a jittery network
+  python -m triton_models.plan --session-seconds 300 --jitter 20 --seconds 900
+  # how long full history lasts
+  python -m triton_models.plan --preset v0.1-1.7b --retention '"full"' --kv-gb 40
+
+A unit is {UNIT_MS} ms. The deadline counts from the complete unit at the server to its response.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m triton_models.plan",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = p.add_argument_group("model and machine")
+    model.add_argument("--preset", default="v0.1-8b", help="model sizes: decide K/V per session (%(default)s)")
+    model.add_argument("--costs", type=Path, help="costs.csv: step,batch,history,ms")
+    model.add_argument("--fixed-ms", type=float, default=6.0, help="assumed: fixed part of a call (%(default)s)")
+    model.add_argument("--row-ms", type=float, default=1.5, help="assumed: part per row of a call (%(default)s)")
+    model.add_argument("--devices", type=int, choices=(1, 2), default=2, help="2: thinker and performer have their own")
+    model.add_argument("--max-batch", type=int, default=64, help="rows an engine call takes (%(default)s)")
+    model.add_argument("--kv-gb", type=float, help="memory of the K/V pool, in 10^9 bytes")
+    model.add_argument("--kv-bytes", type=int, choices=(2, 4), default=4, help="bytes of one K/V number (%(default)s)")
+    model.add_argument("--page-tokens", type=int, default=16, help="token positions of a page (%(default)s)")
+    load = p.add_argument_group("what the clients do")
+    load.add_argument("--sessions", help="numbers to simulate, e.g. 4,8,16 (default: around the capacity)")
+    load.add_argument("--deadline", type=float, default=float(UNIT_MS), help="ms to the response (%(default)s)")
+    load.add_argument("--solver-steps", type=int, help="evaluations a unit (default: the preset's)")
+    load.add_argument("--jitter", type=float, default=5.0, help="mean lateness of an arrival, ms (%(default)s)")
+    load.add_argument("--session-seconds", type=float, help="mean session length (default: the whole simulation)")
+    load.add_argument(
+        "--retention", type=json.loads, default={"window": {"sink": 4, "recent": 50}}, help="as in the wire options"
+    )
+    run = p.add_argument_group("simulation")
+    run.add_argument("--seconds", type=float, default=15.0, help="simulated time of a run (%(default)s)")
+    run.add_argument("--seed", type=int, default=0, help="of the arrivals; same seed, same result (%(default)s)")
+    run.add_argument("--seeds", type=int, default=5, help="runs for each figure (%(default)s)")
+    run.add_argument("--target", type=float, default=0.99, help="share of units on time (%(default)s)")
+    run.add_argument("--degrade", action="store_true", help="let late units have fewer solver steps")
+    run.add_argument("--out", type=Path, default=Path("build/runs/plan"), help="for plan.csv, plan.png (%(default)s)")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        plan(args)
+    except (ValueError, ConfigError, OSError) as error:
+        print(f"plan: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Prints the plan and writes `plan.csv` and `plan.png` to `args.out`."""
+    config, keep = preset(args.preset), retention.parse(args.retention)
+    costs = CostTable.load(args.costs) if args.costs else gpu_like(args.fixed_ms, args.row_ms)
+    load = Workload(
+        seconds=args.seconds,
+        deadline=args.deadline,
+        jitter=args.jitter,
+        solver_steps=args.solver_steps or config.solver.steps,
+        devices=args.devices,
+        session_seconds=args.session_seconds,
+        history=history_tokens(keep, config, 0) or 0,
+        seed=args.seed,
+    )
+    policies = [
+        step_level(args.max_batch, degrade=args.degrade),
+        request_level(args.max_batch),
+        one_at_a_time(),
+    ]
+    source = args.costs or f"ASSUMED, not measured: {args.fixed_ms:g} + {args.row_ms:g} ms a row and call"
+    print(f"model {config.name}, costs {source}")
+    print(
+        f"{load.devices} device(s), {load.solver_steps} solver steps, deadline {load.deadline:g} ms, "
+        f"jitter {load.jitter:g} ms, seed {load.seed}\n"
+    )
+    found = {p.name: capacity(load, costs, p, target=args.target, seeds=args.seeds) for p in policies}
+    numbers = [int(n) for n in args.sessions.split(",")] if args.sessions else _around(found.values())
+    reports = [simulate(replace(load, sessions=n), costs, p, args.seeds) for p in policies for n in numbers]
+    _print_table(reports)
+    print(f"\nsessions with {args.target:.0%} of units on time:")
+    for name, sessions in found.items():
+        print(f"  {name:<14} {sessions:>4}")
+    if args.kv_gb:
+        _print_memory(config, keep, args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    _write_csv(reports, args.out / "plan.csv")
+    print(f"\n{args.out / 'plan.csv'}")
+    if _plot(reports, args.target, args.out / "plan.png"):
+        print(args.out / "plan.png")
+
+
+def _around(capacities: Iterable[int]) -> list[int]:
+    """Numbers of sessions worth showing: up to a little beyond the largest capacity, at most ten."""
+    most = max(1, *capacities)
+    top = most + max(2, most // 3)
+    return sorted({max(1, round(top * i / 10)) for i in range(1, 11)})
+
+
+COLUMNS = ("policy", "sessions", "on_time", "p50", "p95", "p99", "shortened", "thinker", "performer", "rows_per_tick")
+
+
+def _row(report: Report) -> tuple[str | float, ...]:
+    return (
+        report.policy,
+        report.load.sessions,
+        round(report.on_time, 4),
+        *(round(report.percentile(q), 1) for q in (50, 95, 99)),
+        round(report.shortened / report.units, 4) if report.units else 0.0,
+        round(report.busy[0], 3),
+        round(report.busy[-1], 3),
+        round(report.rows_per_tick, 2),
+    )
+
+
+def _print_table(reports: Sequence[Report]) -> None:
+    """One line per number of sessions: ours in full, what is compared with it in short."""
+    names = list(dict.fromkeys(report.policy for report in reports))
+    ours, others = names[0], names[1:]
+    by_key = {(report.policy, report.load.sessions): report for report in reports}
+    print(f"{'':<10}{ours:<48}" + "".join(f"{name:<19}" for name in others))
+    print(
+        f"{'sessions':<10}{'on time    p50    p95  p99 ms   busy      rows':<48}"
+        + f"{'on time  p99 ms':<19}" * len(others)
+    )
+    for sessions in sorted({report.load.sessions for report in reports}):
+        report = by_key[ours, sessions]
+        busy = " ".join(f"{share:.0%}" for share in report.busy)
+        latency = "".join(f"{report.percentile(q):>7.0f}" for q in (50, 95, 99))
+        line = f"{report.on_time:>7.1%}{latency}   {busy:<10}{report.rows_per_tick:.1f}"
+        rest = (by_key[name, sessions] for name in others)
+        print(f"{sessions:<10}{line:<48}" + "".join(f"{r.on_time:>7.1%}{r.percentile(99):>8.0f}    " for r in rest))
+
+
+def _print_memory(config: ModelConfig, keep: Retention, args: argparse.Namespace) -> None:
+    page_bytes = config.kv_bytes_per_token * args.kv_bytes // 4 * args.page_tokens
+    pages = int(args.kv_gb * 1e9) // page_bytes - 1  # page 0 is the null page
+    print(f"\nmemory: {pages} pages of {args.page_tokens} tokens ({page_bytes / 1e6:.2f} MB each)")
+    if isinstance(keep, Full):
+        units = units_that_fit(keep, config, 0, args.page_tokens, max(pages, 0)) or 0
+        print(f"  full history of one session lasts {units * UNIT_MS / 1000:.0f} s; of n sessions, an n-th of that")
+        return
+    each = pages_needed(keep, config, 0, args.page_tokens, None) or 1
+    print(f"  a session needs {each} pages ({each * page_bytes / 1e9:.2f} GB): {pages // each} sessions fit, for ever")
+
+
+def _write_csv(reports: Sequence[Report], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(_row(report) for report in reports)
+
+
+def _plot(reports: Sequence[Report], target: float, path: Path) -> bool:
+    """On-time share and p99 over sessions. False (with a word why) where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot: matplotlib is not installed (it comes with the `client` extra)")
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name in dict.fromkeys(report.policy for report in reports):
+        mine = [report for report in reports if report.policy == name]
+        sessions = [report.load.sessions for report in mine]
+        left.plot(sessions, [100 * report.on_time for report in mine], marker="o", label=name)
+        right.plot(sessions, [report.percentile(99) for report in mine], marker="o", label=name)
+    deadline = reports[0].load.deadline
+    left.axhline(100 * target, color="grey", linestyle=":")
+    right.axhline(deadline, color="grey", linestyle=":")
+    left.set(xlabel="sessions", ylabel="units on time, %", ylim=(0, 103))
+    right.set(xlabel="sessions", ylabel="p99 response, ms", ylim=(0, 3 * deadline))
+    left.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
