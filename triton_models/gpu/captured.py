@@ -21,18 +21,21 @@ class Lane:
     """Where captured calls run: a device, a stream of their own and the memory that their graphs share.
 
     Graphs of one lane run one after the other, so they may use the same memory for what lies between their kernels.
+    `warm_up`: how often a function runs on inputs of zeros before its first call, which must therefore harm nothing.
     """
 
     device: torch.device
-    stream: torch.cuda.Stream | None
-    pool: Any  # torch's handle of a graph memory pool
+    stream: torch.cuda.Stream | None = None
+    pool: Any = None  # torch's handle of a graph memory pool
+    warm_up: int = 0
 
     @classmethod
     def on(cls, device: torch.device, priority: int = 0) -> Lane:
         """A new lane; on a CPU calls just run. `priority` -1 is served before 0 when both wait."""
         if device.type != "cuda":
-            return cls(device, None, None)
-        return cls(device, torch.cuda.Stream(device, priority=priority), torch.cuda.graph_pool_handle())
+            return cls(device)
+        stream = torch.cuda.Stream(device, priority=priority)
+        return cls(device, stream, torch.cuda.graph_pool_handle(), WARM_UP_RUNS)
 
 
 class CapturedCall:
@@ -46,13 +49,15 @@ class CapturedCall:
         self._in = Staging(inputs, lane.device)
         self._out: Staging | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        if capture and lane.stream is not None:
-            self._capture(lane.stream)
+        if capture:
+            with torch.no_grad(), torch.cuda.stream(lane.stream):
+                for _ in range(lane.warm_up):
+                    self._body()
+            if lane.stream is not None:
+                self._capture(lane.stream)
 
     def _capture(self, stream: torch.cuda.Stream) -> None:
         with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(WARM_UP_RUNS):
-                self._body()
             stream.synchronize()
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, pool=self._lane.pool, stream=stream, capture_error_mode="thread_local"):

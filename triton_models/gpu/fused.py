@@ -243,7 +243,8 @@ def commit(k_new: Tensor, v_new: Tensor, k_pool: Tensor, v_pool: Tensor, places:
     """Writes the K and V of a think pass into the pool, in place.
 
     k_new, v_new [L, B, T, G, D]; pools [L, pages, page, G, D]; places int64 [B, T]: page * page_tokens + offset of each
-    token, or -1 for one that is not kept; finite uint8 [B]: a row with 0 commits nothing.
+    token. A place in the null page or outside the pool means that the token is not kept. finite uint8 [B]: a row with 0
+    commits nothing.
     """
     layers, batch, tokens, groups, size = k_new.shape
     width = groups * size
@@ -256,6 +257,7 @@ def commit(k_new: Tensor, v_new: Tensor, k_pool: Tensor, v_pool: Tensor, places:
         finite,
         tokens,
         batch * tokens,
+        k_pool.shape[2],
         k_pool.shape[1] * k_pool.shape[2],
         WIDTH=width,
         PAD=next_power_of_2(width),
@@ -272,6 +274,7 @@ def _commit_kernel(
     finite,
     tokens,
     count,
+    page_tokens,
     pool_tokens,
     WIDTH: tl.constexpr,
     PAD: tl.constexpr,
@@ -280,7 +283,7 @@ def _commit_kernel(
     n = tl.program_id(0)
     layer = tl.program_id(1).to(tl.int64)
     place = tl.load(places + n)
-    keep = (place >= 0) & (place < pool_tokens) & (tl.load(finite + n // tokens) != 0)
+    keep = (place >= page_tokens) & (place < pool_tokens) & (tl.load(finite + n // tokens) != 0)
     c = tl.arange(0, PAD)
     source = (layer * count + n) * WIDTH + c
     to = (layer * pool_tokens + place) * WIDTH + c

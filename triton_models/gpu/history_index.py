@@ -38,23 +38,30 @@ class HistoryIndex:
             torch.arange(rows, dtype=torch.int32, device=device),
         )
 
-    def fill(self, page_table: Tensor, page_range: Tensor, page_tokens: int) -> None:
+    def narrow(self, pages: int, page_tokens: int) -> HistoryIndex:
+        """The same lists, cut where no row of a call has tokens: what attention splits its work by."""
+        width = ceil_div(pages * page_tokens, TILE) * TILE
+        return HistoryIndex(self.tokens[:, :width], self.lengths, self.order)
+
+    def fill(self, page_table: Tensor, page_range: Tensor, page_tokens: int, rows: Tensor | None = None) -> None:
         """Lists the visible tokens of page_table int64 [B, P] with page_range int64 [B, P, 2]; B may not exceed rows.
 
-        Raises ValueError if the histories do not fit.
+        rows: int32 [B], where each list goes; None: to rows 0 .. B - 1. Raises ValueError if the histories do not fit.
         """
-        rows, pages = page_table.shape
-        if rows > self.tokens.shape[0] or pages * page_tokens > self.tokens.shape[1]:
+        batch, pages = page_table.shape
+        if batch > self.tokens.shape[0] or pages * page_tokens > self.tokens.shape[1]:
             raise ValueError(
                 f"page_table: expected at most {self.tokens.shape[0]} rows of "
-                f"{self.tokens.shape[1] // page_tokens} pages, got {rows} of {pages}"
+                f"{self.tokens.shape[1] // page_tokens} pages, got {batch} of {pages}"
             )
-        self.tokens.zero_()
+        rows = self.order[:batch] if rows is None else rows
+        self.tokens.index_fill_(0, rows.long(), 0)
         if page_table.stride(1) != 1 or page_range.stride()[1:] != (2, 1):
             raise ValueError("page_table, page_range: expected the last axes without gaps")
-        _fill_kernel[(rows,)](
+        _fill_kernel[(batch,)](
             page_table,
             page_range,
+            rows,
             self.tokens,
             self.lengths,
             pages,
@@ -78,6 +85,7 @@ def build_index(page_table: Tensor, page_range: Tensor, page_tokens: int) -> His
 def _fill_kernel(
     page_table,
     page_range,
+    rows,
     tokens,
     lengths,
     pages,
@@ -90,6 +98,7 @@ def _fill_kernel(
 ):
     """One program a row: a running sum of the visible counts says where the tokens of each page go."""
     row = tl.program_id(0).to(tl.int64)
+    target = tl.load(rows + row).to(tl.int64)
     offset = tl.arange(0, PAGE_BLOCK)
     done = tl.zeros((), dtype=tl.int32)
     for start in range(0, pages, PAGES):
@@ -101,7 +110,7 @@ def _fill_kernel(
         first = tl.maximum(first, 0)
         count = tl.maximum(tl.minimum(last, PAGE) - first, 0)
         begin = done + tl.cumsum(count, axis=0) - count
-        where = tokens + row * tokens_stride + begin[:, None] + offset[None, :]
+        where = tokens + target * tokens_stride + begin[:, None] + offset[None, :]
         tl.store(where, (page * PAGE + first)[:, None] + offset[None, :], mask=offset[None, :] < count[:, None])
         done += tl.sum(count, axis=0)
-    tl.store(lengths + row, done)
+    tl.store(lengths + target, done)

@@ -57,7 +57,7 @@ def think(
 
 
 def commit(thought: Thought, history: History, places: Tensor) -> None:
-    """Writes K and V of the tokens whose place (page * page_tokens + offset, int64 [B, T]) is not -1 into the pool."""
+    """Writes K and V into the pool at places int64 [B, T] (page * page_tokens + offset; 0: not kept)."""
     fused.commit(thought.k, thought.v, history.k_pool, history.v_pool, places, thought.finite)
 
 

@@ -194,7 +194,7 @@ class PerformEngine(PagedStep):
 class ThinkEngine(PagedStep):
     """Context blocks, slots and prompts. Each pass length has graphs of its own.
 
-    With `places` int64 [B, T] among the inputs (page * page_tokens + offset of every token, -1: not kept) K and V go
+    With `places` int64 [B, T] among the inputs (page * page_tokens + offset of every token, 0: not kept) K and V go
     into the pool within the call and do not leave the device: the outputs are `logits` and `finite` uint8 [B]. A row
     whose numbers are not finite writes nothing. Otherwise `k_new` and `v_new` float32 [L, B, T, G, D] come back.
     """

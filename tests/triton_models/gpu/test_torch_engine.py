@@ -15,6 +15,7 @@ from engine_builder.config import ModelConfig, preset
 from engine_builder.manifest import STEPS, ManifestError
 from engine_builder.model.duplex import DuplexModel
 from engine_builder.model.steps import step_specs
+from triton_models.gpu.captured import Lane
 from triton_models.gpu.staging import Slot, Staging
 from triton_models.gpu.torch_engine import Limits, load_engines
 from triton_models.gpu.weights import BackboneWeights, WeightsError, expected_shapes
@@ -137,22 +138,23 @@ def test_batched_rows_equal_solo_rows(engines, model):
             np.testing.assert_allclose(value[0], together[name][row], atol=1e-5, rtol=1e-4)
 
 
-def test_think_commits_in_place(engines, model):
-    inputs = example(model, "think", batch=2)
+def test_think_commits_in_place(directories, model):
+    """With a rehearsal on zeros first, as before a graph is captured: it must leave the pool alone."""
+    engines = load_engines(directories / "float32", ("think",), device="cpu", lane=Lane(CPU, warm_up=1))
+    inputs = example(model, "think", batch=3)  # a bucket of 4: the empty row must not touch the null page
     expected = reference(model, "think", inputs)
     pools = {name: torch.from_numpy(inputs[name].copy()) for name in ("k_pool", "v_pool")}
     before = {name: pool.clone() for name, pool in pools.items()}
-    tokens = inputs["ids"].shape[1] + 4 + 2 + 1 + 2
-    places = np.full((2, tokens), -1, dtype=np.int64)
-    places[0, [0, 3, tokens - 1]] = [8, 21, 30]  # page * page_tokens + offset
+    places = np.zeros((3, model.config.block_tokens), dtype=np.int64)
+    places[0, [0, 3, -1]] = [8, 21, 30]  # page * page_tokens + offset
     places[1, 5] = 47
     out = engines["think"].run({**inputs, **pools, "places": places})
     assert set(out) == {"logits", "finite"}
-    assert out["finite"].tolist() == [1, 1]
+    assert out["finite"].tolist() == [1, 1, 1]
     np.testing.assert_allclose(out["logits"], expected["logits"], atol=1e-5, rtol=1e-4)
     for name, new in (("k_pool", "k_new"), ("v_pool", "v_new")):
         want = before[name].flatten(1, 2)
-        want[:, [8, 21, 30]] = torch.from_numpy(expected[new][:, 0, [0, 3, tokens - 1]])
+        want[:, [8, 21, 30]] = torch.from_numpy(expected[new][:, 0, [0, 3, -1]])
         want[:, 47] = torch.from_numpy(expected[new][:, 1, 5])
         torch.testing.assert_close(pools[name].flatten(1, 2), want, atol=1e-5, rtol=1e-4)
 
