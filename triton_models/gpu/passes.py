@@ -69,14 +69,19 @@ def perform(
     tau: Tensor,
     rope_cos: Tensor,
     rope_sin: Tensor,
+    video: slice = slice(None),
 ) -> tuple[Tensor, Tensor]:
-    """One evaluation of the velocity field: x_video [B, n_v, c_v], x_audio [B, n_a, c_a], tau [B], all float32."""
+    """One evaluation of the velocity field: x_video [B, n_v, c_v], x_audio [B, n_a, c_a], tau [B], all float32.
+
+    `video`: which of the unit's video tokens x_video holds, if an exchange spreads them over ranks. RoPE tables
+    [B, n, D / 2] are always those of all tokens.
+    """
     w = backbone.weights
-    video = linear(x_video, w["video_in.weight"], w["video_in.bias"]) + w["video_position"]
-    audio = linear(x_audio, w["audio_in.weight"], w["audio_in.bias"]) + w["audio_position"]
-    x = torch.cat((video, audio), dim=1)
+    from_video = linear(x_video, w["video_in.weight"], w["video_in.bias"]) + w["video_position"][video]
+    from_audio = linear(x_audio, w["audio_in.weight"], w["audio_in.bias"]) + w["audio_position"]
+    x = torch.cat((from_video, from_audio), dim=1)
     # K and V of noisy tokens are read once, by the layer that made them: all layers share one buffer.
-    k, v = backbone.new_kv(x.shape[0], x.shape[1], layers=1)
+    k, v = backbone.new_kv(x.shape[0], rope_cos.shape[1], layers=1)
     hidden = backbone.forward(
         x, rope_cos, rope_sin, history, k, v, None, modulation_of(w, tau), out_dtype=torch.float32
     )
