@@ -2,7 +2,7 @@
 
 `Health.check` compares what the processes of a server say about themselves with the clock. `HealthServer` publishes the
 outcome on loopback: GET /ready is 200 or 503, with the reason and the models' figures as JSON; GET /live is 200 while
-the launcher lives.
+the launcher lives; GET /metrics is for Prometheus.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from . import launcher_metrics
 from .runtime.status import read_status
 from .server_process import ServerProcess, process_lives
 from .template import MODELS
@@ -27,18 +29,21 @@ PROBE_FAILURES = 3  # unanswered ones in a row: the server hangs
 
 @dataclass
 class Health:
-    """Looks after one server. `check` returns what is wrong, or None."""
+    """Looks after one server. `check` returns what is wrong, or None; `part` is the process that it is about."""
 
     server: ServerProcess
     status: Path
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    part: str = "tritonserver"
     _probed: float = 0.0
     _failures: int = 0
 
     def check(self) -> str | None:
+        self.part = "tritonserver"
         if not self.server.alive():
             return "tritonserver has died"
         for name in MODELS:
+            self.part = name
             status = read_status(self.status, name)
             if status is None:
                 return f"{name} is not loaded"
@@ -52,6 +57,7 @@ class Health:
                 return f"the worker thread of {name} has ended"
             if status.get("oldest_call_s", 0.0) > CALL_LIMIT:
                 return f"a call of {name} has taken {status['oldest_call_s']:.1f} s so far"
+        self.part = "tritonserver"
         return self._probe()
 
     def pids(self) -> dict[str, int]:
@@ -72,12 +78,27 @@ class Readiness:
     reason: str = "starting"
     restarts: int = 0
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fault: str | None = None  # the part of the server that is down
+    faults: Counter[str] = field(default_factory=Counter)  # by part
 
     def set(self, ready: bool, reason: str) -> None:
         self.ready, self.reason = ready, reason
+        if ready:
+            self.fault = None
+
+    def blame(self, part: str) -> None:
+        """Books a fault of a process; the part is down until the server is ready again."""
+        self.fault = part
+        self.faults[part] += 1
 
     def body(self) -> bytes:
         return json.dumps(vars(self)).encode()
+
+    def metrics(self) -> bytes:
+        """What Prometheus reads."""
+        return launcher_metrics.text(
+            launcher_metrics.figures(self.ready, self.fault, self.faults, self.restarts)
+        ).encode()
 
 
 class HealthServer:
@@ -86,13 +107,14 @@ class HealthServer:
     def __init__(self, readiness: Readiness, port: int) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                if self.path not in ("/ready", "/live"):
-                    self.send_error(404, "expected /ready or /live")
+                if self.path not in ("/ready", "/live", "/metrics"):
+                    self.send_error(404, "expected /ready, /live or /metrics")
                     return
-                good = self.path == "/live" or readiness.ready
-                body = readiness.body()
+                scraped = self.path == "/metrics"
+                good = self.path != "/ready" or readiness.ready
+                body = readiness.metrics() if scraped else readiness.body()
                 self.send_response(200 if good else 503)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", launcher_metrics.CONTENT_TYPE if scraped else "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

@@ -129,6 +129,7 @@ class Supervisor:
         """After a fault: tells the streams, removes the server, waits. False if this happened too often."""
         started = self._readiness.ready
         self._readiness.set(False, fault)
+        self._readiness.blame(self._health.part)
         self._write("fault")
         self._say(f"fault: {fault}")
         if started and self._server.alive():

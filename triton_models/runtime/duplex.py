@@ -18,10 +18,11 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from engine_builder.config import UNIT_MS, ModelConfig
+from engine_builder.config import ModelConfig
 
 from . import validate
 from .conversation import Conversation, Reply, Stages, Turn, UnitRequest, UnitResponse
+from .duplex_meter import UNIT_NS, DuplexMeter
 from .messages import (
     CloseJob,
     OpenJob,
@@ -37,7 +38,6 @@ from .messages import (
 from .session import Accepted, Session, SessionTable
 from .thinker_session import MAX_QUEUED_TEXT
 
-UNIT_NS = UNIT_MS * 1_000_000
 POLL_SECONDS = 0.5  # how long a vanished client or an idle session goes unnoticed
 STALL_SECONDS = 10.0  # a call that takes longer will not come back: its process died under it, or hangs
 SMOOTHING = 0.1  # weight of the newest measurement in the running estimate of what follows the solver
@@ -69,6 +69,7 @@ class Duplex:
         """`table`: arguments of `SessionTable` but `release`."""
         self.table = SessionTable(release=self._release, **table)
         self.units = 0  # answered
+        self.meter = DuplexMeter()
         self._config = config
         self._call_thinker, self._call_performer = call_thinker, call_performer
         self._count_tokens = count_tokens
@@ -97,6 +98,7 @@ class Duplex:
         except Exception as error:
             self._refuse(request, reply, error)
             return
+        self.meter.accepted(accepted, arrival)
         talk.unanswered[accepted.unit] = reply
         talk.typed = max(0, talk.typed + self._tokens(text) - self._config.language.text_tokens)
         turn = Turn(talk, accepted, request, text, arrival, before=talk.newest, stages=Stages())
@@ -119,6 +121,7 @@ class Duplex:
         if self.table.fence(session, turn.accepted.epoch) and reply is not None:
             reply.send(response)
             self.units += 1
+            self.meter.answered(turn.accepted, response.info, turn.arrival_ns, self._clock())
             if reply is not talk.held:
                 reply.finish()
         self.table.finish(session, unit, self._clock())
@@ -226,6 +229,7 @@ class Duplex:
             error = SessionError("INTERNAL", f"{type(error).__name__}: {error}")
         reply.fail(error)
         reply.finish()
+        self.meter.refused(error.code, start=request.start)
         # Triton's sequence batcher has seen the end flag and lets no further unit through: the session is over.
         session = self.table.get(request.key)
         if request.end and not request.start and session is not None:
@@ -240,6 +244,8 @@ class Duplex:
         """The one way out: called once per session by the table. Tells the client and frees everything."""
         talk = self._conversations.pop(session.name)
         error = talk.failure
+        ending = "failed" if error else "completed" if reason == "completed" else "abandoned"
+        self.meter.ended(session.name, ending, len(talk.unanswered))
         if error is None and reason != "completed":
             code = "UNAVAILABLE" if self.table.closing else "ABORTED"
             error = SessionError(code, f"session {session.key!r} has ended: {reason}")
@@ -290,7 +296,7 @@ class Duplex:
             self._fail(talk, SessionError("UNAVAILABLE", reason))
 
     def status(self) -> dict[str, Any]:
-        """Sessions now, units so far, and for how long the oldest call has been under way."""
+        """Sessions now, counters so far, and for how long the oldest call has been under way."""
         since = min(self._calls.values(), default=None)
         return {
             "sessions": len(self.table),
@@ -298,6 +304,7 @@ class Duplex:
             "freeing": len(self._background),
             "units": self.units,
             "dropped": self.table.dropped,
+            **self.meter.metrics.snapshot(),
             "oldest_call_s": 0.0 if since is None else round(time.monotonic() - since, 3),
         }
 

@@ -13,6 +13,7 @@ from engine_builder.manifest import Manifest
 
 from .conversation import Reply, UnitRequest
 from .duplex import Call, Duplex
+from .metrics import Metrics
 from .options import OptionLimits
 from .settings import DuplexSettings
 from .status import Heartbeat, read_notice
@@ -48,8 +49,12 @@ class DuplexService:
         self._directory = Path(settings.status)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="duplex", daemon=True)
-        self._heartbeat = Heartbeat(self._directory, "duplex", self._status)
+        self._heartbeat = Heartbeat(self._directory, "duplex", self.status)
         self._turned, self._state = time.monotonic(), self._duplex.status()
+
+    @property
+    def metrics(self) -> Metrics:
+        return self._duplex.meter.metrics
 
     def start(self) -> None:
         self._thread.start()
@@ -86,6 +91,6 @@ class DuplexService:
                 self._duplex.drain() if notice.kind == "drain" else self._duplex.abandon(notice.reason)
             await asyncio.sleep(NOTICE_SECONDS)
 
-    def _status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """Called in the heartbeat's thread: a loop that hangs shows in `loop_s`."""
         return {**self._state, "loop_s": round(time.monotonic() - self._turned, 3)}

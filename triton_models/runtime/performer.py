@@ -112,8 +112,7 @@ class Performer:
         if not rows:
             return []
         solves = [self._solves[row.job] for row in rows]
-        for solve in solves:
-            solve.started_ns = begin if solve.started_ns < 0 else solve.started_ns
+        self._start(solves, begin)
         try:
             out = self._engine.run(self._inputs(solves))
         except Exception as error:
@@ -159,12 +158,23 @@ class Performer:
             "v_pool": self._pool.v,
         }
 
+    def _start(self, solves: Sequence[_Solve], now: int) -> None:
+        """Books the jobs whose first step this tick is."""
+        under_way = sum(solve.started_ns >= 0 for solve in solves)
+        for solve in solves:
+            if solve.started_ns < 0:
+                solve.started_ns = now
+                self.metrics.observe("join.rows", under_way)
+                self.metrics.observe("join.wait", (now - solve.joined_ns) / 1e9)
+
     def _step(self, solve: _Solve, row: Row, v_video: Float32, v_audio: Float32) -> None:
         """Euler: x += (tau_next - tau) v. A jump goes straight to tau = 0, which is the network's estimate of z_0."""
         following = len(solve.taus) - 1 if row.jump else solve.index + 1
         step = np.float32(solve.taus[following] - solve.tau)
         solve.x_video = solve.x_video + step * v_video
         solve.x_audio = solve.x_audio + step * v_audio
+        if row.jump:
+            self.metrics.count("steps.skipped", row.steps - row.step - 1)
         solve.index = following
         solve.done += 1
 

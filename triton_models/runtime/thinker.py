@@ -199,7 +199,9 @@ class Thinker:
         session.check_think(job.unit)
         text = validate.text(job.text)
         session.queue_text(self._tokenizer.encode(text) if text else [])
-        self._pool.scrub(session.table.evict(job.unit))
+        evicted = session.table.evict(job.unit)
+        self._pool.scrub(evicted)
+        self.metrics.count("pages.evicted", len(evicted))
         return ThinkRow(session, job.unit, session.take_text(self.config.language.text_tokens))
 
     def _thought(self, job: ThinkJob, row: ThinkRow, ms: float) -> ThinkResult:

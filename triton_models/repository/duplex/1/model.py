@@ -9,6 +9,7 @@ import locale
 locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # stubs run in the C locale, where reading a UTF-8 file fails
 
 from triton_models import backend  # noqa: E402
+from triton_models.metrics_export import Exporter  # noqa: E402
 from triton_models.runtime import settings  # noqa: E402
 from triton_models.runtime.duplex_service import DuplexService  # noqa: E402
 from triton_models.runtime.messages import SessionError  # noqa: E402
@@ -19,6 +20,8 @@ class TritonPythonModel:
         given = settings.read(settings.DuplexSettings, backend.parameters(args))
         self._service = DuplexService(given, *backend.callers(given.max_sessions))
         self._service.start()
+        self._metrics = Exporter("duplex", self._service.status, self._service.metrics.take)
+        self._metrics.start()
 
     def execute(self, requests):
         for request in requests:
@@ -30,4 +33,5 @@ class TritonPythonModel:
                 reply.finish()
 
     def finalize(self):
+        self._metrics.stop()
         self._service.stop()

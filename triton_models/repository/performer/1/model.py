@@ -7,6 +7,7 @@ locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # stubs run in the C locale, where
 from pathlib import Path  # noqa: E402
 
 from triton_models import backend  # noqa: E402
+from triton_models.metrics_export import Exporter  # noqa: E402
 from triton_models.runtime import settings  # noqa: E402
 from triton_models.runtime.roles import PerformerRole  # noqa: E402
 from triton_models.runtime.status import Heartbeat  # noqa: E402
@@ -19,11 +20,14 @@ class TritonPythonModel:
         self._jobs = backend.JobServer(self._role.worker)
         self._heartbeat = Heartbeat(Path(given.status), "performer", self._role.status)
         self._heartbeat.start()
+        self._metrics = Exporter("performer", self._role.status, self._role.performer.metrics.take)
+        self._metrics.start()
 
     def execute(self, requests):
         self._jobs.execute(requests)  # answers come later, from the worker: see backend.py
 
     def finalize(self):
+        self._metrics.stop()
         self._heartbeat.stop()
         self._role.stop()
         self._jobs.stop()
