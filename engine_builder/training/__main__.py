@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from ..checkpoint import load_checkpoint
 from ..config import preset
 from .conversation import Studio
+from .rehearsal import rehearse
+from .run_report import write_report
 from .scenario import DENSE
 from .trainer import Trainer, TrainingPlan
 
@@ -29,7 +33,16 @@ def _train(arguments: argparse.Namespace) -> None:
             console.print(f"{int(row['step']):5d}  {row['seconds']:7.0f} s  {parts}")
 
     trainer.train(arguments.save_every, show)
-    console.print(f"checkpoint: {arguments.run / 'checkpoint'}")
+    console.print("rehearsal in closed loop with held-out voices ...")
+    found, _ = rehearse(trainer.model, arguments.cache)
+    console.print(f"report: {write_report(arguments.run, found)}; checkpoint: {arguments.run / 'checkpoint'}")
+
+
+def _rehearse(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    model = load_checkpoint(arguments.checkpoint)
+    found, tally = rehearse(model, arguments.cache, arguments.talks, arguments.units, solver_steps=arguments.steps)
+    print(json.dumps({**found, "trials": dict(tally.trials)}, indent=1))
 
 
 def main() -> None:
@@ -46,6 +59,14 @@ def main() -> None:
     train.add_argument("--save-every", type=int, default=200)
     train.add_argument("--no-compile", action="store_true", help="skip torch.compile (no C++ compiler, short runs)")
     train.set_defaults(action=_train)
+    check = commands.add_parser("rehearse", help="closed-loop figures of a checkpoint in PyTorch, in a minute")
+    check.add_argument("checkpoint", type=Path)
+    check.add_argument("--cache", type=Path, default=Path("build/cache"), help="rendered voices")
+    check.add_argument("--talks", type=int, default=16, help="held-out conversations")
+    check.add_argument("--units", type=int, default=150, help="units of each")
+    check.add_argument("--steps", type=int, default=None, help="solver steps (default: the checkpoint's)")
+    check.add_argument("--threads", type=int, default=2)
+    check.set_defaults(action=_rehearse)
     arguments = parser.parse_args()
     arguments.action(arguments)
 

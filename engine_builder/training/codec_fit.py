@@ -30,7 +30,7 @@ class CodecReport:
     video_psnr_db: float
 
 
-def fit_codecs(model: DuplexModel, studio: Studio, conversations: int = 60, units: int = 40) -> CodecReport:
+def fit_codecs(model: DuplexModel, studio: Studio, conversations: int, units: int = 40) -> CodecReport:
     """Sets the codec parameters of `model` from agent audio and frames of `conversations` conversations."""
     pcm, frames = _material(studio, conversations, units, 0)
     with torch.no_grad():
@@ -58,9 +58,7 @@ def measure_codecs(model: DuplexModel, studio: Studio, conversations: int = 12, 
     return CodecReport(round(float(snr), 2), round(float(10 * torch.log10(255.0**2 / mse)), 2))
 
 
-def latent_spread(
-    model: DuplexModel, studio: Studio, conversations: int = 40, units: int = 40
-) -> tuple[Tensor, Tensor]:
+def latent_spread(model: DuplexModel, studio: Studio, conversations: int, units: int = 40) -> tuple[Tensor, Tensor]:
     """Standard deviation of the latents: video [n_v, c_v], audio [1, c_a]."""
     pcm, frames = _material(studio, conversations, units, 2)
     with torch.no_grad():

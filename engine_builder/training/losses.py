@@ -8,18 +8,37 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..config import ModelConfig
+from ..tokenizer import word_ids
 from .batches import Batch
 from .conversation import NO_WORD
 from .packed_pass import PackedPass, PackedUnits
+from .words import COLOURS, LANGUAGES, SOCIAL, Meaning, answer
 
 _FLOAT32 = ("modulation", "codec", "encoder")  # parts that stay in float32 when the backbone runs in bfloat16
-WORD_WEIGHT = 6.0
+# Weights of words in the cross-entropy (`<eou>`: 1): rare answers count more, words that follow of themselves less.
+WORD_WEIGHT, FUNCTION_WEIGHT, SOCIAL_WEIGHT, COLOUR_WEIGHT = 6.0, 2.0, 12.0, 24.0
+LOUDNESS_WEIGHT = 0.01  # holds the percepts' scale: a layer norm follows, so nothing else does
 VIDEO_WEIGHT = 0.5
 SPEECH_WEIGHT, SILENCE_WEIGHT = 1.5, 0.7
 TAU_FLOOR = 0.3  # velocity weighting 1 / max(tau, floor)^2 of the error of z_0
 TAU_SHIFT = 0.8  # tau = sigmoid(N(TAU_SHIFT, 1))
 PURE_NOISE = 0.15  # share of units at tau = 1, where every solver starts
 NOISY_CONTEXT, CONTEXT_SIGMA = 0.7, 0.5
+
+
+def word_weights(config: ModelConfig) -> Tensor:
+    """Weight of every token as the target of the first text slot, [V]."""
+    ids, weights = word_ids(config.language), torch.full((config.language.vocab_size,), WORD_WEIGHT)
+    weights[config.language.eou_id] = 1.0
+    for language in LANGUAGES:
+        for kind in SOCIAL[language]:
+            words = answer(Meaning(kind), language)
+            weights[ids[words[0]]] = SOCIAL_WEIGHT
+            weights[[ids[word] for word in words[1:]]] = FUNCTION_WEIGHT
+        weights[[ids[word] for word in COLOURS[language]]] = COLOUR_WEIGHT
+        weights[[ids[word] for word in answer(Meaning("digit", 0), language)[1:-1]]] = FUNCTION_WEIGHT
+    return weights
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,13 @@ def draw_units(batch: Batch, spread: Spread, generator: torch.Generator) -> Pack
 
 
 def own_context(
-    step: PackedPass, units: PackedUnits, e_video: Tensor, e_audio: Tensor, dtype: torch.dtype, chosen: Tensor
+    step: PackedPass,
+    units: PackedUnits,
+    e_video: Tensor,
+    e_audio: Tensor,
+    dtype: torch.dtype,
+    chosen: Tensor,
+    generator: torch.Generator,
 ) -> PackedUnits:
     """Roll-out: in stretches where `chosen` [B] the context becomes what the model itself would have made of it.
 
@@ -97,8 +122,8 @@ def own_context(
     with torch.no_grad():
         noise = replace(
             units,
-            x_video=torch.randn_like(units.x_video),
-            x_audio=torch.randn_like(units.x_audio),
+            x_video=torch.randn(units.x_video.shape, generator=generator),
+            x_audio=torch.randn(units.x_audio.shape, generator=generator),
             tau=torch.ones_like(units.tau),
         )
         _, video, audio = run_pass(step, noise, e_video, e_audio, dtype)
@@ -122,7 +147,8 @@ def joint_loss(
     target = torch.where(speaks, batch.word, language.eou_id)
     first = entropy(logits[:, :, 1].flatten(0, 1), target.flatten(), reduction="none").view_as(target)
     end = entropy(logits[:, :, 2].flatten(0, 1), torch.full_like(target, language.eou_id).flatten(), reduction="none")
-    text = (first * torch.where(speaks, WORD_WEIGHT, 1.0)).mean() + (end.view_as(target) * speaks).mean()
+    text = (first * word_weights(step.model.config)[target]).mean() + (end.view_as(target) * speaks).mean()
+    loudness = sum(torch.log(e.square().mean()).square() for e in (e_video, e_audio)) * LOUDNESS_WEIGHT
 
     weight = units.tau.clamp(min=TAU_FLOOR) ** -2
     loud = torch.where(batch.state == 1, SPEECH_WEIGHT, SILENCE_WEIGHT)
@@ -130,7 +156,7 @@ def joint_loss(
     audio_error = (audio - batch.z_audio[:, 1:]).square().mean(dim=(2, 3))
     flow = (audio_error * weight * loud).mean() + VIDEO_WEIGHT * (video_error * weight).mean()
     return Losses(
-        total=flow + state + text,
+        total=flow + state + text + loudness,
         state=state.detach(),
         text=first.detach()[speaks].mean(),
         audio=audio_error.detach().mean(),

@@ -34,7 +34,7 @@ LOG_FIELDS = ("step", "seconds", "rate", "total", "state", "text", "audio", "vid
 class TrainingPlan:
     """Everything that decides the result of a run, apart from the model's sizes."""
 
-    steps: int = 2000
+    steps: int = 2400
     batch: int = 12
     units: int = 24
     recent: int = 16
@@ -43,6 +43,8 @@ class TrainingPlan:
     rollout_share: float = 0.4  # of the stretches of a batch, then
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
+    eye_steps: int = 900
+    codec_conversations: int = 60
     seed: int = 5
 
     def rate(self, step: int) -> float:
@@ -64,12 +66,12 @@ class Trainer:
         self.model = DuplexModel(config)
         init_weights(self.model, plan.seed)
         if not self._resume_model():
-            report = fit_codecs(self.model, studio)
-            seen = open_eyes(self.model, plan.seed)
+            report = fit_codecs(self.model, studio, plan.codec_conversations)
+            seen = open_eyes(self.model, plan.seed, plan.eye_steps)
             (run / "warm_up.json").write_text(json.dumps({**asdict(report), "cards_seen": round(seen, 4)}) + "\n")
         for codec in (self.model.audio_codec, self.model.video_codec):
             codec.requires_grad_(False)
-        self.spread = Spread(*latent_spread(self.model, studio))
+        self.spread = Spread(*latent_spread(self.model, studio, plan.codec_conversations))
         self.optimiser = Optimiser(self.model, plan.muon_lr, plan.adam_lr)
         self._resume_optimiser()
         self.packed = PackedPass(self.model, plan.recent)
@@ -141,7 +143,8 @@ class Trainer:
         e_video, e_audio = perceive(self.packed, batch)
         if self.step_number >= plan.rollout_from * plan.steps:
             chosen = torch.rand(len(batch.text), generator=generator) < plan.rollout_share
-            units = own_context(self.packed, units, e_video.detach(), e_audio.detach(), self.dtype, chosen)
+            percepts = e_video.detach(), e_audio.detach()
+            units = own_context(self.packed, units, *percepts, self.dtype, chosen, generator)
         losses = joint_loss(self.packed, batch, units, e_video, e_audio, self.dtype)
         losses.total.backward()
         rate = plan.rate(self.step_number)
