@@ -25,7 +25,7 @@ import psutil
 
 SHM = Path("/dev/shm")
 _ERROR = re.compile(r"E\d{4} .*(?<!has not been initialized.\")$|error:")  # glog's E1122; no GPU is no error
-EXIT_TIMEOUT = 3  # seconds that Triton gives open streams at its end; our sessions were drained before
+EXIT_TIMEOUT = 1  # seconds that Triton gives open streams at its end; our sessions were drained before
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -96,6 +96,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                cwd=self.plan.repository.parent,  # stubs look for modules there first
                 start_new_session=True,  # Ctrl-C must reach the launcher alone, which drains first
                 preexec_fn=_end_with_parent,
             )
@@ -112,33 +113,28 @@ class ServerProcess:
         except (urllib.error.URLError, OSError):
             return False
 
-    def stop(self, timeout: float = EXIT_TIMEOUT + 4.0) -> bool:
+    def stop(self, timeout: float = EXIT_TIMEOUT + 1.5) -> bool:
         """SIGTERM, then SIGKILL for whatever is left of the group. True if nothing had to be killed."""
         if self._process is None:
             return True
-        group = processes_of_group(self._process.pid)
         if self.alive():
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout)
         clean = not self.alive()
-        self.kill(group)
+        self.kill()
         return clean
 
-    def kill(self, group: list[psutil.Process] | None = None) -> None:
+    def kill(self) -> None:
         """SIGKILL for the server and its stubs; returns when they are gone."""
         if self._process is None:
             return
-        group = processes_of_group(self._process.pid) if group is None else group
-        if self.alive():
-            self._process.kill()
+        group = members(self._process.pid)
+        if group:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for process in group:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(group, timeout=5.0)
+        wait_until_gone(group, 5.0)
 
     def errors(self, limit: int = 8) -> str:
         """The first errors in the server's log, or its end if it names none."""
@@ -173,12 +169,16 @@ def clean_shared_memory(prefix: str) -> list[str]:
     return names
 
 
-def processes_of_group(pid: int) -> list[psutil.Process]:
-    """All live processes that were started by or under the process `pid`, itself left out."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def members(group: int) -> list[int]:
+    """Live processes of a process group. Found by the group and not by the parent, which may be dead already."""
+    found = []
+    for pid in psutil.pids():
+        try:
+            if os.getpgid(pid) == group and process_lives(pid):
+                found.append(pid)
+        except (ProcessLookupError, PermissionError):
+            continue
+    return found
 
 
 def process_lives(pid: int) -> bool:

@@ -73,11 +73,11 @@ class DuplexService:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         work = [self._loop.create_task(self._duplex.watch()), self._loop.create_task(self._listen())]
-        try:
-            self._loop.run_forever()
-        finally:
-            for task in work:
-                task.cancel()
+        self._loop.run_forever()
+        tasks = {*work, *asyncio.all_tasks(self._loop)}
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
     async def _listen(self) -> None:
         """Follows the launcher's notice, of which there is at most one in the life of a server."""

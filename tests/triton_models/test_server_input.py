@@ -1,0 +1,101 @@
+"""What a client can do wrong: a clear error on its stream, and nobody is harmed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.server
+
+
+def pcm(samples: int, dtype: type = np.float32, value: float = 0.0) -> np.ndarray:
+    return np.full(samples, value, dtype)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"pcm": pcm(2400)}, ["'pcm'", "[2560]", "[2400]"]),
+        ({"pcm": pcm(3528)}, ["'pcm'", "[2560]"]),  # 160 ms at 22.05 kHz: a wrong rate
+        ({"pcm": pcm(2560, np.int16)}, ["'pcm'", "FP32", "INT16"]),
+        ({"frames": np.zeros((4, 16, 16, 3), np.uint8)}, ["'frames'", "[4,32,32,3]", "[4,16,16,3]"]),
+        ({"frames": np.zeros((4, 32, 32, 3), np.float32)}, ["'frames'", "UINT8", "FP32"]),
+        ({"unit_index": np.array([1, 2], np.int64)}, ["'unit_index'", "[1]", "[2]"]),
+        ({"pcm": pcm(2560, value=np.nan)}, ["INVALID_ARGUMENT: pcm: expected finite samples, got nan at sample 0"]),
+        ({"pcm": pcm(2560, value=np.inf)}, ["INVALID_ARGUMENT: pcm: expected finite samples, got inf"]),
+        ({"pcm": pcm(2560, value=12000.0)}, ["INVALID_ARGUMENT: pcm: expected samples within", "peak of 12000"]),
+        ({"text": "x" * 5000}, ["INVALID_ARGUMENT: text: expected at most 4096 bytes", "got 5000"]),
+        ({"text": "x q " * 1000}, ["INVALID_ARGUMENT: text: expected at most 10", "more tokens"]),
+        ({"text": b"\xff\xfe"}, ["INVALID_ARGUMENT: text: expected UTF-8"]),
+        ({"unit": 7}, ["INVALID_ARGUMENT: unit_index: expected 2, got 7 (units 2 to 6 skipped)"]),
+        ({"unit": 1}, ["INVALID_ARGUMENT: unit_index: expected 2, got 1 (repeated)"]),
+        ({"unit": 0, "start": False}, ["INVALID_ARGUMENT: unit_index: expected 2, got 0 (the clock went back)"]),
+        ({"unit": 0}, ["ALREADY_EXISTS: sequence_start: session", "is open"]),
+        ({"options": {"seed": 1}}, ["INVALID_ARGUMENT: options: expected only with sequence_start"]),
+    ],
+)
+def test_a_bad_unit_is_refused_and_harms_nobody(server: Any, changes: dict[str, Any], expected: list[str]) -> None:
+    stream, other = server.stream(), server.stream()
+    for unit in range(2):
+        stream.ask("bad", unit)
+        other.ask("good", unit)
+    error = stream.refused("bad", changes.pop("unit", 2), **changes)
+    for part in expected:
+        assert part in error
+    stream.ask("bad", 2, end=True)
+    other.ask("good", 2, end=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("{", "INVALID_ARGUMENT: options: expected a JSON object"),
+        ({"speed": 2}, "INVALID_ARGUMENT: options: expected only the fields prompt, seed"),
+        ({"solver_steps": 1000}, "INVALID_ARGUMENT: options.solver_steps: expected an integer 1 to 16, got 1000"),
+        ({"retention": "some"}, "INVALID_ARGUMENT: options.retention"),
+        ({"prompt": "x" * 20_000}, "INVALID_ARGUMENT: options.prompt: expected at most"),
+    ],
+)
+def test_bad_options_open_no_session(server: Any, options: Any, expected: str) -> None:
+    stream, key = server.stream(), expected  # a name that no other test uses
+    assert expected in stream.refused(key, 0, options=options)
+    assert f"NOT_FOUND: sequence_id: session {key!r} is unknown" in stream.refused(key, 1, end=True)
+    stream.ask(key, 0, end=True)
+
+
+def test_an_unknown_session_is_named_by_triton(server: Any) -> None:
+    """Triton's own batcher sees it first; its words are clear enough."""
+    assert "sequence never-seen to model 'duplex' must specify the START flag" in server.stream().refused(
+        "never-seen", 1
+    )
+    assert "must specify a non-zero or non-empty correlation ID" in server.stream().refused(0, 0, start=True)
+
+
+def test_a_session_that_has_ended_is_not_found(server: Any) -> None:
+    stream = server.stream()
+    stream.ask(7, 0)
+    assert "skipped" in stream.refused(7, 3, start=False)
+    stream.ask(7, 1, end=True)
+    assert "must specify the START flag" in stream.refused(7, 2)
+    stream.ask(7, 0, end=True)
+
+
+def test_a_refused_last_unit_ends_the_session(server: Any) -> None:
+    stream = server.stream()
+    stream.ask("s", 0, options={"hold_open": True})
+    assert "skipped" in stream.refused("s", 5, end=True)
+    server.wait(server.free_again, 5, "the session to be gone")
+
+
+def test_more_units_than_the_window_are_refused(server: Any) -> None:
+    stream = server.stream()
+    for unit in range(4):
+        stream.send("s", unit)
+    answers = [stream.next() for _ in range(4)]
+    refused = [answer.error for answer in answers if answer.error]
+    assert "RESOURCE_EXHAUSTED: unit_index: 2 units of session 's' are unanswered" in refused[0]
+    assert all("RESOURCE_EXHAUSTED" in error or "skipped" in error for error in refused)
+    assert [answer.unit for answer in answers if not answer.error] == list(range(4 - len(refused)))
+    stream.ask("s", 4 - len(refused), end=True)

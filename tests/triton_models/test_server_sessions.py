@@ -1,0 +1,193 @@
+"""Conversations through a real server: the contract, independence of sessions, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+
+from engine_builder.config import UNIT_MS
+
+pytestmark = pytest.mark.server
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal but for rounding, which may differ with the shape of the batch."""
+    close = np.allclose(a.pcm, b.pcm, atol=1e-4) and int(np.abs(a.frames.astype(int) - b.frames).max()) <= 1
+    return (a.unit, a.state, a.text) == (b.unit, b.state, b.text) and close
+
+
+def test_shapes_are_in_the_metadata(server: Any) -> None:
+    client = grpc.InferenceServerClient(server.info["grpc"])
+    metadata = client.get_model_metadata("duplex", as_json=True)
+    assert metadata is not None
+    audio, video = server.manifest.model.audio, server.manifest.model.video
+    sound = {"name": "pcm", "datatype": "FP32", "shape": [str(audio.unit_samples)]}
+    frames = {"name": "frames", "datatype": "UINT8", "shape": ["4", str(video.height), str(video.width), "3"]}
+    assert sound in metadata["inputs"]
+    assert sound in metadata["outputs"]
+    assert frames in metadata["inputs"]
+    assert frames in metadata["outputs"]
+    assert {t["name"] for t in metadata["outputs"]} == {"unit_index", "state", "text", "pcm", "frames", "info"}
+    config = client.get_model_config("duplex", as_json=True)
+    assert config is not None
+    assert config["config"]["parameters"]["weights"]["string_value"] == server.manifest.weights
+    client.close()
+
+
+def test_a_response_carries_everything(server: Any) -> None:
+    stream = server.stream()
+    answer = stream.ask(1, 0, text="hello", end=True, options={"solver_steps": 3})
+    config = server.manifest.model
+    assert answer.state in config.language.states
+    assert answer.pcm.dtype == np.float32
+    assert answer.pcm.shape == (config.audio.unit_samples,)
+    assert np.isfinite(answer.pcm).all()
+    assert answer.frames.shape == (4, config.video.height, config.video.width, 3)
+    ms = answer.info["ms"]
+    assert set(ms) == {"queue", "perceive", "think", "perform", "render", "total"}
+    assert sum(ms.values()) - ms["total"] == pytest.approx(ms["total"], abs=0.01)
+    assert min(ms.values()) >= 0
+    assert answer.info["steps"] == 3
+    assert answer.info["degradation"] == []
+
+
+def test_a_session_replays_bit_for_bit(server: Any) -> None:
+    stream = server.stream()
+    runs = [[stream.ask(key, unit, options={"seed": 3} if unit == 0 else None) for unit in range(4)] for key in (1, 2)]
+    for a, b in zip(*runs, strict=True):
+        assert np.array_equal(a.pcm, b.pcm)
+        assert np.array_equal(a.frames, b.frames)
+    other = [stream.ask(3, unit, options={"seed": 4} if unit == 0 else None) for unit in range(4)]
+    assert not np.array_equal(other[-1].pcm, runs[0][-1].pcm)
+    for key in (1, 2, 3):
+        stream.ask(key, 4, end=True)
+
+
+def test_interleaved_sessions_equal_each_alone(server: Any) -> None:
+    """Integer and string ids, different voices, prompts, seeds and retention; always two units under way."""
+    starts = {
+        41: {"seed": 1, "prompt": "be kind", "retention": "full"},
+        "the other one": {"seed": 2, "retention": {"window": {"sink": 1, "recent": 3}}},
+    }
+    units = 12
+    alone: dict[int | str, list[Any]] = {}
+    stream = server.stream()
+    for voice, (key, options) in enumerate(starts.items()):
+        alone[key] = [
+            stream.ask(
+                key, unit, voice=voice, options=options if unit == 0 else None, text="hi" * (unit == 2), end=unit == 11
+            )
+            for unit in range(units)
+        ]
+    streams = {key: server.stream() for key in starts}
+    together: dict[int | str, list[Any]] = {key: [] for key in starts}
+    for unit in range(units):
+        for voice, (key, options) in enumerate(starts.items()):
+            options = options if unit == 0 else None
+            streams[key].send(key, unit, voice=voice, options=options, text="hi" * (unit == 2), end=unit == 11)
+            if unit:
+                together[key].append(streams[key].next())
+    for key in starts:
+        together[key].append(streams[key].next())
+        assert len(alone[key]) == len(together[key]) == units
+        for a, b in zip(alone[key], together[key], strict=True):
+            assert not b.error, b.error
+            assert same(a, b), f"unit {a.unit} of {key!r}"
+    assert not same(alone[41][-1], alone["the other one"][-1])
+
+
+def test_hold_open_keeps_the_stream_until_the_end(server: Any) -> None:
+    stream = server.stream()
+    stream.ask("s", 0, options={"hold_open": True})
+    stream.ask("s", 1)
+    stream.ask("s", 2, end=True)
+    assert stream.silent(), "one answer a unit and nothing else"
+
+
+def test_a_killed_client_frees_its_pages(server: Any, tmp_path: Path) -> None:
+    """The other end of the stream is a process that dies of SIGKILL in mid-conversation."""
+    path = tmp_path / "client.py"
+    path.write_text(
+        f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from conftest import Stream
+from engine_builder.manifest import Manifest
+stream = Stream({server.info["grpc"]!r}, Manifest.load(Path({server.info["engines"]!r})))
+unit = 0
+while True:
+    stream.ask("doomed", unit, options={{"hold_open": True}} if unit == 0 else None)
+    print(unit, flush=True)
+    unit += 1
+"""
+    )
+    client = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE)
+    assert client.stdout is not None
+    try:
+        for _ in range(5):
+            client.stdout.readline()
+        server.wait(lambda: server.model("thinker")["pages.used"] > 0, 5, "a session that owns pages")
+    finally:
+        client.kill()
+        client.wait()
+    # Within 2 s of the poll (0.5 s); the status files and a loaded machine add to it.
+    server.wait(server.free_again, 2.0 + 0.5 + 0.5, "the pages of a killed client")
+    other = server.stream()
+    other.ask("doomed", 0, end=True)
+
+
+def test_a_cancelled_stream_frees_its_session(server: Any) -> None:
+    stream = server.stream()
+    stream.ask("s", 0, options={"hold_open": True})
+    stream.close(cancel=True)
+    server.wait(server.free_again, 5, "the session of a cancelled stream")
+
+
+def test_an_idle_session_hears_its_end(start_server: Any) -> None:
+    server = start_server("--idle-seconds", "0.7", "--max-sessions", "1")
+    stream = server.stream()
+    stream.ask("s", 0, options={"hold_open": True})
+    assert "RESOURCE_EXHAUSTED: sessions: 1 are open" in server.stream().refused("t", 0)
+    answer = stream.next(5)
+    assert "ABORTED: session 's' has ended: idle for 0.7 s" in answer.error
+    assert "NOT_FOUND: sequence_id: session 's' has ended (idle for 0.7 s)" in stream.refused("s", 1)
+    server.wait(server.free_again, 5, "the pages of an idle session")
+
+
+def test_no_process_of_the_server_knows_torch(server: Any) -> None:
+    for pid in server.pids():
+        assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_everything_listens_on_loopback_only(server: Any) -> None:
+    import psutil
+
+    ports = set()
+    for pid in [server.process.pid, *server.pids()]:
+        for connection in psutil.Process(pid).net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                assert connection.laddr.ip.removeprefix("::ffff:") == "127.0.0.1"
+                ports.add(connection.laddr.port)
+    wanted = {int(server.info[name].rsplit(":", 1)[1]) for name in ("grpc", "http", "metrics", "health")}
+    assert ports == wanted
+
+
+def test_a_real_time_conversation_is_answered_in_time_on_the_whole(server: Any) -> None:
+    """Pacing works; how fast units are is a benchmark's business, here all of them must come, in order."""
+    stream = server.stream()
+    begin = time.monotonic()
+    for unit in range(8):
+        time.sleep(max(0.0, begin + unit * UNIT_MS / 1000 - time.monotonic()))
+        stream.send("s", unit, end=unit == 7)
+        answer = stream.next()
+        assert answer.unit == unit, answer.error
+    assert json.dumps(answer.info)
