@@ -19,10 +19,12 @@ from client.web.call_book import GRACE_SECONDS, CallBook
 from client.web.gateway import make_app
 from client.web.upstream import Upstream
 
+RUN = Path("build/runs/web/server")  # of a server that the gateway starts
 SECRET_VARIABLE = "WAN_WEB_TOKEN"
 EXAMPLES = f"""
-on this machine (only loopback can reach it):
-  python -m client.web --url 127.0.0.1:8001            then open http://127.0.0.1:8080/
+on this machine (only loopback can reach it); then open http://127.0.0.1:8080/
+  python -m client.web --url 127.0.0.1:8001            with a server that runs already
+  python -m client.web --engines build/engines/tiny    with a server of its own
 
 for others: a secret, the origin of the page, and TLS are required together
   head -c 24 /dev/urandom | base64 > secret.txt
@@ -48,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     out.add_argument("--url", default="127.0.0.1:8001", help="gRPC address of the Triton server (%(default)s)")
+    out.add_argument("--engines", type=Path, metavar="DIR", help="start a server with these engines instead of --url")
     out.add_argument("--model", default="duplex", help="name of the model (%(default)s)")
     out.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     out.add_argument("--port", type=int, default=8080, help="port to listen on, 0 takes a free one (%(default)s)")
@@ -108,12 +111,29 @@ async def serve(args: argparse.Namespace, access: Access) -> None:
         await runner.cleanup()
 
 
+def _run(args: argparse.Namespace, access: Access) -> None:
+    if args.engines is None:
+        asyncio.run(serve(args, access))
+        return
+    from client.demo import ServerFailed, server  # it draws and decodes as well, which takes seconds to import
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive a gateway that is starting
+    try:
+        with server(args.engines, RUN) as facts:
+            args.url = facts["grpc"]
+            asyncio.run(serve(args, access))
+    except ServerFailed as error:
+        raise OSError(str(error)) from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     args = parser().parse_args(argv)
     try:
         access = read_access(args)
-        asyncio.run(serve(args, access))
+        _run(args, access)
+    except KeyboardInterrupt:  # before the gateway listened; from then on it is a way to stop
+        return 130
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -102,7 +102,7 @@ class PageSession:
                 return
             self._remember("you", text.strip(), -1)
         elif kind == "interrupt":
-            self._control("interrupted", after=self._call.last_sent, muted=self.state == SPEAK)
+            self._control("interrupted", after=self._call.last_sent)
             self._call.interrupt()
         elif kind == "camera":
             self._call.intake.clear_frames()

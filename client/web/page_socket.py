@@ -19,7 +19,7 @@ PROTOCOL = "wan.session.v1"
 TOKEN_PROTOCOL = "wan-token."
 HELLO_SECONDS = 10.0
 MAX_MESSAGE = 1 << 20  # bytes; a strip of four 480p frames as JPEG has a quarter of that
-LIVE_SECONDS = 0.64  # of a microphone may wait; older sound is dropped
+LIVE_SECONDS = 0.4  # of a microphone may wait; older sound is dropped
 OPTIONS = ("prompt", "seed", "solver_steps", "retention")  # of the model's, which a page may choose
 
 

@@ -27,7 +27,7 @@ let capture = null;
 let shape = null;
 let muted = false;
 let serving = 0; // counts conversations; what an earlier one still delivers is ignored
-const seen = { state: "listen", audio: -1, caption: -1, unit: -1, flushMs: null };
+const seen = { state: "listen", audio: -1, caption: -1, unit: -1, flush: null };
 const arrivals = new Map(); // unit -> when it came
 const counts = { units: 0, late: 0, bargeIns: 0, resumes: 0, energy: 0 };
 
@@ -109,10 +109,6 @@ function message(m) {
   else if (m.type === "caption" && m.unit > seen.caption) {
     seen.caption = m.unit;
     transcript.agent(m.unit, m.text);
-  } else if (m.type === "interrupted" && m.muted) {
-    player?.flush();
-    screen.flush();
-    transcript.close(" —");
   } else if (m.type === "error") failure(m);
 }
 
@@ -130,9 +126,7 @@ function unit(m) {
   arrivals.delete(m.unit - 64);
   if (m.barge_in) {
     counts.bargeIns++;
-    player?.flush();
-    screen.flush();
-    transcript.close(" —");
+    silence().then((ms) => { seen.flush = { unit: m.unit, during: seen.unit, ms }; });
   }
   show(m.state);
   if (m.muted) {
@@ -194,10 +188,17 @@ at("reconnect").addEventListener("click", () => start(Link.remembered()));
 
 function interrupt() {
   if (at("interrupt").disabled) return;
-  player?.flush();
+  silence();
+  link.send({ type: "interrupt" });
+}
+
+// Nothing that waits is heard or seen; resolves to the milliseconds until the loudspeaker was quiet.
+async function silence() {
+  const asked = performance.now();
   screen.flush();
   transcript.close(" —");
-  link.send({ type: "interrupt" });
+  await player?.flush();
+  return performance.now() - asked;
 }
 at("interrupt").addEventListener("click", interrupt);
 addEventListener("keydown", (event) => event.key === "Escape" && interrupt());
@@ -233,7 +234,7 @@ for (const gesture of ["pointerdown", "keydown"]) {
 window.wan = {
   stats: () => ({
     ...counts, phase: link?.phase ?? "idle", state: seen.state, unit: seen.unit, frames: screen.frames,
-    strip: strip.units.length, player: player ? { ...player.stats } : null, audioContext: context?.state ?? "none",
+    strip: strip.units.length, flush: seen.flush, player: player ? { ...player.stats } : null, audioContext: context?.state ?? "none",
     session: link?.kept?.session ?? null, left: link?.left ?? 0,
   }),
 };

@@ -11,6 +11,7 @@ export class Player {
 
   constructor(context, shape, onBegin) {
     this.context = context;
+    this.asked = []; // flushes under way
     this.shape = shape;
     this.resampler = new Resampler(shape.sample_rate, context.sampleRate);
     this.stats = { rms: 0, peak: 0, queued: 0, gaps: 0, skipped: 0, delay: 0, flushes: 0, flushedMs: 0 };
@@ -26,6 +27,7 @@ export class Player {
       } else if (data.flushed !== undefined) {
         this.stats.flushes++;
         this.stats.flushedMs = data.flushed;
+        this.asked.shift()?.();
       } else {
         Object.assign(this.stats, data);
         this.stats.peak = Math.max(this.stats.peak, data.rms);
@@ -45,7 +47,13 @@ export class Player {
   }
 
   // Silence at once: nothing that waits will be heard.
-  flush() { this.node.port.postMessage({ flush: true }); }
+  // The promise is kept once the audio thread has done it.
+  flush() {
+    return new Promise((done) => {
+      this.asked.push(done);
+      this.node.port.postMessage({ flush: true });
+    });
+  }
 
   close() { this.node.disconnect(); }
 }

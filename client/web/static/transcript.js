@@ -1,6 +1,7 @@
 // Captions (word by word, for the eye) and the transcript (turn by turn, also for screen readers).
 
-const GAP_UNITS = 3; // without text, after which a turn is over
+const GAP_UNITS = 3; // without text, after which a turn is over; four times that while the agent speaks
+const LONG_TURN = 400; // characters
 const MOST_TURNS = 200;
 const CAPTION_CHARACTERS = 160;
 
@@ -10,6 +11,15 @@ export class Transcript {
     this.caption = caption;
     this.turn = ""; // what the agent is saying, not yet in the log
     this.lastUnit = -1;
+    this.follows = true; // the newest turn is in sight; false once the reader has scrolled back
+    log.addEventListener("scroll", () => {
+      this.follows = log.scrollTop + log.clientHeight > log.scrollHeight - 40;
+    });
+    new ResizeObserver(() => this.follow()).observe(log);
+  }
+
+  follow() {
+    if (this.follows) this.log.scrollTop = this.log.scrollHeight;
   }
 
   // Turns of before a reload.
@@ -26,9 +36,10 @@ export class Transcript {
     this.caption.textContent = shown.length > CAPTION_CHARACTERS ? `… ${shown.slice(-CAPTION_CHARACTERS)}` : shown;
   }
 
-  // A unit has passed: a turn that has ended goes to the log.
+  // A unit has passed: a turn that has ended, or grown long, goes to the log.
   passed(unit, speaking) {
-    if (this.turn && (!speaking || unit - this.lastUnit > GAP_UNITS * 4)) this.close();
+    const gap = unit - this.lastUnit;
+    if (this.turn && (gap > (speaking ? 4 : 1) * GAP_UNITS || this.turn.length > LONG_TURN)) this.close();
   }
 
   close(mark = "") {
@@ -43,7 +54,6 @@ export class Transcript {
   }
 
   add(who, text) {
-    const follows = this.log.scrollTop + this.log.clientHeight > this.log.scrollHeight - 40;
     const item = document.createElement("li");
     const name = document.createElement("span");
     item.className = who;
@@ -52,6 +62,6 @@ export class Transcript {
     item.append(name, text);
     this.log.append(item);
     while (this.log.children.length > MOST_TURNS) this.log.firstChild.remove();
-    if (follows) this.log.scrollTop = this.log.scrollHeight;
+    this.follow();
   }
 }

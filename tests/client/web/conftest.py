@@ -104,6 +104,7 @@ class Gate:
 
     desk: Desk
     port: int
+    server: web.Server
     http: ClientSession
 
     @property
@@ -131,6 +132,6 @@ async def start_gate() -> AsyncIterator[Callable[..., Awaitable[Gate]]]:
             stack.push_async_callback(runner.cleanup)
             await web.TCPSite(runner, "127.0.0.1", port, ssl_context=rules.ssl_context()).start()
             http = await stack.enter_async_context(ClientSession())
-            return Gate(app[DESK], runner.addresses[0][1], http)
+            return Gate(app[DESK], runner.addresses[0][1], runner.server, http)
 
         yield start
