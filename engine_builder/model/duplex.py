@@ -50,6 +50,7 @@ class DuplexModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.kv_dtype = torch.float32  # of K and V, in the pool too; `engine_builder.precision` changes it
         d = config.backbone.hidden_size
         self.model = Backbone(config.backbone, config.language.vocab_size)
         if not config.backbone.tied_head:
@@ -74,7 +75,8 @@ class DuplexModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Language head on normalised hidden states [..., d] -> [..., V]."""
         if self.config.backbone.tied_head:
-            return hidden @ self.model.embed_tokens.weight.T
+            table = self.model.embed_tokens.weight
+            return (hidden.to(table.dtype) @ table.T).float()
         return self.lm_head(hidden)
 
     def clean_estimate(self, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -168,7 +168,7 @@ def step_specs(model: DuplexModel, batch: int = 2, pages: int = 3, page_tokens: 
     b, v, a = c.backbone, c.video, c.audio
     perceive, think, perform, render = PerceiveStep(model), ThinkStep(model), PerformStep(model), RenderStep(model)
     half = b.head_dim // 2
-    pool = torch.zeros(b.layers, 2 * pages, page_tokens, b.kv_heads, b.head_dim)
+    pool = torch.zeros(b.layers, 2 * pages, page_tokens, b.kv_heads, b.head_dim, dtype=model.kv_dtype)
     table = torch.zeros(batch, pages, dtype=torch.int64)
     span = torch.zeros(batch, pages, 2, dtype=torch.int64)
     history = {"page_table": table, "page_range": span, "k_pool": pool, "v_pool": pool.clone()}
