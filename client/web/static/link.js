@@ -61,7 +61,7 @@ export class Link extends EventTarget {
       this.attempt = 0;
       this.change("live");
     } else if (message.type === "unit") {
-      this.remember(this.kept.session, message.seq);
+      if (this.kept) this.remember(this.kept.session, message.seq); // not after End: the last units still come
     } else if (message.type === "error" && message.code === "NOT_FOUND") {
       this.forget();
     } else if (message.type === "ended") {
