@@ -74,12 +74,17 @@ class RequestBatching:
 
 @dataclass(frozen=True)
 class Policy:
-    """How units are put into batches. `delay_ns`: how long a batch waits for company, in thinker and baseline."""
+    """How units are put into batches.
+
+    delay_ns    how long a batch waits for company, in thinker and baseline
+    cost_aware  the thinker's gather window knows what its batches cost
+    """
 
     name: str
     make: Callable[[CostTable, Workload], Batcher]
     max_batch: int
     delay_ns: int
+    cost_aware: bool = False
 
 
 def step_level(max_batch: int = 64, gather_ms: float = 1.5, degrade: bool = False) -> Policy:
@@ -88,7 +93,7 @@ def step_level(max_batch: int = 64, gather_ms: float = 1.5, degrade: bool = Fals
     def make(costs: CostTable, load: Workload) -> Batcher:
         return StepScheduler(costs, max_batch, history=load.history, degrade=degrade)
 
-    return Policy("step-level", make, max_batch, round(gather_ms * NS_PER_MS))
+    return Policy("step-level", make, max_batch, round(gather_ms * NS_PER_MS), cost_aware=True)
 
 
 def request_level(max_batch: int = 64, delay_ms: float = 0.0) -> Policy:

@@ -33,6 +33,7 @@ from .runtime.scheduler import NS_PER_MS, Row
 from .workload import Report, Workload
 
 UNIT_NS = UNIT_MS * NS_PER_MS
+THINK_STEPS = ("perceive", "think", "slot")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class Simulation:
         self._events: list[tuple[int, int, Callable[[int], None]]] = []
         self._numbers = 0
         self._batcher = policy.make(costs, load)
-        self._gather = GatherWindow(policy.delay_ns, policy.max_batch)
+        self._gather = GatherWindow(
+            policy.delay_ns, policy.max_batch, costs=self._think_curve() if policy.cost_aware else None
+        )
         self._thinking: dict[int, _Unit] = {}  # per session: in the gather window
         self._backlog: dict[int, deque[_Unit]] = {}  # per open session: units that wait for their predecessor
         self._under_way: set[int] = set()  # sessions with a unit between think and response
@@ -224,6 +227,12 @@ class Simulation:
             done(work, now)
 
         self._at(now + length, finished)
+
+    def _think_curve(self) -> list[float]:
+        """Milliseconds of a think call of 0 .. max_batch rows."""
+        curves = [self.costs.curve(step, self.policy.max_batch, self.load.history) for step in THINK_STEPS]
+        slots = sum(self.load.slots) / 2
+        return [perceive + think + slots * slot for perceive, think, slot in zip(*curves, strict=True)]
 
     def _nominal_ns(self, step: str, batch: int) -> int:
         return round((self.costs.ms(step, batch, self.load.history) + self.load.overhead) * NS_PER_MS)

@@ -27,6 +27,8 @@ PATIENCE_NS = 160 * NS_PER_MS
 # The demand is measured over this time: three units, long enough to see every session more than once.
 DEMAND_NS = 480 * NS_PER_MS
 DEMAND_HEADROOM = 1.05
+# A row alone that costs no more than this times a row of the cheapest batch: batching gains nothing.
+NO_GAIN = 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,10 @@ class StepScheduler:
         self._cost_ns = [round(ms * NS_PER_MS) for ms in curve]
         # Evaluations per nanosecond that batches of 0, 1, .. rows sustain.
         self._rate = [size / (ms * NS_PER_MS) if ms > 0 else math.inf for size, ms in enumerate(curve)]
+        # Where a row costs as much in a batch as alone, rows run one after the other: the first is done sooner, the
+        # last not later, and whoever shares the device waits for shorter calls.
+        cheapest = min(ms / size for size, ms in enumerate(curve) if size)
+        self._widest = 1 if 0 < curve[1] <= NO_GAIN * cheapest else max_batch
         self._demand = 0.0  # evaluations asked for, decaying over DEMAND_NS
         self._demand_at_ns = 0
         self._entries: list[_Entry] = []  # sorted: EDF
@@ -139,7 +145,7 @@ class StepScheduler:
         return self.degrade and entry.left > 1 and after_next_ns > entry.deadline_ns
 
     def _choose(self, now_ns: int) -> list[_Entry]:
-        cost, limit = self._cost_ns, min(self.max_batch, len(self._entries))
+        cost, limit = self._cost_ns, min(self._widest, len(self._entries))
         floor = min(self._needed_batch(now_ns), limit)
         slack = math.inf  # the longest tick that every chosen row can bear
         batch: list[_Entry] = []

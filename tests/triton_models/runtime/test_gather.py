@@ -65,7 +65,25 @@ def test_a_session_that_closes_takes_its_job_along() -> None:
         gather.add(1, FAR, 1)
 
 
+def test_company_that_saves_nothing_is_not_waited_for() -> None:
+    alone = GatherWindow(100, 4, costs=[0.0, 8.0, 15.9, 23.8, 31.7])
+    for session in range(3):
+        alone.open(session, 0)
+        alone.add(session, FAR - session, 10)
+    assert [alone.take(10) for _ in range(3)] == [[2], [1], [0]]  # one after the other: the first is done sooner
+    together = GatherWindow(100, 4, costs=[0.0, 8.0, 9.0, 10.0, 11.0])
+    for session in range(4):
+        together.open(session, 0)
+    for session in range(4):
+        together.add(session, FAR - session, 10)
+        if session < 3:
+            assert together.take(10) == []
+    assert together.take(10) == [3, 2, 1, 0]
+
+
 def test_bad_sizes_are_named() -> None:
+    with pytest.raises(ValueError, match="costs: expected those of 0 to 4 rows, got 2 figures"):
+        GatherWindow(0, 4, costs=[0.0, 1.0])
     with pytest.raises(ValueError, match="max_batch: expected >= 1 row, got 0"):
         GatherWindow(0, 0)
     with pytest.raises(ValueError, match="window_ns: expected >= 0, got -1"):

@@ -78,6 +78,25 @@ def test_demand_sets_a_floor_under_the_batch() -> None:
     assert len(steps.next_tick(now)) > 15
 
 
+def test_rows_run_one_after_the_other_where_a_batch_saves_nothing() -> None:
+    steps = scheduler(fixed=0.1, per_row=8.0)
+    for job in range(3):
+        steps.join(job, (500 + job) * MS, 2, 0)
+    served = []
+    for tick in range(6):
+        rows = steps.next_tick(tick * 8 * MS)
+        served += names(rows)
+        steps.completed(rows, (tick + 1) * 8 * MS)
+    assert served == [0, 0, 1, 1, 2, 2]
+
+
+def test_without_known_costs_all_rows_go_together() -> None:
+    steps = scheduler(fixed=0.0, per_row=0.0)
+    for job in range(3):
+        steps.join(job, job - 1, 2, 0)
+    assert sorted(map(str, names(steps.next_tick(0)))) == ["0", "1", "2"]
+
+
 def test_what_cannot_be_on_time_waits_behind_what_can() -> None:
     steps = scheduler(fixed=1.0, per_row=1.0, max_batch=2)
     steps.join("lost", 1 * MS, 4, 0)
