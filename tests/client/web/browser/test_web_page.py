@@ -180,6 +180,7 @@ async def test_the_page_with_a_real_server(mini_engines, start_gate, browse, mic
     with demo.server(mini_engines, tmp_path / "server") as facts:
         gate = await start_gate(facts["grpc"])
         tab = await browse(microphone=microphone)
+        await tab.resize(1280, 900)
         await tab.open(f"{gate.url}/")
         await tab.run("document.getElementById('start').click()")
         await tab.until("wan.stats().units >= 25", 40)
