@@ -41,6 +41,7 @@ class UserUnit:
     """What the user said, showed and typed in unit `index`.
 
     pcm: float32 [samples] in -1..1, mono.  frames: uint8 [4, H, W, 3] RGB.  end: last unit of the session.
+    interrupt: what the agent said for earlier units and has not arrived yet is no longer wanted.
     """
 
     index: int
@@ -48,6 +49,7 @@ class UserUnit:
     frames: UInt8
     text: str = ""
     end: bool = False
+    interrupt: bool = False
 
     def check(self, shape: UnitShape) -> None:
         """Raises ValueError when a tensor does not have the shape and type that the model takes."""

@@ -69,6 +69,8 @@ def encode(
         inputs.append(_bytes("text", unit.text))
     if options is not None:
         inputs.append(_bytes("options", json.dumps(dict(options))))
+    elif unit.interrupt:
+        inputs.append(_bytes("options", json.dumps({"interrupt": True})))
     return {
         "model_name": model,
         "inputs": inputs,

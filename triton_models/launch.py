@@ -16,6 +16,8 @@ from typing import IO
 
 from engine_builder.manifest import Manifest, ManifestError
 
+from .capacity import measured_capacity
+from .runtime.capacity import CPU_UTILISATION
 from .runtime.kv_pool import PoolError, PoolGeometry, free_bytes
 from .runtime.settings import DuplexSettings, RoleSettings
 from .server_process import Ports, ServerError, ServerPlan
@@ -88,6 +90,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         threads=args.threads,
         degrade=not args.keep_steps,
     )
+    sessions = 0 if args.admit_all else measured_capacity(args.engines, manifest, args.threads, args.max_sessions)
     duplex = DuplexSettings(
         engines=role.engines,
         status=role.status,
@@ -96,6 +99,11 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         idle_ms=round(args.idle_seconds * 1000),
         grace_ms=round(args.grace_seconds * 1000),
         poll_ms=round(args.poll_seconds * 1000),
+        pages=pages,
+        page_tokens=page_tokens,
+        threads=args.threads,
+        sessions=sessions,
+        degrade=not args.keep_steps,
     )
     pool_bytes = PoolGeometry.of(manifest.model, pages, page_tokens).total_bytes
     if pool_bytes > free_bytes():
@@ -122,6 +130,10 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         signal.signal(number, lambda *_: supervisor.stop())
     _say(f"model {manifest.model.name}, weights: {manifest.weights}")
     _say(f"KV pool: {pages} pages of {page_tokens} tokens, {pool_bytes / 2**20:.0f} MiB")
+    if sessions:
+        _say(
+            f"capacity: {sessions} sessions on time by measured step costs, {CPU_UTILISATION:.0%} of them are admitted"
+        )
     _say(f"gRPC 127.0.0.1:{grpc}  HTTP 127.0.0.1:{http}  metrics 127.0.0.1:{metrics}/metrics")
     _say(f"readiness http://127.0.0.1:{supervisor.health_port}/ready  log {log}")
     return supervisor.run()
@@ -181,8 +193,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     size.add_argument("--threads", type=_count, default=1, metavar="N", help="of each engine (default: %(default)s)")
     size.add_argument(
-        "--keep-steps", action="store_true", help="never skip solver steps of a late unit: same input, same output"
+        "--admit-all", action="store_true", help="up to --max-sessions, whether they can be on time or not"
     )
+    size.add_argument("--keep-steps", action="store_true", help="never shorten a late unit: same input, same output")
     times = parser.add_argument_group("times, in seconds")
     times.add_argument("--poll-seconds", type=_seconds, default=0.5, metavar="S", help="look for vanished clients")
     times.add_argument("--idle-seconds", type=_seconds, default=30.0, metavar="S", help="a silent session ends")

@@ -211,7 +211,7 @@ class Server:
 @pytest.fixture(scope="session")
 def _server(mini_engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # Solver steps are never skipped here: outputs are compared, and the machine may be loaded.
-    server = Server(mini_engines, tmp_path_factory.mktemp("runs"), "--keep-steps", "--pages", "1024")
+    server = Server(mini_engines, tmp_path_factory.mktemp("runs"), "--keep-steps", "--admit-all", "--pages", "1024")
     try:
         server.wait_ready()
         yield server
@@ -236,7 +236,7 @@ def start_server(mini_engines: Path, tmp_path: Path) -> Iterator[Callable[..., S
     started: list[Server] = []
 
     def start(*arguments: str, ready: bool = True, name: str = "own", engines: Path = mini_engines) -> Server:
-        server = Server(engines, tmp_path, "--keep-steps", "--pages", "256", *arguments, name=name)
+        server = Server(engines, tmp_path, "--keep-steps", "--admit-all", "--pages", "256", *arguments, name=name)
         started.append(server)
         if ready:
             server.wait_ready()

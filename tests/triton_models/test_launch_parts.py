@@ -27,7 +27,7 @@ from triton_models.template import MODELS, TEMPLATES, fill, fill_repository, par
 pytestmark = pytest.mark.unit
 
 ROLE = RoleSettings("/engines", "/status", "wst-kv", 64, 16, 4, 1, False)
-DUPLEX = DuplexSettings("/engines", "/status", 4, 2, 30_000, 20_000, 500)
+DUPLEX = DuplexSettings("/engines", "/status", 4, 2, 30_000, 20_000, 500, 100, 16, 1, 0, True)
 
 
 def manifest() -> Manifest:

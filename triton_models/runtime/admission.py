@@ -136,6 +136,10 @@ class Admission:
         self._tickets[session] = ticket
         return ticket
 
+    def ticket(self, session: str) -> Ticket | None:
+        """What an admitted session was promised; None if it was not admitted."""
+        return self._tickets.get(session)
+
     def release(self, session: str) -> bool:
         """Takes back what the session was promised. False if it was not admitted."""
         return self._tickets.pop(session, None) is not None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .messages import Float32, SessionError, UInt8
+from .output import Output
 from .session import Accepted, Key, Session
 
 
@@ -79,6 +80,7 @@ class Conversation:
     unanswered: dict[int, Reply] = field(default_factory=dict)  # by unit; at most max_in_flight
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # of its units
     calls: set[asyncio.Future[Any]] = field(default_factory=set)  # that are in the thinker or the performer
+    output: Output = field(default_factory=Output)
     typed: int = 0  # text tokens that wait in the thinker for later units
     failure: SessionError | None = None
 

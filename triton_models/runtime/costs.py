@@ -118,9 +118,13 @@ def measure(
     *,
     history: int = 0,
     repeats: int = 7,
+    pick: Callable[[list[float]], float] = statistics.median,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> list[Cost]:
-    """Median time of `call(batch)` for each batch size, after one call that is not counted (allocation, autotuning)."""
+    """Time of `call(batch)` for each batch size, after one call that is not counted (allocation, autotuning).
+
+    `pick` chooses from the repeats: the median, or `min` where other processes disturb the measurement.
+    """
     costs = []
     for batch in batches:
         call(batch)
@@ -129,7 +133,7 @@ def measure(
             begin = clock_ns()
             call(batch)
             times.append((clock_ns() - begin) / 1e6)
-        costs.append(Cost(step, batch, history, statistics.median(times)))
+        costs.append(Cost(step, batch, history, pick(times)))
     return costs
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from engine_builder.config import ModelConfig
 
 from . import validate
+from .admission import Admission
 from .conversation import Conversation, Reply, Stages, Turn, UnitRequest, UnitResponse
 from .duplex_meter import UNIT_NS, DuplexMeter
 from .messages import (
@@ -61,13 +62,18 @@ class Duplex:
         call_performer: Call,
         count_tokens: Callable[[str], int],
         *,
+        admission: Admission | None = None,
+        degrade: bool = True,
         poll_seconds: float = POLL_SECONDS,
         stall_seconds: float = STALL_SECONDS,
         clock: Callable[[], int] = time.monotonic_ns,
         **table: Any,
     ) -> None:
-        """`table`: arguments of `SessionTable` but `release`."""
-        self.table = SessionTable(release=self._release, **table)
+        """admission: the books of promised time and pages; None admits up to `max_sessions` unseen
+        degrade: late units are shortened (`degradation.py`)
+        table: arguments of `SessionTable` but `release` and `admit`
+        """
+        self.table = SessionTable(release=self._release, admit=self._admit, **table)
         self.units = 0  # answered
         self.meter = DuplexMeter()
         self._config = config
@@ -75,6 +81,7 @@ class Duplex:
         self._count_tokens = count_tokens
         self._poll_seconds, self._stall_seconds = poll_seconds, stall_seconds
         self._clock = clock
+        self._admission, self._degrade = admission, degrade
         self._conversations: dict[str, Conversation] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._calls: dict[asyncio.Future[Any], float] = {}  # under way, since when
@@ -85,6 +92,7 @@ class Duplex:
         """Takes one request; its answer goes to `reply` later. Call it in the order of arrival. Never raises."""
         arrival = self._clock()
         try:
+            self._keep_promise(request)
             text = self._check(request)
             accepted = self.table.accept(
                 request.key,
@@ -118,8 +126,9 @@ class Duplex:
             self._fail(talk, SessionError("INTERNAL", f"unit {unit}: {type(error).__name__}: {error}"))
             return
         reply = talk.unanswered.pop(unit, None)
-        if self.table.fence(session, turn.accepted.epoch) and reply is not None:
-            reply.send(response)
+        fresh = self.table.fence(session, turn.accepted.epoch)
+        if reply is not None:
+            reply.send(response if fresh else talk.output.blank(response))
             self.units += 1
             self.meter.answered(turn.accepted, response.info, turn.arrival_ns, self._clock())
             if reply is not talk.held:
@@ -160,16 +169,23 @@ class Duplex:
 
         now = self._clock()
         self._after_solver_ns += SMOOTHING * (now - solved_ns - self._after_solver_ns)
+        late = turn.arrival_ns + UNIT_NS if self._degrade else now
+        pcm, frames, measures = talk.output.shorten(shown, solved.steps, steps, now, late)
         engines = {**thought.ms, "perform": solved.ms["perform"], **shown.ms}
         total = (now - turn.arrival_ns) / 1e6
         ms = {"queue": total - sum(engines.values()), **engines, "total": total}  # queue: all that was not engine time
-        info = {
+        info: dict[str, Any] = {
             "ms": {stage: round(value, 3) for stage, value in ms.items()},
             "epoch": turn.accepted.epoch,
             "steps": solved.steps,
-            "degradation": ["fewer_steps"] if solved.steps < steps else [],
+            "degradation": measures,
         }
-        return UnitResponse(unit, thought.state, thought.text, shown.pcm, shown.frames, info)
+        ticket = self._admission.ticket(name) if self._admission else None
+        if ticket is not None and ticket.units is not None:
+            info["lasts_seconds"] = ticket.seconds
+            if (notice := ticket.notice(unit)) is not None:
+                info["notice"] = notice
+        return UnitResponse(unit, thought.state, thought.text, pcm, frames, info)
 
     async def _call(self, talk: Conversation, call: Call, job: object) -> Any:
         """A call that never takes for ever, and that goes on to its end if the unit's task is cancelled under it."""
@@ -190,6 +206,25 @@ class Duplex:
             future.exception()  # marks it as seen: the unit's task may be gone
 
     # -- arrivals ----------------------------------------------------------------------------------------------
+    def _admit(self, session: Session) -> None:
+        """Books a new session in, before it exists. Raises SessionError RESOURCE_EXHAUSTED with the figures."""
+        if self._admission is not None:
+            options = session.options
+            tokens = self._tokens(options.prompt)
+            self._admission.admit(session.name, options.retention, tokens, options.solver_steps)
+
+    def _keep_promise(self, request: UnitRequest) -> None:
+        """Ends a session whose promised time is over, before its history breaks a deadline. Raises SessionError."""
+        session = None if self._admission is None or request.start else self.table.get(request.key)
+        ticket = self._admission.ticket(session.name) if self._admission and session else None
+        if session is None or ticket is None:
+            return
+        try:
+            ticket.check(request.unit)
+        except SessionError as error:
+            self._fail(self._conversations[session.name], error)
+            raise
+
     def _check(self, request: UnitRequest) -> str:
         """Refuses bad input before the unit clock moves on, so that the session is as it was. Returns the text."""
         try:
@@ -259,14 +294,18 @@ class Duplex:
     async def _free(self, talk: Conversation) -> None:
         """Closes the session in both models: in the performer first, for it still reads the thinker's pages."""
         job = CloseJob(talk.session.name, talk.epoch)
-        for call in (self._call_performer, self._call_thinker):
-            try:
-                await self._call(talk, call, job)
-            except Exception as error:
-                _log.warning("closing session %r: %s", talk.session.key, error)
-            # What was under way when the session ended comes back before its pages are given to somebody else.
-            if talk.calls:
-                await asyncio.wait(set(talk.calls), timeout=self._stall_seconds)
+        try:
+            for call in (self._call_performer, self._call_thinker):
+                try:
+                    await self._call(talk, call, job)
+                except Exception as error:
+                    _log.warning("closing session %r: %s", talk.session.key, error)
+                # What was under way when the session ended comes back before its pages are given to somebody else.
+                if talk.calls:
+                    await asyncio.wait(set(talk.calls), timeout=self._stall_seconds)
+        finally:
+            if self._admission is not None:
+                self._admission.release(talk.session.name)
 
     # -- the watch ---------------------------------------------------------------------------------------------
     async def watch(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from engine_builder.manifest import Manifest
 
+from .capacity import admission
 from .conversation import Reply, UnitRequest
 from .duplex import Call, Duplex
 from .metrics import Metrics
@@ -34,13 +35,25 @@ class DuplexService:
         manifest.verify(directory, steps=())
         config = manifest.model
         tokenizer = TextTokenizer.load(directory / manifest.tokenizer["file"], config.language)
+        limits = OptionLimits(solver_steps=config.solver.steps, max_solver_steps=config.solver.max_steps)
+        books = admission(
+            directory,
+            config,
+            limits.retention,
+            settings.sessions,
+            settings.threads,
+            settings.pages,
+            settings.page_tokens,
+        )
         self._duplex = Duplex(
             config,
             call_thinker,
             call_performer,
             lambda text: len(tokenizer.encode(text)),
+            admission=books,
+            degrade=settings.degrade,
             poll_seconds=settings.poll_ms / 1000,
-            limits=OptionLimits(solver_steps=config.solver.steps, max_solver_steps=config.solver.max_steps),
+            limits=limits,
             max_sessions=settings.max_sessions,
             max_in_flight=settings.max_in_flight,
             idle_ns=settings.idle_ms * 1_000_000,

@@ -9,14 +9,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from engine_builder.layout import rope_tables
-
+from .capacity import usual_history
+from .cost_probe import load_costs, step_inputs
 from .costs import Cost, CostTable, measure
 from .engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
+from .history import page_multiple
 from .kv_cache import BlockManager
 from .kv_pool import KVPool, PoolError
+from .options import OptionLimits
 from .performer import Performer
 from .scheduler import StepScheduler
 from .settings import RoleSettings
@@ -25,7 +25,6 @@ from .tokenizer import TextTokenizer
 from .worker import PerformerWorker, ThinkerWorker
 
 POOL_WAIT_SECONDS = 60.0
-COSTS = "costs.csv"
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,10 @@ class PerformerRole:
         """Loads perform, maps the thinker's pool and starts the worker."""
         engines = EngineSet.load(Path(settings.engines), PERFORMER_STEPS, settings.threads)
         pool = _await_pool(settings.pool, engines)
-        scheduler = StepScheduler(
-            _perform_costs(Path(settings.engines), engines, pool), engines.max_batch, degrade=settings.degrade
-        )
+        directory, tokens = Path(settings.engines), settings.page_tokens
+        costs = load_costs(directory, settings.threads) or _perform_costs(engines, tokens)
+        usual = usual_history(engines.config, OptionLimits().retention)
+        scheduler = StepScheduler(costs, engines.max_batch, history=usual, degrade=settings.degrade)
         performer = Performer(engines, pool, scheduler)
         worker = PerformerWorker(performer)
         worker.start()
@@ -93,31 +93,11 @@ def _await_pool(name: str, engines: EngineSet) -> KVPool:
             time.sleep(0.05)
 
 
-def _perform_costs(directory: Path, engines: EngineSet, pool: KVPool) -> CostTable:
-    """`costs.csv` of the engine directory, or a short measurement with an empty history."""
-    if (directory / COSTS).is_file():
-        table = CostTable.load(directory / COSTS)
-        if "perform" in table.steps:
-            return table
+def _perform_costs(engines: EngineSet, page_tokens: int) -> CostTable:
+    """A short measurement, where nobody measured before the start."""
     costs: list[Cost] = []
+    panel = page_multiple(page_tokens, engines.config.backbone.head_dim) * page_tokens
     for batch in sorted({1, 2, engines.max_batch}):
-        inputs = _perform_inputs(engines, pool, batch)
+        inputs = step_inputs(engines.config, engines.state_sizes, "perform", batch, panel, page_tokens)
         costs += measure("perform", [batch], lambda _, inputs=inputs: engines["perform"].run(inputs), repeats=3)
     return CostTable(costs)
-
-
-def _perform_inputs(engines: EngineSet, pool: KVPool, batch: int) -> dict[str, np.ndarray]:
-    config = engines.config
-    video, audio = config.video, config.audio
-    cos, sin = rope_tables(config.backbone, range(config.latent_tokens))
-    return {
-        "x_video": np.zeros((batch, video.tokens, video.latent_dim), np.float32),
-        "x_audio": np.zeros((batch, audio.tokens, audio.latent_dim), np.float32),
-        "tau": np.ones(batch, np.float32),
-        "rope_cos": np.stack([cos] * batch),
-        "rope_sin": np.stack([sin] * batch),
-        "page_table": np.zeros((batch, 1), np.int64),
-        "page_range": np.zeros((batch, 1, 2), np.int64),
-        "k_pool": pool.k,
-        "v_pool": pool.v,
-    }

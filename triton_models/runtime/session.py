@@ -121,14 +121,14 @@ class SessionTable:
                 f"sequence_id: session {key!r} "
                 + (f"has ended ({reason})" if reason else "is unknown; expected sequence_start on its first request"),
             )
-        if options:
-            raise SessionError("INVALID_ARGUMENT", "options: expected only with sequence_start")
+        interrupts = bool(options) and _interrupts(load(options, self.limits))
         if session.state == "detached":
             raise SessionError(
                 "ABORTED",
                 f'sequence_id: session {key!r} lost its stream; resume it with sequence_start and {{"resume": true}}',
             )
-        return self._place(session, unit, end, now_ns)
+        accepted = self._place(session, unit, end, now_ns)
+        return replace(accepted, epoch=self.interrupt(session)) if interrupts else accepted
 
     def finish(self, session: Session, unit: int, now_ns: int) -> bool:
         """The unit was answered, dropped or failed. True if that was the last one of a draining session, now ended."""
@@ -281,6 +281,16 @@ class SessionTable:
         if errors:
             raise ExceptionGroup("sessions whose release failed", errors)
         return [session for session, _ in sessions]
+
+
+def _interrupts(given: dict[str, object]) -> bool:
+    """The options that a unit in mid-session may carry: {"interrupt": true}. Raises SessionError INVALID_ARGUMENT."""
+    if set(given) != {"interrupt"} or not isinstance(given["interrupt"], bool):
+        raise SessionError(
+            "INVALID_ARGUMENT",
+            f'options: expected only with sequence_start, or {{"interrupt": true}} alone, got {sorted(given)}',
+        )
+    return given["interrupt"]
 
 
 def _check_key(key: Key) -> None:

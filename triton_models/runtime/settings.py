@@ -34,6 +34,11 @@ class DuplexSettings:
     idle_ms: int  # a session that sends nothing ends after this time
     grace_ms: int  # a session that lost its stream can be resumed for this time
     poll_ms: int  # a vanished client is noticed within this time
+    pages: int  # of the KV pool, the null page included
+    page_tokens: int
+    threads: int  # of each engine, for which the costs were measured
+    sessions: int  # that the measured costs carry on time; 0: admit up to max_sessions unseen
+    degrade: bool  # late units may lose solver steps, picture and sound, in this order
 
 
 def read(kind: type[Settings], parameters: Mapping[str, str]) -> Settings:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from engine_builder.config import ModelConfig
+from triton_models.runtime.admission import Admission, Budget
 from triton_models.runtime.conversation import UnitRequest, UnitResponse
+from triton_models.runtime.costs import CostTable
 from triton_models.runtime.duplex import UNIT_NS, Duplex
 from triton_models.runtime.messages import (
     CloseJob,
@@ -510,3 +512,97 @@ async def test_units_keep_their_order_whatever_the_models_do(make: Callable[...,
             done[what] = unit
         if what == "think":
             assert done["render"] == unit - 1
+
+
+# -- promises, degradation, interruption --------------------------------------------------------------------------
+def books(sessions: float = 2.0, pages: int = 400, **budget: Any) -> Admission:
+    costs = CostTable.linear({"perceive": (0, 1), "think": (0, 1), "slot": (0, 1), "perform": (0, 2), "render": (0, 1)})
+    given = Budget(sessions=sessions, solver_steps=4, pages=pages, page_tokens=16, utilisation=1.0, **budget)
+    return Admission(CONFIG, costs, given)
+
+
+async def test_over_capacity_is_refused_with_the_figures_and_room_comes_back(make: Callable[..., Bench]) -> None:
+    admission = books()
+    bench = make(admission=admission)
+    replies = [bench.unit(key, 0) for key in (1, 2, 3)]
+    for reply in replies:
+        await within(reply.finished.wait() if reply.errors else reply.spoke.wait())
+    assert [len(reply.errors) for reply in replies] == [0, 0, 1]
+    assert "RESOURCE_EXHAUSTED: sessions: this server keeps 2.0 on time" in replies[2].errors[0]
+    await within(bench.unit(1, 1, end=True).finished.wait())
+    await bench.settled()
+    assert len(admission) == 1
+    reply = bench.unit(3, 0)
+    await within(reply.spoke.wait())
+    assert reply.units == [0]
+
+
+async def test_full_retention_says_how_long_it_lasts_and_ends_with_a_notice(make: Callable[..., Bench]) -> None:
+    admission = books(sessions=1.0, pages=40, full_seconds=(1.0, 60.0), notice_seconds=0.5)
+    bench = make(admission=admission)
+    first = bench.unit("long", 0, options='{"retention": "full"}')
+    await within(first.spoke.wait())
+    ticket = admission.ticket(bench.duplex.table.sessions[0].name)
+    assert ticket is not None
+    assert ticket.units is not None
+    answers = [first]
+    for unit in range(1, ticket.units):
+        answers.append(bench.unit("long", unit))
+        await within(answers[-1].spoke.wait())
+        await bench.settled()
+    infos = [reply.said[0].info for reply in answers if isinstance(reply.said[0], UnitResponse)]
+    assert infos[0]["lasts_seconds"] == ticket.seconds
+    assert ["notice" in info for info in infos].count(True) == ticket.notice_units
+    assert "notice" in infos[-1]
+    over = bench.unit("long", ticket.units)
+    await within(over.finished.wait())
+    assert "RESOURCE_EXHAUSTED: retention full" in over.errors[0]
+    await bench.settled()
+    assert len(bench.duplex.table) == 0
+    assert len(admission) == 0
+
+
+async def test_a_late_unit_repeats_its_picture_and_then_loses_its_sound(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.models.steps = 4
+
+    async def late_by(unit: int, ms: int) -> UnitResponse:
+        gate = bench.models.hold("render", unit)
+        reply = bench.unit(7, unit)
+        await bench.settled()
+        bench.clock.now += ms * 1_000_000
+        gate.set()
+        await within(reply.spoke.wait())
+        await bench.settled()
+        assert isinstance(reply.said[0], UnitResponse)
+        return reply.said[0]
+
+    await late_by(0, 0)
+    in_time, late, very_late, again = [await late_by(unit, ms) for unit, ms in ((1, 0), (2, 200), (3, 400), (4, 0))]
+    assert in_time.info["degradation"] == []
+    assert late.info["degradation"] == ["repeat_frame"]
+    assert (late.pcm == 2.0).all()
+    assert very_late.info["degradation"] == ["repeat_frame", "silence"]
+    assert not very_late.pcm.any()
+    assert again.info["degradation"] == []
+    assert (again.pcm == 4.0).all()
+
+
+async def test_an_interruption_drops_what_is_on_its_way(make: Callable[..., Bench]) -> None:
+    bench = make()
+    await within(bench.unit(7, 0).spoke.wait())
+    gate = bench.models.hold("perform", 1)
+    old = bench.unit(7, 1)
+    await bench.settled()
+    new = bench.unit(7, 2, options='{"interrupt": true}')
+    gate.set()
+    await within(new.spoke.wait())
+    dropped, fresh = old.said[0], new.said[0]
+    assert isinstance(dropped, UnitResponse)
+    assert isinstance(fresh, UnitResponse)
+    assert dropped.info["dropped"] is True
+    assert (dropped.text, dropped.pcm.any()) == ("", False)
+    assert (fresh.text, fresh.pcm.all()) == ("t2", True)
+    assert fresh.info["epoch"] > dropped.info["epoch"]
+    refused = bench.unit(7, 3, options='{"seed": 1}')
+    assert 'or {"interrupt": true} alone' in refused.errors[0]
