@@ -199,6 +199,8 @@ class Call:
             sent = self._sent.pop(response.unit_index, None)
             if sent is None:
                 raise DuplexError("INTERNAL", f"unit_index: the server answered unit {response.unit_index}, never sent")
+            for skipped in [unit for unit in self._sent if unit < response.unit_index]:
+                del self._sent[skipped]  # a server may leave out what was interrupted
             self.answered += 1
             epoch = self.fence.stamp(response.unit_index, response.state)
             if self.dialect is not None:
