@@ -85,8 +85,11 @@ class LocalRuntime:
         pages: int = DEFAULT_PAGES,
         page_tokens: int = DEFAULT_PAGE_TOKENS,
         costs: CostTable | None = None,
+        scheduler: StepScheduler | None = None,
     ) -> None:
-        """`costs`: measured costs make the scheduler skip solver steps when late; without them it never does."""
+        """costs: measured costs make the scheduler skip solver steps when late; without them it never does
+        scheduler: another batching policy with the interface of `StepScheduler`
+        """
         self.config = engines.config
         name = f"wst-local-{os.getpid()}-{next(_numbers)}"
         self.pool = KVPool.create(name, self.config, pages, page_tokens)
@@ -96,7 +99,8 @@ class LocalRuntime:
             self.thinker = Thinker(engines, self.pool, self.blocks, tokenizer)
             # Calls that cost nothing never make a neighbour late, so every tick takes all rows that fit.
             table = costs or CostTable.linear({"perform": (0.0, 0.0)})
-            scheduler = StepScheduler(table, engines.max_batch, degrade=costs is not None)
+            if scheduler is None:
+                scheduler = StepScheduler(table, engines.max_batch, degrade=costs is not None)
             self.performer = Performer(engines, self.pool, scheduler)
             self.think_worker = ThinkerWorker(self.thinker)
             self.perform_worker = PerformerWorker(self.performer)
