@@ -12,6 +12,7 @@ OUTPUT ?= build/engines/$(notdir $(CHECKPOINT))
 ENGINES ?= build/engines/tiny
 BUILD_FLAGS ?=
 SERVE_FLAGS ?=
+WEB_FLAGS ?=
 PYTEST_FLAGS ?=
 
 .PHONY: help
@@ -50,6 +51,20 @@ serve: $(ENGINES)/manifest.json  ## Start Triton with ENGINES on loopback (Ctrl-
 demo: $(ENGINES)/manifest.json  ## A real conversation through a real server -> build/runs/demo/
 	$(PY) -m client.demo --engines $(ENGINES) --out build/runs/demo
 
+.PHONY: web
+web: $(ENGINES)/manifest.json  ## Server, gateway and browser page on loopback: http://127.0.0.1:8080/
+	$(PY) -m client.web --engines $(ENGINES) $(WEB_FLAGS)
+
+# ----------------------------------------------------------------------------------------------------- measurements
+.PHONY: bench
+bench: $(ENGINES)/manifest.json  ## Scheduler, policies, overhead, an hour: build/runs/bench/summary.json (half an hour)
+	$(PY) -m triton_models.measure --engines $(ENGINES)
+	$(PY) tests/bench/bench_scheduler.py
+	$(PY) tests/bench/bench_think.py --checkpoint $(CHECKPOINT) --engines $(ENGINES)
+	$(PY) tests/bench/bench_policies.py --engines $(ENGINES)
+	$(PY) tests/bench/bench_overhead.py --engines $(ENGINES)
+	$(PY) tests/bench/bench_hour.py --engines $(ENGINES)
+
 # ----------------------------------------------------------------------------------------------------------- checks
 .PHONY: lint
 lint: $(VENV)/.ready  ## ruff (style, errors) and pyright (types)
@@ -58,7 +73,8 @@ lint: $(VENV)/.ready  ## ruff (style, errors) and pyright (types)
 	$(VENV)/bin/pyright
 
 .PHONY: test
-test: lint  ## Lint, types and the whole test suite, with a real tritonserver
+test: lint  ## Lint, types and the whole test suite, with a real tritonserver, browser and Prometheus
+	build/system_packages.sh --optional chromium prometheus espeak-ng openssl
 	$(PY) -m pytest -m "not gpu and not slow" $(PYTEST_FLAGS)
 
 .PHONY: clean

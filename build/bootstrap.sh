@@ -6,18 +6,7 @@ venv=${1:?usage: build/bootstrap.sh VENV_DIR}
 
 say() { printf '%s\n' "$*" >&2; }
 
-install_packages() {
-  # Only when something is missing, and only what is missing.
-  local sudo=""
-  [ "$(id -u)" -eq 0 ] || sudo=$(command -v sudo || true)
-  if ! command -v apt-get >/dev/null || { [ "$(id -u)" -ne 0 ] && [ -z "$sudo" ]; }; then
-    say "error: please install these system packages and run again: $*"
-    exit 1
-  fi
-  say "installing system packages: $*"
-  $sudo apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-}
+install_packages() { "$(dirname "$0")/system_packages.sh" "$@"; }
 
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; }
 
@@ -51,7 +40,7 @@ PROBE
 
 say "creating $venv with $python ($version)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-# 2.13.0 resolves to the CPU build where one is offered; the version is pinned in pyproject.toml.
+# PIP_FLAGS goes to pip: on the public index torch is the CUDA build (gigabytes); name an index with CPU builds there.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[build,rtx,serve,client,dev]'
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[build,rtx,gpu,serve,client,train,dev]' ${PIP_FLAGS:-}
 say "environment ready"
