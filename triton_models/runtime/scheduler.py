@@ -53,6 +53,7 @@ class _Entry:
     job: Hashable = field(compare=False)
     steps: int = field(compare=False)
     step: int = field(default=0, compare=False)
+    ticking: bool = field(default=False, compare=False)  # in a call: a job that left and came again is not
 
     @property
     def left(self) -> int:
@@ -123,6 +124,8 @@ class StepScheduler:
         """The rows of the next engine call, most urgent first; empty if there is no job."""
         batch = self._choose(now_ns)
         tick_ns = self._cost_ns[len(batch)]
+        for entry in batch:
+            entry.ticking = True
         return [Row(e.job, e.step, e.steps, self._must_jump(e, now_ns, tick_ns)) for e in batch]
 
     def completed(self, rows: Sequence[Row], now_ns: int) -> list[Hashable]:
@@ -130,8 +133,9 @@ class StepScheduler:
         done = []
         for row in rows:
             entry = self._by_job.get(row.job)
-            if entry is None or entry.step != row.step:
+            if entry is None or not entry.ticking:
                 continue
+            entry.ticking = False
             entry.step += 1
             if row.last:
                 self.skipped += entry.left

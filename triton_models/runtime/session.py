@@ -236,7 +236,6 @@ class SessionTable:
         if self._admit is not None:
             self._admit(session)
         self._sessions[key] = session
-        self._ended.pop(key, None)
         return replace(self._place(session, unit, end, now_ns), started=True)
 
     def _place(self, session: Session, unit: int, end: bool, now_ns: int) -> Accepted:

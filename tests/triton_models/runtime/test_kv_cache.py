@@ -100,6 +100,15 @@ def test_hours_of_window_need_no_more_pages_than_the_first_minute() -> None:
     blocks.check_integrity()
 
 
+def test_full_history_keeps_no_books_but_pages() -> None:
+    table = PageTable(BlockManager(2_000, 16), "s", Full())
+    for unit in range(1_000):
+        table.evict(unit)
+        table.append("av", unit, 7)
+    assert not table._pinned.runs  # who is never evicted needs no list of units, which would grow for hours
+    assert table.pages == -(-7_000 // 16)
+
+
 class Pool(RuleBasedStateMachine):
     """Any interleaving of open, step, cancel and eviction over a small pool, mirrored token by token."""
 

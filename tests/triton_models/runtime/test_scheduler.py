@@ -138,10 +138,13 @@ def test_a_job_may_leave_in_the_middle_of_a_tick_and_come_again() -> None:
     assert steps.leave("a")
     assert not steps.leave("a")
     assert steps.completed(rows, 1) == []
-    steps.completed(steps.next_tick(1), 1)
     rows = steps.next_tick(1)
-    assert rows == []
-    assert len(steps) == 0
+    assert (names(rows), rows[0].step) == (["b"], 1)
+    steps.leave("b")
+    steps.join("b", 900 * MS, 2, 1)  # under the same name, while the tick of its predecessor runs
+    assert steps.completed(rows, 2) == []
+    assert steps.next_tick(2)[0].step == 0
+    assert len(steps) == 1
 
 
 def test_misuse_is_named() -> None:
