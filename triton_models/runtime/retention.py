@@ -5,8 +5,8 @@ same to the reference, to the page tables and to the capacity planner.
 
 Token kinds:
     prompt      the persona prompt; stays under every policy
-    av          clean latents of the previous unit and the perceived user audio and video (z^v, z^a, e^v, e^a)
-    language    the rest of a context block (typed text and the query token) and the slots
+    av          clean latents of the previous unit, the perceived user audio and video (z^v, z^a, e^v, e^a), the query
+    language    typed text and the slots: the words
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ def parse(value: object) -> Retention:
 
 def av_tokens(config: ModelConfig) -> int:
     """Tokens of kind `av` that one unit commits."""
-    return config.latent_tokens + config.video.perceive_tokens + config.audio.perceive_tokens
+    return config.latent_tokens + config.video.perceive_tokens + config.audio.perceive_tokens + 1  # the query
 
 
 def language_tokens(config: ModelConfig) -> int:
-    """Tokens of kind `language` that one unit commits at most: all typed text, the query and all slots."""
-    return config.language.text_tokens + 1 + config.language.slots
+    """Tokens of kind `language` that one unit commits at most: all typed text and all slots."""
+    return config.language.text_tokens + config.language.slots
 
 
 def history_tokens(retention: Retention, config: ModelConfig, prompt_tokens: int) -> int | None:

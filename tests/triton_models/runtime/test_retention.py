@@ -118,3 +118,7 @@ def test_units_that_fit_is_the_last_count_within_the_pages(
         assert after is not None
         assert here <= pages or units == 0
         assert after > pages
+
+
+def test_the_kinds_cover_a_whole_unit() -> None:
+    assert av_tokens(TINY) + language_tokens(TINY) == TINY.unit_positions
