@@ -29,6 +29,7 @@ from .runtime.worker import Worker
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _TRITON_CODES = {"INVALID_ARGUMENT": "INVALID_ARG", "RESOURCE_EXHAUSTED": "UNAVAILABLE", "ABORTED": "CANCELLED"}
 
+MESSAGE = "message"  # the one tensor of `thinker` and `performer`, both ways
 MAX_CALLS = 256  # BLS calls under way at once; more wait for a thread
 
 _log = logging.getLogger(__name__)
@@ -80,7 +81,8 @@ class TritonReply:
             "frames": response.frames,
             **{name: np.array([text.encode()], np.object_) for name, text in texts.items()},
         }
-        self._do(lambda: self._sender.send(_response(tensors)))
+        outputs = [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in tensors.items()]
+        self._do(lambda: self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs)))
 
     def fail(self, error: SessionError) -> None:
         self._do(lambda: self._sender.send(_failure(error)))
@@ -106,11 +108,14 @@ class JobServer:
     """Runs BLS requests as jobs of a worker and answers each when its future is done.
 
     Answers go out from a thread of their own: a response copies its arrays and waits for the server, which is no work
-    for the thread that runs the engines.
+    for the thread that runs the engines. Only if no other job is here that thread answers itself: it keeps nobody
+    waiting, and a thread less has to wake up.
     """
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self._jobs = 0  # that are not answered
+        self._lock = threading.Lock()
         self._done: queue.SimpleQueue[tuple[Any, Future[Any]] | None] = queue.SimpleQueue()  # bounded by the worker's
         self._thread = threading.Thread(target=self._answer, name="answers", daemon=True)
         self._thread.start()
@@ -118,31 +123,38 @@ class JobServer:
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             sender = request.get_response_sender()
+            with self._lock:
+                self._jobs += 1
             try:
-                future = self._worker.submit(wire.decode(read_tensors(request.inputs())))
+                future = self._worker.submit(_unpack(request.inputs()))
             except Exception as error:
                 future = Future()
                 future.set_exception(error)
-            future.add_done_callback(lambda f, sender=sender: self._done.put((sender, f)))
+            future.add_done_callback(lambda f, sender=sender: self._finish(sender, f))
 
     def stop(self) -> None:
         self._done.put(None)
         self._thread.join(5.0)
 
+    def _finish(self, sender: Any, future: Future[Any]) -> None:
+        with self._lock:
+            self._jobs -= 1
+            alone = self._jobs == 0
+        if alone:
+            _send_outcome(sender, future)
+        else:
+            self._done.put((sender, future))
+
     def _answer(self) -> None:
         while (item := self._done.get()) is not None:
-            sender, future = item
-            try:
-                sender.send(_outcome(future), flags=FINAL)
-            except Exception as error:
-                _log.warning("a result could not be sent: %s", error)
+            _send_outcome(*item)
 
 
 class Caller:
     """Async BLS calls of one model: `await caller(job)` is its result, or raises SessionError."""
 
-    def __init__(self, model: str, outputs: Sequence[str], threads: ThreadPoolExecutor) -> None:
-        self._model, self._outputs, self._threads = model, list(outputs), threads
+    def __init__(self, model: str, threads: ThreadPoolExecutor) -> None:
+        self._model, self._threads = model, threads
 
     async def __call__(self, job: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, job)
@@ -150,8 +162,8 @@ class Caller:
     def _run(self, job: object) -> Any:
         request = pb_utils.InferenceRequest(
             model_name=self._model,
-            requested_output_names=self._outputs,
-            inputs=_tensors(wire.encode(job)),
+            requested_output_names=[MESSAGE],
+            inputs=_pack(job),
         )
         try:
             response = request.exec()
@@ -159,20 +171,26 @@ class Caller:
             raise wire.read_error(str(error), self._model) from None
         if response.has_error():
             raise wire.read_error(response.error().message(), self._model)
-        return wire.decode(read_tensors(response.output_tensors()))
+        return _unpack(response.output_tensors())
 
 
 def callers(max_sessions: int) -> tuple[Caller, Caller]:
     """Callers of `thinker` and of `performer`. A call under way holds a thread; a session has rarely more than one."""
     threads = ThreadPoolExecutor(min(2 * max_sessions, MAX_CALLS), thread_name_prefix="bls")
-    thinker = Caller("thinker", (wire.HEADER, "page_ids", "ranges", "pcm", "frames"), threads)
-    return thinker, Caller("performer", (wire.HEADER, "z_video", "z_audio"), threads)
+    return Caller("thinker", threads), Caller("performer", threads)
+
+
+def _send_outcome(sender: Any, future: Future[Any]) -> None:
+    try:
+        sender.send(_outcome(future), flags=FINAL)
+    except Exception as error:
+        _log.warning("a result could not be sent: %s", error)
 
 
 def _outcome(future: Future[Any]) -> Any:
     """The answer to a job: its result, or its error."""
     try:
-        return _response(wire.encode(future.result()))
+        return pb_utils.InferenceResponse(output_tensors=_pack(future.result()))
     except SessionError as error:
         return _failure(error)
     except Exception as error:
@@ -180,12 +198,12 @@ def _outcome(future: Future[Any]) -> Any:
         return _failure(SessionError("INTERNAL", f"{type(error).__name__}: {error}"))
 
 
-def _tensors(arrays: Mapping[str, np.ndarray]) -> list[Any]:
-    return [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in arrays.items()]
+def _pack(message: object) -> list[Any]:
+    return [pb_utils.Tensor(MESSAGE, wire.encode(message))]
 
 
-def _response(arrays: Mapping[str, np.ndarray]) -> Any:
-    return pb_utils.InferenceResponse(output_tensors=_tensors(arrays))
+def _unpack(tensors: Sequence[Any]) -> Any:
+    return wire.decode(read_tensors(tensors)[MESSAGE])
 
 
 def _failure(error: SessionError) -> Any:

@@ -1,25 +1,29 @@
-"""Messages <-> named tensors, for the BLS calls between `duplex`, `thinker` and `performer`.
+"""Messages <-> bytes, for the BLS calls between `duplex`, `thinker` and `performer`.
 
-A message travels as one JSON header (tensor `message`, BYTES [1]) plus its arrays as tensors of their own, under the
-names of their fields: a unit's sound and picture are copied once into shared memory and never through JSON. Results are
-messages too (a perceive job's is a number, that of open and close is null). An error is no message but the text
+A message travels as one UINT8 tensor: length of the header, header (JSON), then its arrays, each on an 8-byte boundary.
+
+    | uint32 n | n bytes of JSON: fields, and type and shape of each array | padding | array | padding | array ...
+
+One tensor and not one per array, because every tensor of a call costs, and a BYTES tensor more than others. A result is
+a message too (a perceive job's is a number, that of open and close is null). An error is no message but the text
 `CODE: what` of a Triton error. Nothing here can run code: unknown types, fields and codes are refused.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+import struct
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import messages
 from .messages import SessionError
 
-HEADER = "message"
 CODES = (
     "INVALID_ARGUMENT",
     "NOT_FOUND",
@@ -45,40 +49,55 @@ _TYPES = {
         messages.CloseJob,
     )
 }
+_FIELDS = {name: tuple(field.name for field in fields(kind)) for name, kind in _TYPES.items()}
 # What an array field must be: number type and number of axes. Names are unique over all messages.
-_ARRAYS: dict[str, tuple[type, int]] = {
-    "pcm": (np.float32, 1),
-    "frames": (np.uint8, 4),
-    "page_ids": (np.int64, 1),
-    "ranges": (np.int64, 2),
-    "z_video": (np.float32, 2),
-    "z_audio": (np.float32, 2),
+_ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
+    "pcm": (np.dtype(np.float32), 1),
+    "frames": (np.dtype(np.uint8), 4),
+    "page_ids": (np.dtype(np.int64), 1),
+    "ranges": (np.dtype(np.int64), 2),
+    "z_video": (np.dtype(np.float32), 2),
+    "z_audio": (np.dtype(np.float32), 2),
 }
 _TYPE = "$type"  # key of the class name in a header object
+_SHAPES = "$shapes"  # key of the arrays in the header
+_LENGTH = struct.Struct("<I")
+_ALIGNMENT = 8
 _CODED = re.compile(rf"\b({'|'.join(CODES)}): (.*)", re.DOTALL)
+
+Packed = NDArray[np.uint8]
 
 
 class WireError(ValueError):
-    """Tensors that are no message, or an object that cannot be one; a bug or a version mismatch, never a user's."""
+    """Bytes that are no message, or an object that cannot be one; a bug or a version mismatch, never a user's."""
 
 
-def encode(message: object) -> dict[str, np.ndarray]:
-    """Tensors of a message (a dataclass of `messages.py`, a number or None): `message` and its arrays."""
-    tensors: dict[str, np.ndarray] = {}
-    header = _flatten(message, tensors)
-    tensors[HEADER] = np.array([json.dumps(header, allow_nan=False).encode()], dtype=np.object_)
-    return tensors
+def encode(message: object) -> Packed:
+    """A message (a dataclass of `messages.py`, a number or None) as uint8 [n]. Raises WireError."""
+    arrays: dict[str, np.ndarray] = {}
+    content = _flatten(message, arrays)
+    header = json.dumps({"content": content, _SHAPES: {k: a.shape for k, a in arrays.items()}}, allow_nan=False)
+    parts = [_LENGTH.pack(len(header)), header.encode("ascii")]
+    end = _LENGTH.size + len(header)
+    for array in arrays.values():
+        padding = -end % _ALIGNMENT
+        parts += [bytes(padding), np.ascontiguousarray(array).data.cast("B") if array.size else b""]
+        end += padding + array.nbytes
+    return np.frombuffer(b"".join(parts), np.uint8)
 
 
-def decode(tensors: Mapping[str, np.ndarray]) -> Any:
-    """The message of `tensors`. Its arrays are those of `tensors`, not copies. Raises WireError."""
-    if HEADER not in tensors or tensors[HEADER].size != 1:
-        raise WireError(f"{HEADER}: expected 1 JSON header, got tensors {sorted(tensors)}")
+def decode(packed: Packed) -> Any:
+    """The message of uint8 [n]. Its arrays are views of `packed`, read-only if that is. Raises WireError."""
+    if packed.dtype != np.uint8 or packed.ndim != 1 or len(packed) < _LENGTH.size:
+        raise WireError(f"message: expected uint8 [n], got {packed.dtype} {list(packed.shape)}")
+    (length,) = _LENGTH.unpack_from(packed.data)
+    start = _LENGTH.size + length
     try:
-        header = json.loads(tensors[HEADER].reshape(-1)[0])
-    except (ValueError, TypeError, RecursionError) as error:
-        raise WireError(f"{HEADER}: expected JSON, got {error}") from None
-    return _build(header, tensors)
+        header = json.loads(packed[_LENGTH.size : start].tobytes())
+        content, shapes = header["content"], header[_SHAPES]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise WireError(f"message: expected a JSON header of {length} bytes, got {error!r}") from None
+    return _build(content, _unpack(packed, start, shapes))
 
 
 def error_text(error: Exception) -> str:
@@ -92,47 +111,68 @@ def read_error(text: str, where: str) -> SessionError:
     return SessionError(found[1], found[2]) if found else SessionError("UNAVAILABLE", f"{where}: {text}")
 
 
-def _flatten(value: object, tensors: dict[str, np.ndarray]) -> object:
-    """JSON form of a message; its arrays go to `tensors`."""
+def _flatten(value: object, arrays: dict[str, np.ndarray]) -> object:
+    """JSON form of a message; its arrays go to `arrays`."""
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    if _TYPES.get(type(value).__name__) is not type(value):
-        raise WireError(f"message: expected one of {', '.join(_TYPES)}, got {type(value).__name__}")
-    header: dict[str, object] = {_TYPE: type(value).__name__}
-    for field in fields(value):
-        item = getattr(value, field.name)
+    name = type(value).__name__
+    if _TYPES.get(name) is not type(value):
+        raise WireError(f"message: expected one of {', '.join(_TYPES)}, got {name}")
+    content: dict[str, object] = {_TYPE: name}
+    for field in _FIELDS[name]:
+        item = getattr(value, field)
         if isinstance(item, np.ndarray):
-            _check_array(field.name, item)
-            tensors[field.name] = item
+            _check_array(field, item.dtype, item.ndim)
+            arrays[field] = item
         else:
-            header[field.name] = _flatten(item, tensors)
-    return header
+            content[field] = _flatten(item, arrays)
+    return content
 
 
-def _build(value: object, tensors: Mapping[str, np.ndarray]) -> object:
+def _unpack(packed: Packed, start: int, shapes: object) -> dict[str, np.ndarray]:
+    """The arrays behind the header, which must fill the rest exactly."""
+    if not isinstance(shapes, dict):
+        raise WireError(f"message: expected shapes by name, got {shapes!r}")
+    arrays: dict[str, np.ndarray] = {}
+    for name, shape in shapes.items():
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise WireError(f"{name}: expected a shape, got {shape!r}")
+        dtype = _ARRAYS[name][0] if name in _ARRAYS else None
+        _check_array(name, dtype, len(shape))
+        start += -start % _ALIGNMENT
+        end = start + math.prod(shape) * _ARRAYS[name][0].itemsize
+        if end > len(packed):
+            raise WireError(f"{name}: expected {end} bytes, got {len(packed)}")
+        arrays[name] = packed[start:end].view(dtype).reshape(shape)
+        start = end
+    if start != len(packed):
+        raise WireError(f"message: expected {start} bytes, got {len(packed)}")
+    return arrays
+
+
+def _build(value: object, arrays: dict[str, np.ndarray]) -> object:
     if not isinstance(value, dict) or _TYPE not in value:
         return value
-    kind = _TYPES.get(str(value[_TYPE]))
-    if kind is None:
-        raise WireError(f"message: expected one of {', '.join(_TYPES)}, got {value[_TYPE]!r}")
-    names = {field.name for field in fields(kind)}
-    arrays = names & set(_ARRAYS)
-    given = set(value) - {_TYPE}
-    if given != names - arrays or not arrays <= set(tensors):
-        raise WireError(
-            f"{kind.__name__}: expected the fields {sorted(names)}, got {sorted(given)} and tensors {sorted(tensors)}"
-        )
-    items: dict[str, Any] = {name: _build(item, tensors) for name, item in value.items() if name != _TYPE}
-    for name in arrays:
-        _check_array(name, tensors[name])
-        items[name] = tensors[name]
+    name = str(value[_TYPE])
+    if name not in _TYPES:
+        raise WireError(f"message: expected one of {', '.join(_TYPES)}, got {name!r}")
+    items: dict[str, Any] = {}
+    for field in _FIELDS[name]:
+        if field in arrays:
+            items[field] = arrays[field]
+        elif field in value and field not in _ARRAYS:
+            items[field] = _build(value[field], arrays)
+        else:
+            raise WireError(f"{name}: expected the field {field}, got {sorted(value)} and arrays {sorted(arrays)}")
+    if len(value) - 1 != sum(field not in arrays for field in _FIELDS[name]):
+        raise WireError(f"{name}: expected the fields {', '.join(_FIELDS[name])}, got {sorted(value)}")
     if "slots" in items:  # JSON knows no tuples
         items["slots"] = tuple(items["slots"])
-    return kind(**items)
+    return _TYPES[name](**items)
 
 
-def _check_array(name: str, array: np.ndarray) -> None:
+def _check_array(name: str, dtype: np.dtype[Any] | None, axes: int) -> None:
     expected = _ARRAYS.get(name)
-    if expected is None or array.dtype != expected[0] or array.ndim != expected[1]:
-        wanted = f"{np.dtype(expected[0])} with {expected[1]} axes" if expected else f"one of {', '.join(_ARRAYS)}"
-        raise WireError(f"{name}: expected {wanted}, got {array.dtype} {list(array.shape)}")
+    if expected != (dtype, axes):
+        wanted = f"{expected[0]} with {expected[1]} axes" if expected else f"one of {', '.join(_ARRAYS)}"
+        raise WireError(f"{name}: expected {wanted}, got {dtype} with {axes} axes")

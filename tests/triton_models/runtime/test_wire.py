@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import struct
 from dataclasses import fields, is_dataclass
 
 import numpy as np
@@ -93,48 +95,67 @@ def same(a: object, b: object) -> bool:
 @settings(max_examples=200, deadline=None)
 @given(messages)
 def test_round_trip(message: object) -> None:
-    tensors = wire.encode(message)
-    assert all(isinstance(value, np.ndarray) for value in tensors.values())
-    assert same(wire.decode(tensors), message)
+    packed = wire.encode(message)
+    assert (packed.dtype, packed.ndim) == (np.uint8, 1)
+    assert same(wire.decode(packed), message)
 
 
 def test_arrays_do_not_pass_through_json() -> None:
     job = PerceiveJob("s", 1, 0, np.ones(2560, np.float32), np.zeros((4, 64, 64, 3), np.uint8))
-    tensors = wire.encode(ThinkJob("s", 1, 0, "hi", job))
-    assert set(tensors) == {"message", "pcm", "frames"}
-    assert tensors["pcm"] is job.pcm
-    assert len(tensors["message"][0]) < 250
+    packed = wire.encode(ThinkJob("s", 1, 0, "hi", job))
+    assert len(packed) < job.pcm.nbytes + job.frames.nbytes + 350
+    assert wire.decode(packed).perceive.pcm.base is not None, "a view, not a copy"
 
 
-def header(value: object) -> np.ndarray:
-    return np.array([json.dumps(value).encode()], np.object_)
+def pack(content: object, shapes: object = None, body: bytes = b"") -> np.ndarray:
+    header = json.dumps({"content": content, "$shapes": {} if shapes is None else shapes}).encode()
+    packed = struct.pack("<I", len(header)) + header
+    return np.frombuffer(packed + bytes(-len(packed) % 8) * bool(body) + body, np.uint8)
+
+
+VIEW = {"$type": "HistoryView"}
 
 
 @pytest.mark.parametrize(
-    ("tensors", "expected"),
+    ("packed", "expected"),
     [
-        ({}, "message: expected 1 JSON header"),
-        ({"message": np.array([b"{"], np.object_)}, "message: expected JSON"),
-        ({"message": header({"$type": "os.system"})}, "message: expected one of"),
-        ({"message": header({"$type": "CloseJob", "session": "s"})}, "CloseJob: expected the fields"),
-        ({"message": header({"$type": "CloseJob", "session": "s", "epoch": 1, "x": 1})}, "CloseJob: expected the fie"),
-        (
-            {"message": header({"$type": "HistoryView"}), "page_ids": np.zeros(1, np.int64)},
-            "HistoryView: expected the fields",
-        ),
-        (
-            {
-                "message": header({"$type": "HistoryView"}),
-                "page_ids": np.zeros(1, np.int32),
-                "ranges": np.zeros((1, 2), np.int64),
-            },
-            "page_ids: expected int64 with 1 axes, got int32",
-        ),
+        (np.zeros(2, np.uint8), "message: expected uint8"),
+        (np.zeros((4, 4), np.uint8), "message: expected uint8"),
+        (np.zeros(40, np.float32), "message: expected uint8"),
+        (np.frombuffer(b"\x02\0\0\0{{", np.uint8), "expected a JSON header of 2 bytes"),
+        (np.frombuffer(b"\xff\xff\0\0{}", np.uint8), "expected a JSON header of 65535 bytes"),
+        (np.frombuffer(b"\x02\0\0\0{}", np.uint8), "expected a JSON header of 2 bytes, got KeyError"),
+        (pack({"$type": "os.system"}), "message: expected one of"),
+        (pack({"$type": "CloseJob", "session": "s"}), "CloseJob: expected the field epoch"),
+        (pack({"$type": "CloseJob", "session": "s", "epoch": 1, "x": 1}), "CloseJob: expected the fields"),
+        (pack(VIEW, {"page_ids": [1]}, bytes(8)), "HistoryView: expected the field ranges"),
+        (pack({**VIEW, "page_ids": [1], "ranges": [[0, 0]]}), "HistoryView: expected the field page_ids"),
+        (pack(VIEW, {"page_ids": [1], "ranges": [1, 2]}, bytes(8)), r"ranges: expected \d+ bytes, got"),
+        (pack(VIEW, {"page_ids": [1], "ranges": [1, 2]}, bytes(32)), r"message: expected \d+ bytes, got"),
+        (pack(VIEW, {"page_ids": [-1]}), "page_ids: expected a shape"),
+        (pack(VIEW, {"page_ids": "1"}), "page_ids: expected a shape"),
+        (pack(VIEW, {"page_ids": [1, 1]}), "page_ids: expected int64 with 1 axes"),
+        (pack(VIEW, {"weights": [1]}), "weights: expected one of"),
+        (pack(VIEW, [1]), "message: expected shapes by name"),
     ],
 )
-def test_what_is_no_message_is_refused(tensors: dict[str, np.ndarray], expected: str) -> None:
+def test_what_is_no_message_is_refused(packed: np.ndarray, expected: str) -> None:
     with pytest.raises(wire.WireError, match=expected):
-        wire.decode(tensors)
+        wire.decode(packed)
+
+
+@settings(max_examples=300, deadline=None)
+@given(messages, st.data())
+def test_damaged_messages_are_refused_or_read_but_never_crash(message: object, data: st.DataObject) -> None:
+    packed = wire.encode(message).copy()
+    packed[data.draw(st.integers(0, len(packed) - 1))] ^= data.draw(st.integers(1, 255))
+    with contextlib.suppress(wire.WireError):
+        wire.decode(packed[: data.draw(st.integers(0, len(packed)))])
+
+
+def test_arrays_of_the_wrong_type_are_not_sent() -> None:
+    with pytest.raises(wire.WireError, match="pcm: expected float32 with 1 axes, got float64 with 1 axes"):
+        wire.encode(PerceiveJob("s", 1, 0, np.zeros(4), np.zeros((1, 1, 1, 1), np.uint8)))  # pyright: ignore
 
 
 def test_unknown_classes_are_not_sent() -> None:
