@@ -42,5 +42,6 @@ say "creating $venv with $python ($version)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 # PIP_FLAGS goes to pip: on the public index torch is the CUDA build (gigabytes); name an index with CPU builds there.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[build,rtx,gpu,serve,client,train,dev]' ${PIP_FLAGS:-}
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  --constraint "$(dirname "$0")/constraints.txt" -e '.[build,rtx,gpu,serve,client,train,dev]' ${PIP_FLAGS:-}
 say "environment ready"
