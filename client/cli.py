@@ -1,4 +1,4 @@
-"""`python -m client`: talk to a served model from files, or ask what it is."""
+"""`python -m client`: talk to a served model from files, ask what it is, or put it under load."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from client.errors import DuplexError, MediaError
 from client.live import Request, hold, summarise, write_files
+from client.loadtest import command as loadtest
 from client.source import TypedText, read_source
 from client.stream import DuplexClient
 
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
   python -m client converse --video talk.mp4 --seed 7 --prompt "You are a patient tutor." --out build/runs/tutor
   python -m client converse --audio in.wav --video face.jpg --text-at 4.5 "and in French?" --out build/runs/typed
   python -m client info
+  python -m client loadtest --sessions 8 --minutes 1
 
 A conversation takes as long as it would with a live user: units go out every 160 ms, when they would have been
 recorded. Ctrl-C ends it early; what was said until then is written all the same.
@@ -81,7 +83,14 @@ def parser() -> argparse.ArgumentParser:
     talk.add_argument("--weights", metavar="WORD", help="for the report, where the server does not say what it serves")
     info = commands.add_parser("info", help="what a server serves: shapes, parameters, versions")
     info.add_argument("--json", action="store_true", help="as JSON")
-    for command in (talk, info):
+    load = commands.add_parser(
+        "loadtest",
+        help="many users in real time: share of units on time, or how many users a server carries",
+        description=loadtest.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    loadtest.add_arguments(load, parse_retention)
+    for command in (talk, info, load):
         command.add_argument("--url", default=DEFAULT_URL, help=f"gRPC address of Triton (default {DEFAULT_URL})")
         command.add_argument("--model", default="duplex", help="model name (default duplex)")
         command.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds without an answer that "
@@ -94,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
+        if args.command == "loadtest":
+            return loadtest.execute(args, console)
         return _info(args) if args.command == "info" else _converse(args, console)
     except (MediaError, DuplexError) as error:
         console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)

@@ -34,6 +34,12 @@ from client.units import UnitResponse, UnitShape, UserUnit
 UNANSWERED = 2  # units that a server takes ahead of its answers, unless its configuration says max_in_flight
 RECEIVE_QUEUE = 32  # units; a consumer may pause for five seconds before the server feels it
 POLL_SECONDS = 0.25  # how often the reader looks whether an answer is overdue
+# Channels to one address share a TCP connection unless told otherwise, and a stream that stalls would stall the others.
+CHANNEL = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
 CLOSE_SECONDS = 1.0  # after the last answer: how long the server may take to close the stream by itself
 
 
@@ -61,7 +67,7 @@ class DuplexClient:
         Raises DuplexError: UNAVAILABLE when it is not ready in `timeout` seconds, INVALID_ARGUMENT when it is not a
         duplex model.
         """
-        triton = aio.InferenceServerClient(url)
+        triton = aio.InferenceServerClient(url, channel_args=CHANNEL)
         try:
             await _until_ready(triton, url, model, timeout)
             metadata = await triton.get_model_metadata(model, client_timeout=timeout)

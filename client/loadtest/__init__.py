@@ -1,0 +1,1 @@
+"""Open-loop load tests: many users in real time, each on a connection of its own."""

@@ -1,0 +1,158 @@
+"""What a load test leaves behind: units.csv, loadtest.png, report.html, summary.json, and capacity.* after a search."""
+
+from __future__ import annotations
+
+import base64
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from client.loadtest import summary as figures
+from client.loadtest.capacity import Probe
+from client.loadtest.driver import Run
+from client.loadtest.figure import draw, draw_capacity
+from client.report import STAGES
+
+COLUMNS = ("user", "unit", "judged", "due_s", "woke_s", "sent_s", "received_s", "response_ms", "service_ms", "on_time")
+PAGE = Template("""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>$title</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #1c2429 }
+table { border-collapse: collapse; margin: 1rem 0 } caption { text-align: left; font-weight: 600 }
+th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid #d5dbdf }
+th:first-child, td:first-child { text-align: left } img { max-width: 100% } .note { color: #57636b }
+</style>
+<h1>$title</h1>
+<p>$lead</p>
+$body
+<p class="note">$note</p>
+</html>
+""")
+
+
+def write(run: Run, folder: Path, probes: Sequence[Probe] = (), capacity: int | None = None) -> dict[str, Any]:
+    """Writes all files into `folder` and returns the summary. `capacity` and `probes`: of a search."""
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = figures.build(run)
+    if capacity is not None:
+        summary["capacity"] = {"sessions": capacity, "probes": [asdict(probe) for probe in probes]}
+        _table(folder / "capacity.csv", ("sessions", "held", "share", "refused", "p99_ms"), map(asdict, probes))
+        draw_capacity(list(probes), folder / "capacity.png")
+    _table(folder / "units.csv", (*COLUMNS, "total_ms", *(f"{stage}_ms" for stage in STAGES), "left_out"), _units(run))
+    draw(run, folder / "loadtest.png")
+    figures.write(summary, folder / "summary.json")
+    (folder / "report.html").write_text(_page(run, summary, folder))
+    return summary
+
+
+def _table(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _units(run: Run) -> Iterable[dict[str, Any]]:
+    """One row a unit that was due; times are seconds since the first user began."""
+    begin = min(user.start for user in run.users)
+
+    def since(moment: float | None) -> float | str:
+        return "" if moment is None else round(moment - begin, 6)
+
+    for user in run.users:
+        for unit in user.units:
+            yield {
+                "user": user.number,
+                "unit": unit.index,
+                "judged": int(unit.index >= run.plan.warm_units),
+                "due_s": since(unit.due),
+                "woke_s": since(unit.woke),
+                "sent_s": since(unit.sent),
+                "received_s": since(unit.received),
+                "response_ms": _round(unit.response_ms),
+                "service_ms": _round(unit.service_ms),
+                "on_time": int(unit.on_time),
+                "total_ms": unit.stages.get("total", ""),
+                **{f"{stage}_ms": unit.stages.get(stage, "") for stage in STAGES},
+                "left_out": " ".join(unit.degradation),
+            }
+
+
+def _round(value: float | None) -> float | str:
+    return "" if value is None else round(value, 3)
+
+
+def _page(run: Run, summary: dict[str, Any], folder: Path) -> str:
+    plan = run.plan
+    sound = summary["playout"]
+    names = {
+        "response": "response, from the due time",
+        "service": "from the sending",
+        "total": "in the server",
+        "transport": "gRPC and network",
+    }
+    rows = [
+        (names.get(name, name), *(f"{values[p]:.1f}" for p in ("p50", "p95", "p99", "max")))
+        for name, values in summary["ms"].items()
+        if values
+    ]
+    extra = {
+        "first response": summary["first_response_ms"],
+        "sent late by": summary["send_lateness_ms"],
+        "driver late by": summary["driver_lateness_ms"],
+        "AV skew": sound["av_skew_ms"],
+    }
+    rows += [
+        (name, *(f"{values[p]:.1f}" for p in ("p50", "p95", "p99", "max"))) for name, values in extra.items() if values
+    ]
+    users = [
+        (row["user"], f"{row['on_time']:.2%}", row["p50"], row["p99"], row["underruns"], row["error"])
+        for row in figures.user_rows(run)
+    ]
+    body = [_image(folder / "loadtest.png"), _html(("ms", "p50", "p95", "p99", "max"), rows, "Times")]
+    if "capacity" in summary:
+        probes = [
+            (p["sessions"], "yes" if p["held"] else "no", f"{p['share']:.2%}", p["refused"], p["p99_ms"])
+            for p in summary["capacity"]["probes"]
+        ]
+        body += [
+            _image(folder / "capacity.png"),
+            _html(("sessions", "held", "on time", "refused", "p99 ms"), probes, "Probes, as they ran"),
+        ]
+    body.append(_html(("user", "on time", "p50 ms", "p99 ms", "underruns", "error"), users, "Users"))
+    lead = (
+        f"{summary['on_time']['share']:.2%} of {summary['units']['due']} units on time "
+        f"({summary['sessions']['without_error']} of {plan.sessions} sessions without an error). "
+        f"Playout buffer of {sound['buffer_ms']:g} ms: {sound['underruns']} underruns, "
+        f"{sound['lost_sound_ms']:g} ms of sound lost. Errors: {summary['errors'] or 'none'}."
+    )
+    note = (
+        f"{summary['on_time']['meaning']}. The first {plan.warm_up:g} s of every user are not judged. "
+        f"{summary['started']}, {plan.url}, model {summary['model']}, weights: {summary['weights']}, "
+        f"{summary['machine']['cpus']} CPUs, load {summary['machine']['load_average']}."
+    )
+    if not summary["driver_fit"]:
+        note += " The driver itself was late: the figures say less about the server than about this machine."
+    title = f"Load test: {plan.sessions} sessions, {plan.seconds:g} s"
+    if capacity := summary.get("capacity"):
+        title = f"Load test: {capacity['sessions']} sessions on time"
+    return PAGE.substitute(title=escape(title), lead=escape(lead), body="\n".join(body), note=escape(note))
+
+
+def _html(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str) -> str:
+    lines = [f"<table><caption>{escape(caption)}</caption>"]
+    lines.append("<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>")
+    for row in rows:
+        cells = ("" if cell is None else escape(str(cell)) for cell in row)
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return "\n".join([*lines, "</table>"])
+
+
+def _image(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<p><img alt="{escape(path.stem)}" src="data:image/png;base64,{data}"></p>'
