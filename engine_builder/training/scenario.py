@@ -77,7 +77,7 @@ class Habits:
 
 
 # Training sees the same behaviour as evaluation, only denser: the first word of an answer is what is hard to learn.
-DENSE = Habits(digit=0.46, typed=0.12, card=0.22, barge_in=0.54, backchannel=0.24, pause=0.2)
+DENSE = Habits(digit=0.50, typed=0.10, card=0.20, barge_in=0.54, backchannel=0.24, foreign=0.22, pause=0.2)
 # Nobody speaks, types or shows anything.
 QUIET = Habits(digit=0, social=0, typed=0, card=0, murmur=0, idle=1.0)
 

@@ -35,7 +35,8 @@ _TRAIN_TIMBRES = (
     *("Hugo", "Iven", "Jacky", "John", "Kaukovalta", "Linda", "Marcelo", "Mario", "Max", "Michael", "Miguel"),
     *("Nguyen", "Pablo", "Pedro", "Quincy", "Rob", "Steph", "Steph2", "Tweaky", "anika", "grandma", "klatt", "klatt3"),
 )
-_HELD_OUT_TIMBRES = ("m5", "f3", "Andrea", "Benjamin", "Ed2", "Lee", "Marco", "Michel", "Mike", "Paul", "Zac", "klatt2")
+# Without Lee and Marco: PocketSphinx knows 60 and 75 % of their clean English digits, and 90 to 95 % of the others'.
+_HELD_OUT_TIMBRES = ("m5", "f3", "Andrea", "Benjamin", "Ed2", "Michel", "Mike", "Paul", "Zac", "klatt2")
 
 
 class SpeechToolMissing(RuntimeError):
