@@ -33,7 +33,7 @@ until they serve, and keeps them running: a dead or hung part makes readiness fa
 server is restarted. Everything listens on 127.0.0.1 only.
 
   python -m triton_models.launch --engines build/engines/tiny
-  python -m client converse --url 127.0.0.1:8001 ...      talk to it
+  python -m client converse --audio hello.wav --out DIR   talk to it
   curl 127.0.0.1:8003/ready                               200 {"ready": true, ..} or 503 with the reason
 
 Ctrl-C or SIGTERM ends it in good order: units that were sent are answered, sessions are told, exit code 0. A second
