@@ -95,11 +95,7 @@ async def run(
             clients.append(await stack.enter_async_context(client))
         media = await asyncio.to_thread(Media.read, clients[0].shape, plan.audio, plan.video)
         begin = time.monotonic() + SETTLE_SECONDS
-        # Users do not speak in step: golden-ratio phases are even for any number of them.
-        users = [
-            UserLog(i, begin + i * RAMP_SECONDS + i * GOLDEN % 1.0 * UNIT_SECONDS, plan.units)
-            for i in range(plan.sessions)
-        ]
+        users = [UserLog(i, begin + start_seconds(i), plan.units) for i in range(plan.sessions)]
         outcome = Run(
             plan,
             datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -123,6 +119,11 @@ async def run(
             for user in users:
                 user.stopped(end)
     return outcome
+
+
+def start_seconds(user: int) -> float:
+    """When a user begins: a few more in every unit, and never in step (golden-ratio phases, for any number)."""
+    return int(user * RAMP_SECONDS / UNIT_SECONDS) * UNIT_SECONDS + user * GOLDEN % 1.0 * UNIT_SECONDS
 
 
 async def _watch(

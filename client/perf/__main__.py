@@ -1,0 +1,121 @@
+"""`make perf`: starts a server and drives it with perf_analyzer and with the open loop, for 1, 2 and 4 streams."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from client.demo import ServerFailed, server
+from client.errors import DuplexError, MediaError
+from client.loadtest.driver import Plan, run
+from client.loadtest.media import Media
+from client.perf import data
+from client.perf.analyzer import BINARY, AnalyzerError, measure
+from client.perf.compare import Row, faults, rows, write
+from client.stream import DuplexClient
+from client.units import UNIT_SECONDS, UnitShape
+
+WARM_UP_SECONDS = 2.0
+SETTLE_SECONDS = 1.5  # the server's counters are exported twice a second
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 both tools measured, 1 perf_analyzer did not drive the model as it should, 2 nothing started."""
+    parser = argparse.ArgumentParser(prog="python -m client.perf", description=__doc__)
+    parser.add_argument("--engines", type=Path, default=Path("build/engines/tiny"), metavar="DIR")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4], metavar="N")
+    parser.add_argument("--units", type=int, default=60, metavar="N", help="units a sequence (default %(default)s)")
+    parser.add_argument("--binary", type=Path, default=BINARY, metavar="FILE", help="(default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("build/runs/perf"), metavar="DIR")
+    args = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        # The tools' figures are wanted also where admission would rather refuse.
+        with server(args.engines, args.out / "server", "--admit-all") as facts:
+            return _measure(facts["grpc"], facts["metrics"], facts["weights"], args, console)
+    except (AnalyzerError, DuplexError, MediaError, ServerFailed) as error:
+        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
+        return 2
+
+
+def _measure(url: str, metrics: str, weights: str, args: argparse.Namespace, console: Console) -> int:
+    media = Media.read(asyncio.run(_shape(url)))
+    table: list[Row] = []
+    delayed: dict[int, float] = {}
+    wrong: list[str] = []
+    for streams in args.streams:
+        console.print(f"{streams} streams, {args.units * UNIT_SECONDS:.0f} s each tool", style="dim")
+        inputs = args.out / f"units-{streams}.json"
+        data.write(media, streams, args.units, inputs)
+        warm_up = Plan(url, sessions=streams, seconds=WARM_UP_SECONDS, warm_up=0.0)
+        asyncio.run(run(warm_up))
+        before = counters(metrics)
+        measured = measure(
+            url, streams, inputs, streams * args.units, args.out / f"analyzer-{streams}", binary=args.binary
+        )
+        wrong += [f"{streams} streams: {fault}" for fault in faults(measured.requests, args.units)]
+        wrong += _uncounted(before, counters(metrics), len(measured.requests), streams)
+        outcome = asyncio.run(run(Plan(url, sessions=streams, seconds=args.units * UNIT_SECONDS, warm_up=0.0)))
+        table += rows(measured, outcome)
+        delayed[streams] = measured.delayed
+        inputs.unlink()
+    page, summary = write(table, delayed, args.out, {"weights": weights, "load_average": os.getloadavg()[0]})
+    summary["faults"] = wrong
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    console.print(page.read_text(), soft_wrap=True, markup=False, highlight=False)
+    for fault in wrong:
+        console.print(f"[red]{escape(fault)}[/red]", soft_wrap=True)
+    return 1 if wrong else 0
+
+
+def _uncounted(before: dict[str, float], after: dict[str, float], units: int, streams: int) -> list[str]:
+    """Does the server's own account agree that so many units of whole sequences were driven?"""
+    grown = {name: after[name] - before[name] for name in after}
+    found = {
+        "units answered": grown["units.on_time"] + grown["units.late"] == units,
+        "no unit and no session refused": grown["refused"] == 0,
+        "every session started": grown["admitted"] >= streams,
+        "every session ended by sequence_end": grown["admitted"] == grown["completed"],
+    }
+    return [
+        f"{streams} streams: expected {what}, the server counted {grown}" for what, good in found.items() if not good
+    ]
+
+
+def counters(metrics: str) -> dict[str, float]:
+    """What the server at `metrics` (host:port) says about units and sessions so far, once that has settled."""
+    time.sleep(SETTLE_SECONDS)
+    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as response:
+        text = response.read().decode()
+
+    def total(pattern: str) -> float:
+        return sum(float(value) for value in re.findall(rf"^wan_streamer_{pattern} (\S+)$", text, re.MULTILINE))
+
+    return {
+        "admitted": total("sessions_admitted_total"),
+        "completed": total(r'sessions_ended_total\{outcome="completed"\}'),
+        "units.on_time": total(r'units_total\{outcome="on_time"\}'),
+        "units.late": total(r'units_total\{outcome="late"\}'),
+        "refused": total(r"(?:sessions|units)_refused_total\{[^}]*\}"),
+    }
+
+
+async def _shape(url: str) -> UnitShape:
+    async with await DuplexClient.connect(url) as client:
+        return client.shape
+
+
+if __name__ == "__main__":
+    sys.exit(main())
