@@ -127,7 +127,9 @@ def _progress(plan: Plan, console: Console) -> Iterator[Callable[[Run], None]]:
         BarColumn(bar_width=32),
         TextColumn("{task.completed:.0f}/{task.total:.0f} units"),
     )
-    with Progress(*columns, TextColumn("{task.fields[info]}"), console=console, transient=True) as bar:
+    with Progress(
+        *columns, TextColumn("{task.fields[info]}"), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(f"{plan.sessions} users", total=plan.sessions * plan.units, info="")
 
         def tick(outcome: Run) -> None:

@@ -46,8 +46,8 @@ def draw_capacity(probes: list[Probe], path: Path) -> None:
     """Share on time and p99 over the number of sessions."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     ordered = sorted(probes, key=lambda probe: probe.sessions)
-    sessions = [probe.sessions for probe in ordered]
-    axes.plot(sessions, [probe.share * 100 for probe in ordered], color=GREY, zorder=1)
+    best = {probe.sessions: probe.share * 100 for probe in sorted(probes, key=lambda probe: probe.share)}
+    axes.plot(sorted(best), [best[sessions] for sessions in sorted(best)], color=GREY, zorder=1)
     for probe in ordered:
         axes.plot(probe.sessions, probe.share * 100, "o", color=GOOD if probe.held else BAD, zorder=2)
     for probe in ordered:
@@ -56,6 +56,8 @@ def draw_capacity(probes: list[Probe], path: Path) -> None:
     axes.axhline(TARGET * 100, color=BAD, linestyle="--", linewidth=1)
     axes.set(xlabel="sessions", ylabel="units on time, %", ylim=(min(90.0, min(axes.get_ylim())), 101))
     axes.set_title("units on time by number of sessions", **TITLE)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.12)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -92,8 +92,8 @@ def _user_row(run: Run, user: UserLog) -> dict[str, Any]:
         "user": user.number,
         "due": due,
         "on_time": round(sum(unit.on_time for unit in units) / due, 5) if due else 0.0,
-        "p50": response and response["p50"],
-        "p99": response and response["p99"],
+        "p50": response and round(response["p50"], 1),
+        "p99": response and round(response["p99"], 1),
         "underruns": play(user.units, run.plan.warm_units).underruns,
         "error": str(user.error) if user.error else "",
     }

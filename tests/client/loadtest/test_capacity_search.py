@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 
 async def search(limit: int, most: int) -> tuple[int, list[int]]:
     async def probe(sessions: int) -> Probe:
-        return Probe(sessions, sessions <= limit, 1.0, 0, 100.0)
+        return Probe(sessions, sessions <= limit, 1.0, int(sessions > limit), 100.0)
 
     found, probes = await find(probe, most)
     return found, [p.sessions for p in probes]
@@ -33,6 +33,19 @@ async def test_the_order_of_probes() -> None:
     assert await search(5, 64) == (5, [1, 2, 4, 8, 6, 5])
     assert await search(9, 3) == (3, [1, 2, 3])
     assert await search(0, 8) == (0, [1])
+
+
+async def test_a_hiccup_is_given_a_second_chance_and_a_refusal_is_not() -> None:
+    tries: list[int] = []
+
+    async def probe(sessions: int) -> Probe:
+        tries.append(sessions)
+        hiccup = sessions == 2 and tries.count(2) == 1
+        return Probe(sessions, sessions <= 2 and not hiccup, 0.9 if hiccup else 1.0, int(sessions > 3), 100.0)
+
+    found, probes = await find(probe, 8)
+    assert (found, tries) == (2, [1, 2, 2, 4, 3, 3])
+    assert [p.held for p in probes] == [True, False, True, False, False, False]
 
 
 async def test_nothing_to_try() -> None:
