@@ -20,14 +20,15 @@ from .export import export_step
 from .manifest import MANIFEST, STEPS, EngineEntry, Manifest, TensorSpec, sha256
 from .model.duplex import DuplexModel
 from .model.steps import state_sizes, step_specs
+from .precision import set_precision
 from .targets import onnxruntime as ort_target
 from .targets import tensorrt as trt_target
 from .targets import torch_cuda as torch_target
 from .tokenizer import write_tiny_tokenizer
-from .weights_note import read_weights_note
+from .weights_note import read_defaults, read_weights_note
 
 # Precision of the matrices unless one is asked for. Only GPUs gain from less than float32.
-TARGETS = {"onnxruntime": "float32", "tensorrt": "float32", "tensorrt-rtx": "float32", "torch-cuda": "bfloat16"}
+TARGETS = {"onnxruntime": "float32", "tensorrt": "bfloat16", "tensorrt-rtx": "bfloat16", "torch-cuda": "bfloat16"}
 Progress = Callable[[str, str], None]  # (step, what is being done)
 
 
@@ -56,6 +57,7 @@ class BuildOptions:
     target: str = "onnxruntime"
     compute_capability: str | None = None
     precision: str | None = None  # None: what suits the target (`TARGETS`)
+    timing_cache: Path | None = None  # TensorRT keeps there which kernels were fastest; a second build is quicker
     max_batch: int = 8
     max_pages: int = 256
     pool_pages: int = 2048
@@ -84,7 +86,7 @@ def build_engines(
         if isinstance(builder, torch_target.WeightsBuilder):
             engines = _pack(builder, model, work, progress)
         else:
-            engines = _compile(builder, model, options.target, work, progress)
+            engines = _compile(builder, set_precision(model, precision), options.target, work, progress)
         tokenizer = work / TOKENIZER
         if (checkpoint / TOKENIZER).exists():
             shutil.copyfile(checkpoint / TOKENIZER, tokenizer)
@@ -97,6 +99,7 @@ def build_engines(
             precision=precision,
             compute_capability=options.compute_capability,
             weights=read_weights_note(checkpoint),
+            defaults=read_defaults(checkpoint),
             libraries={**builder.libraries(), "torch": importlib.metadata.version("torch"), "onnx": onnx.__version__},
             limits=limits,
             state=state_sizes(model.config),
@@ -121,12 +124,12 @@ def _builder(options: BuildOptions, config: ModelConfig, precision: str) -> Step
         raise ValueError(f"--compute-capability: {options.target} engines are not tied to one; leave it out")
     if options.target == "torch-cuda":
         return torch_target.WeightsBuilder(config, precision)
-    if precision != "float32":
-        raise ValueError(f"--precision: {options.target} engines are built in float32, got {precision!r}")
     if options.target == "onnxruntime":
+        if precision != "float32":
+            raise ValueError(f"--precision: onnxruntime engines are float32, got {precision!r}; it is for GPU targets")
         return OnnxRuntimeBuilder()
     limits = trt_target.Limits(options.max_batch, options.max_pages, options.pool_pages, options.page_tokens)
-    return trt_target.PlanBuilder(options.target, config, limits, options.compute_capability)
+    return trt_target.PlanBuilder(options.target, config, limits, options.compute_capability, options.timing_cache)
 
 
 def _compile(
@@ -165,7 +168,8 @@ def _tensors(graph: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...
 
     def spec(value: onnx.ValueInfoProto) -> TensorSpec:
         tensor = value.type.tensor_type
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()  # numpy has no bfloat16
+        dtype = {"float": "float32"}.get(dtype, dtype)
         return TensorSpec(value.name, dtype, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim))
 
     return tuple(map(spec, proto.input)), tuple(map(spec, proto.output))
@@ -177,6 +181,8 @@ def _rebuild_command(checkpoint: Path, output: Path, options: BuildOptions) -> s
         words += ["--compute-capability", options.compute_capability]
     if options.precision:
         words += ["--precision", options.precision]
+    if options.timing_cache:
+        words += ["--timing-cache", str(options.timing_cache)]
     return shlex.join(words)
 
 

@@ -52,8 +52,9 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--precision",
         choices=("float32", "float16", "bfloat16"),
-        help="of the matrices (default: bfloat16 for torch-cuda, otherwise float32)",
+        help="of the matrices and of the KV pool (default: float32 for onnxruntime, bfloat16 for GPUs)",
     )
+    build.add_argument("--timing-cache", type=Path, metavar="FILE", help="kept between builds (tensorrt only)")
     build.add_argument("--compute-capability", metavar="X.Y", help="GPU to compile for, e.g. 8.9 (tensorrt-rtx only)")
     build.add_argument("--max-batch", type=int, default=8, help="sessions in one engine call (default: 8)")
     build.add_argument("--max-pages", type=int, default=256, help="history pages of one session (default: 256)")
@@ -122,6 +123,7 @@ def _build(args: argparse.Namespace) -> int:
         target=args.target,
         compute_capability=args.compute_capability,
         precision=args.precision,
+        timing_cache=args.timing_cache,
         max_batch=args.max_batch,
         max_pages=args.max_pages,
         pool_pages=args.pool_pages,

@@ -14,6 +14,13 @@ from .model.duplex import DuplexModel
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """The type of a precision's matrices; ValueError lists the known ones."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"--precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    return PRECISIONS[precision]
+
+
 class CastLinear(nn.Module):
     """y = x @ weight^T + bias with the product in the precision of `weight` [out, in] and y in float32."""
 
@@ -32,9 +39,7 @@ def set_precision(model: DuplexModel, precision: str) -> DuplexModel:
 
     Raises ValueError for an unknown precision.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"--precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    dtype = PRECISIONS[precision]
+    dtype = dtype_of(precision)
     if dtype == torch.float32:
         return model
     _cast_linears(model.model, dtype)

@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from ..config import ModelConfig
+from .names import TENSORRT_MODULES
 
 FILE_SUFFIX = ".plan"
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL = {
     "tensorrt": "pip install tensorrt (11.x, NVIDIA's index) on a machine with an NVIDIA GPU, or use the container",
     "tensorrt-rtx": "pip install 'wan-streamer-triton[rtx]' (tensorrt-rtx-cu13)",
@@ -29,11 +29,11 @@ class EngineBuildError(RuntimeError):
 def load_module(target: str) -> ModuleType:
     """Imports the library of a target, or says how to install it."""
     try:
-        module = importlib.import_module(MODULES[target])
+        module = importlib.import_module(TENSORRT_MODULES[target])
         module.Builder  # noqa: B018 - the stub packages import but hold nothing
     except (ImportError, AttributeError, OSError) as error:
         raise EngineBuildError(
-            f"target {target}: {MODULES[target]} cannot be used ({error}); {INSTALL[target]}"
+            f"target {target}: {TENSORRT_MODULES[target]} cannot be used ({error}); {INSTALL[target]}"
         ) from None
     return module
 
@@ -92,14 +92,21 @@ def profiles(config: ModelConfig, step: str, limits: Limits) -> list[Symbols]:
 class PlanBuilder:
     """Builds plans with the API that TensorRT 11 and TensorRT-RTX share."""
 
-    def __init__(self, target: str, config: ModelConfig, limits: Limits, compute_capability: str | None) -> None:
+    def __init__(
+        self,
+        target: str,
+        config: ModelConfig,
+        limits: Limits,
+        compute_capability: str | None,
+        timing_cache: Path | None = None,
+    ) -> None:
         self.target, self.config, self.limits = target, config, limits
-        self.compute_capability = compute_capability
+        self.compute_capability, self.timing_cache = compute_capability, timing_cache
         self.trt: Any = load_module(target)
         self.logger = self.trt.Logger(self.trt.Logger.ERROR)
 
     def libraries(self) -> dict[str, str]:
-        return {MODULES[self.target]: self.trt.__version__}
+        return {TENSORRT_MODULES[self.target]: self.trt.__version__}
 
     def build_step(self, step: str, graph: Path, output: Path, axes: dict[str, dict[int, str]]) -> None:
         """Parses `graph` and writes the serialized engine to `output`. `axes`: input -> axis -> symbol."""
@@ -117,10 +124,29 @@ class PlanBuilder:
         for symbols in profiles(self.config, step, self.limits):
             config.add_optimization_profile(self._profile(builder, network, axes, symbols))
         self._set_compute_capability(config)
+        self._load_timings(config)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise EngineBuildError(f"{step}: {self.target} built no engine from {graph.name}; see the messages above")
-        output.write_bytes(bytes(plan))
+        with output.open("wb") as file:
+            file.write(memoryview(plan))  # no second copy of what may be many gigabytes
+        self._save_timings(config)
+
+    def _load_timings(self, config: Any) -> None:
+        """Attaches what earlier builds measured; TensorRT refuses a cache of another GPU or version: then a new one."""
+        if self.timing_cache is None:
+            return
+        known = self.timing_cache.read_bytes() if self.timing_cache.exists() else b""
+        if not config.set_timing_cache(config.create_timing_cache(known), False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+
+    def _save_timings(self, config: Any) -> None:
+        if self.timing_cache is None:
+            return
+        self.timing_cache.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.timing_cache.with_suffix(".part")
+        scratch.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        scratch.replace(self.timing_cache)
 
     def _allow_decomposition(self, network: Any) -> None:
         """Marks every attention as decomposable: where no fused kernel fits a shape (float32, or a slot pass of one

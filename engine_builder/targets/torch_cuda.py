@@ -20,11 +20,11 @@ from ..config import ModelConfig
 from ..manifest import TensorSpec
 from ..model.duplex import DuplexModel
 from ..model.steps import StepSpec, step_specs
+from ..precision import dtype_of
 
 FILE_SUFFIX = ".safetensors"
 FILES = {"perceive": "perceive", "think": "backbone", "perform": "backbone", "render": "render"}
 POOLS = ("k_pool", "v_pool")
-PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def pack_backbone(model: DuplexModel, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -64,9 +64,7 @@ class WeightsBuilder:
     """Writes the packed weights of each step; two steps that share a file get it once."""
 
     def __init__(self, config: ModelConfig, precision: str) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"--precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-        self.config, self.dtype = config, PRECISIONS[precision]
+        self.config, self.dtype = config, dtype_of(precision)
         self._layouts: dict[str, str] = {}
 
     def libraries(self) -> dict[str, str]:

@@ -19,10 +19,10 @@ from triton_models.runtime.messages import Float32, HistoryView
 
 from . import passes
 from .backbone import Backbone, History
+from .buckets import Limits
 from .captured import CapturedCall, Lane
 from .history_index import HistoryIndex
 from .staging import Slot
-from .torch_engine import Limits
 
 
 class SolverBank:
@@ -52,7 +52,7 @@ class SolverBank:
         self._puts: dict[int, CapturedCall] = {}
         self._take = CapturedCall(
             lambda t: {name: self._state[name].index_select(0, t["row"]) for name in ("x_video", "x_audio")},
-            {"row": Slot((1,), torch.int64)},
+            {"row": Slot((1,), "int64")},
             lane,
         )
 
@@ -65,10 +65,10 @@ class SolverBank:
             raise EngineError(f"page_ids: expected pages 0 to {pool_pages - 1}, got {ids}")
         pages = self._limits.pages(len(ids))
         if pages not in self._puts:
-            slots = {name: Slot((1, *t.shape[1:]), torch.float32) for name, t in self._state.items()}
-            slots["row"] = Slot((1,), torch.int64)
-            slots["page_table"] = Slot((1, pages), torch.int64, ragged=True)
-            slots["page_range"] = Slot((1, pages, 2), torch.int64, ragged=True)
+            slots = {name: Slot((1, *t.shape[1:]), "float32") for name, t in self._state.items()}
+            slots["row"] = Slot((1,), "int64")
+            slots["page_table"] = Slot((1, pages), "int64", ragged=True)
+            slots["page_range"] = Slot((1, pages, 2), "int64", ragged=True)
             self._puts[pages] = CapturedCall(self._store, slots, self._lane)
         values = {"x_video": x_video, "x_audio": x_audio, "rope_cos": cos, "rope_sin": sin}
         inputs = {name: value[None] for name, value in values.items()}
@@ -91,9 +91,9 @@ class SolverBank:
         pages = self._limits.pages(int(self._pages[list(slots)].max()))
         if (rows, pages) not in self._ticks:
             shapes = {
-                "row": Slot((rows,), torch.int64),
-                "tau": Slot((rows,), torch.float32),
-                "step": Slot((rows,), torch.float32),
+                "row": Slot((rows,), "int64"),
+                "tau": Slot((rows,), "float32"),
+                "step": Slot((rows,), "float32"),
             }
             self._ticks[rows, pages] = CapturedCall(lambda t: self._evaluate(t, pages), shapes, self._lane)
         inputs = {

@@ -10,7 +10,6 @@ are copied at every call: fit for tests, and the only way without a device pool.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +23,16 @@ from triton_models.runtime.engine import Engine, EngineError, EngineSet
 
 from . import codecs, passes
 from .backbone import Backbone, History
+from .buckets import Limits
 from .captured import CapturedCall, Lane
 from .history_index import HistoryIndex
 from .staging import Slot
 from .weights import BackboneWeights
 
-MIN_PAGES = 64  # the smallest history bucket; below it attention is no cost worth another graph
 TARGET = "torch-cuda"
 
 Inputs = Mapping[str, Any]
 Outputs = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the buckets must cover."""
-
-    max_batch: int
-    max_pages: int
-
-    def rows(self, batch: int) -> int:
-        """The batch bucket of `batch` rows: a power of two, or the limit."""
-        if not 1 <= batch <= self.max_batch:
-            raise EngineError(
-                f"batch: expected 1 to {self.max_batch} rows, got {batch}; build with a higher --max-batch"
-            )
-        return min(self.max_batch, 1 << (batch - 1).bit_length())
-
-    def pages(self, pages: int) -> int:
-        """The history bucket of `pages` pages: MIN_PAGES times a power of two, or the limit."""
-        if not 1 <= pages <= self.max_pages:
-            raise EngineError(f"pages: expected 1 to {self.max_pages}, got {pages}; build with a higher --max-pages")
-        bucket = MIN_PAGES
-        while bucket < pages:
-            bucket *= 2
-        return min(self.max_pages, bucket)
-
-    def all_rows(self) -> list[int]:
-        return sorted({self.rows(n) for n in range(1, self.max_batch + 1)})
 
 
 class StatefulStep:
@@ -70,7 +41,7 @@ class StatefulStep:
     def __init__(
         self,
         module: Callable[..., tuple[Tensor, ...]],
-        shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        shapes: Mapping[str, tuple[tuple[int, ...], str]],
         outputs: tuple[str, ...],
         limits: Limits,
         lane: Lane,
@@ -153,8 +124,8 @@ class PagedStep:
 
     def _paged_slots(self, rows: int, pages: int) -> dict[str, Slot]:
         return {
-            "page_table": Slot((rows, pages), torch.int64, ragged=True),
-            "page_range": Slot((rows, pages, 2), torch.int64, ragged=True),
+            "page_table": Slot((rows, pages), "int64", ragged=True),
+            "page_range": Slot((rows, pages, 2), "int64", ragged=True),
         }
 
 
@@ -171,11 +142,11 @@ class PerformEngine(PagedStep):
             c = self.backbone.weights.config
             half = c.backbone.head_dim // 2
             slots = {
-                "x_video": Slot((rows, c.video.tokens, c.video.latent_dim), torch.float32),
-                "x_audio": Slot((rows, c.audio.tokens, c.audio.latent_dim), torch.float32),
-                "tau": Slot((rows,), torch.float32),
-                "rope_cos": Slot((rows, c.latent_tokens, half), torch.float32),
-                "rope_sin": Slot((rows, c.latent_tokens, half), torch.float32),
+                "x_video": Slot((rows, c.video.tokens, c.video.latent_dim), "float32"),
+                "x_audio": Slot((rows, c.audio.tokens, c.audio.latent_dim), "float32"),
+                "tau": Slot((rows,), "float32"),
+                "rope_cos": Slot((rows, c.latent_tokens, half), "float32"),
+                "rope_sin": Slot((rows, c.latent_tokens, half), "float32"),
                 **self._paged_slots(rows, pages),
             }
 
@@ -226,18 +197,18 @@ class ThinkEngine(PagedStep):
         d, half, tokens = c.backbone.hidden_size, c.backbone.head_dim // 2, sum(parts)
         widths = (c.video.latent_dim, c.audio.latent_dim, d, d)
         slots = {
-            name: Slot((rows, count, width), torch.float32)
+            name: Slot((rows, count, width), "float32")
             for name, count, width in zip(("z_video", "z_audio", "e_video", "e_audio"), parts[:4], widths, strict=True)
         }
         slots |= {
-            "ids": Slot((rows, parts[4]), torch.int64),
-            "rope_cos": Slot((rows, tokens, half), torch.float32),
-            "rope_sin": Slot((rows, tokens, half), torch.float32),
-            "block_mask": Slot((rows, tokens, tokens), torch.bool),
+            "ids": Slot((rows, parts[4]), "int64"),
+            "rope_cos": Slot((rows, tokens, half), "float32"),
+            "rope_sin": Slot((rows, tokens, half), "float32"),
+            "block_mask": Slot((rows, tokens, tokens), "bool"),
             **self._paged_slots(rows, pages),
         }
         if in_place:
-            slots["places"] = Slot((rows, tokens), torch.int64)
+            slots["places"] = Slot((rows, tokens), "int64")
         return slots
 
     def _body(self, k_pool: Tensor, v_pool: Tensor, t: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -302,9 +273,9 @@ def perceive_engine(config: ModelConfig, module: codecs.PerceiveStep, limits: Li
     """The engine of a perceive step that lies on the lane's device."""
     v = config.video
     shapes = {
-        "pcm": ((config.audio.unit_samples,), torch.float32),
-        "frames": ((FRAMES_PER_UNIT, v.height, v.width, 3), torch.uint8),
-        "state": ((module.state_size,), torch.float32),
+        "pcm": ((config.audio.unit_samples,), "float32"),
+        "frames": ((FRAMES_PER_UNIT, v.height, v.width, 3), "uint8"),
+        "state": ((module.state_size,), "float32"),
     }
     return StatefulStep(module, shapes, ("e_audio", "e_video", "state_out"), limits, lane)
 
@@ -313,9 +284,9 @@ def render_engine(config: ModelConfig, module: codecs.RenderStep, limits: Limits
     """The engine of a render step that lies on the lane's device."""
     v, a = config.video, config.audio
     shapes = {
-        "z_video": ((v.tokens, v.latent_dim), torch.float32),
-        "z_audio": ((a.tokens, a.latent_dim), torch.float32),
-        "state": ((module.state_size,), torch.float32),
+        "z_video": ((v.tokens, v.latent_dim), "float32"),
+        "z_audio": ((a.tokens, a.latent_dim), "float32"),
+        "state": ((module.state_size,), "float32"),
     }
     return StatefulStep(module, shapes, ("pcm", "frames", "state_out"), limits, lane)
 

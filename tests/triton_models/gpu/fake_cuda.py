@@ -43,6 +43,15 @@ class FakeCuda:
         self.imports: list[int] = []
         self.memory = memory
         self.calls: list[str] = []
+        self.recording: list[Any] | None = None
+        self.graphs: dict[int, list[Any]] = {}
+
+    def do(self, action) -> None:
+        """Runs stream work, or records it if the stream is being captured."""
+        if self.recording is None:
+            action()
+        else:
+            self.recording.append(action)
 
     def used(self) -> int:
         return sum(len(block) for block in self.blocks.values())
@@ -65,6 +74,8 @@ class FakeCuda:
         return OK, b"0000:01:00.0"
 
     def cudaMalloc(self, size):
+        if self.recording is not None:
+            return BAD, None
         if self.used() + size > self.memory:
             return FULL, None
         block = (ctypes.c_ubyte * size)(*([0xAB] * min(size, 64)))
@@ -97,7 +108,7 @@ class FakeCuda:
     def cudaMemcpyAsync(self, target, source, size, kind, stream):
         if not (self._inside(target, size) and self._inside(source, size)):
             return (BAD,)
-        ctypes.memmove(target, source, size)
+        self.do(lambda: ctypes.memmove(target, source, size))
         return (OK,)
 
     def cudaMemcpy2DAsync(self, target, target_pitch, source, pitch, width, height, kind, stream):
@@ -114,33 +125,45 @@ class FakeCuda:
         return OK, 7
 
     def cudaStreamSynchronize(self, stream):
+        if self.recording is not None:
+            return (BAD,)
         self.calls.append("cudaStreamSynchronize")
         return (OK,)
 
     def cudaStreamDestroy(self, stream):
         return (OK,)
 
-    # -- graphs: what the executor asks for, in the order in which it may
+    # -- graphs: recorded work runs when the graph is launched
     def cudaStreamBeginCapture(self, stream, mode):
-        self.calls.append("begin")
+        if self.recording is not None:
+            return (BAD,)
+        self.recording = []
         return (OK,)
 
     def cudaStreamEndCapture(self, stream):
-        self.calls.append("end")
-        return OK, 11
+        if self.recording is None:
+            return BAD, None
+        number = 1000 + len(self.calls)
+        self.graphs[number], self.recording = self.recording, None
+        return OK, number
 
     def cudaGraphInstantiate(self, graph, flags):
-        return OK, 13
+        self.graphs[-graph] = self.graphs[graph]
+        self.calls.append("cudaGraphInstantiate")
+        return OK, -graph
 
     def cudaGraphDestroy(self, graph):
-        return (OK,)
+        return (OK if self.graphs.pop(graph, None) is not None else BAD,)
 
     def cudaGraphExecDestroy(self, graph):
-        self.calls.append("destroy")
-        return (OK,)
+        return (OK if self.graphs.pop(graph, None) is not None else BAD,)
 
     def cudaGraphLaunch(self, graph, stream):
-        self.calls.append("launch")
+        if graph not in self.graphs:
+            return (BAD,)
+        self.calls.append("cudaGraphLaunch")
+        for action in self.graphs[graph]:
+            action()
         return (OK,)
 
     # -- sharing

@@ -13,9 +13,9 @@ from engine_builder.config import preset
 from engine_builder.model.steps import PerformStep
 from engine_builder.targets.torch_cuda import pack_backbone
 from triton_models.gpu.backbone import Backbone
+from triton_models.gpu.buckets import Limits
 from triton_models.gpu.captured import Lane
 from triton_models.gpu.solver_bank import SolverBank
-from triton_models.gpu.torch_engine import Limits
 from triton_models.gpu.weights import BackboneWeights
 from triton_models.runtime.engine import EngineError
 from triton_models.runtime.messages import HistoryView

@@ -15,9 +15,10 @@ from engine_builder.config import ModelConfig, preset
 from engine_builder.manifest import STEPS, ManifestError
 from engine_builder.model.duplex import DuplexModel
 from engine_builder.model.steps import step_specs
+from triton_models.gpu.buckets import Limits
 from triton_models.gpu.captured import Lane
-from triton_models.gpu.staging import Slot, Staging
-from triton_models.gpu.torch_engine import Limits, load_engines
+from triton_models.gpu.staging import HostBlock, Layout, Slot
+from triton_models.gpu.torch_engine import load_engines
 from triton_models.gpu.weights import BackboneWeights, WeightsError, expected_shapes
 from triton_models.runtime.engine import EngineError
 
@@ -246,10 +247,12 @@ def test_random_weights_have_the_engine_precision():
 
 
 def test_staging_zeroes_what_a_call_does_not_fill():
-    staging = Staging({"a": Slot((3, 4), torch.float32, ragged=True), "b": Slot((3,), torch.int64)}, CPU)
-    staging.fill({"a": np.ones((3, 4), np.float32), "b": np.ones(3, np.int64)}, 3)
-    staging.fill({"a": np.ones((1, 2), np.float32), "b": np.ones(1, np.int64)}, 1)
-    assert staging.device["a"].sum() == 2
-    assert staging.device["b"].tolist() == [1, 0, 0]
+    layout = Layout({"a": Slot((3, 4), "float32", ragged=True), "b": Slot((3,), "int64")})
+    assert layout.places == {"a": 0, "b": 256}
+    block = HostBlock(layout, bytearray(layout.bytes))
+    block.fill({"a": np.ones((3, 4), np.float32), "b": np.ones(3, np.int64)}, 3)
+    block.fill({"a": np.ones((1, 2), np.float32), "b": np.ones(1, np.int64)}, 1)
+    assert block.arrays["a"].sum() == 2
+    assert block.arrays["b"].tolist() == [1, 0, 0]
     with pytest.raises(ValueError, match=r"a: expected float32 \[1, 4\] at most, got float32 \[1, 5\]"):
-        staging.fill({"a": np.ones((1, 5), np.float32), "b": np.ones(1, np.int64)}, 1)
+        block.fill({"a": np.ones((1, 5), np.float32), "b": np.ones(1, np.int64)}, 1)
