@@ -104,6 +104,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         threads=args.threads,
         sessions=sessions,
         degrade=not args.keep_steps,
+        trace=str(args.trace.resolve()) if args.trace else "",
     )
     pool_bytes = PoolGeometry.of(manifest.model, pages, page_tokens).total_bytes
     if pool_bytes > free_bytes():
@@ -113,6 +114,8 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
     fill_repository(run / "repository", manifest, role, duplex)
     log = run / "server.log"
     log.unlink(missing_ok=True)
+    if args.trace:  # restarts append
+        args.trace.unlink(missing_ok=True)
     plan = ServerPlan(run / "repository", run / "backends", log, Ports(grpc, http, metrics), prefix)
     facts = {
         "name": args.name,
@@ -201,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     times.add_argument("--idle-seconds", type=_seconds, default=30.0, metavar="S", help="a silent session ends")
     times.add_argument("--grace-seconds", type=_seconds, default=30.0, metavar="S", help="a lost one can be resumed")
     times.add_argument("--drain-seconds", type=_seconds, default=10.0, metavar="S", help="to answer what is open")
+    add("--trace", type=Path, metavar="FILE", help="one OpenTelemetry trace a unit, as OTLP/JSON lines")
     add("--max-restarts", type=int, default=5, metavar="N", help="within two minutes (default: %(default)s)")
     return parser
 

@@ -79,7 +79,7 @@ class Prometheus:
 def watched(start_server: Any, tmp_path: Path) -> Iterator[tuple[Any, Prometheus]]:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: apt-get install prometheus")
-    server = start_server("--max-sessions", "2")
+    server = start_server("--max-sessions", "2", "--trace", str(tmp_path / "traces" / "units.jsonl"))
     prometheus = Prometheus(tmp_path, server)
     try:
         yield server, prometheus
@@ -87,7 +87,7 @@ def watched(start_server: Any, tmp_path: Path) -> Iterator[tuple[Any, Prometheus
         prometheus.stop()
 
 
-def test_prometheus_sees_every_metric(watched: tuple[Any, Prometheus]) -> None:
+def test_prometheus_sees_every_metric(watched: tuple[Any, Prometheus], tmp_path: Path) -> None:
     server, prometheus = watched
     stream = server.stream()
     window = {"retention": {"window": {"sink": 0, "recent": 2}}}
@@ -128,6 +128,15 @@ def test_prometheus_sees_every_metric(watched: tuple[Any, Prometheus]) -> None:
     for query in ("kv_pages_evicted_total", 'thinker_engine_seconds_total{step="think"}', 'kv_pages{state="used"}'):
         assert (prometheus.value(f"wan_streamer_{query}") or 0) > 0, query
     assert prometheus.value('nv_inference_request_success{model="performer"}'), "Triton's own are there as well"
+
+    lines = (tmp_path / "traces" / "units.jsonl").read_text().splitlines()
+    assert len(lines) == 17
+    for line in lines:
+        [part] = json.loads(line)["resourceSpans"][0]["scopeSpans"]
+        names = [span["name"] for span in part["spans"]]
+        assert [name for name in names if name != "open"] == ["unit", "encode", "think", "exchange", "solve", "decode"]
+        times = [(int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"])) for span in part["spans"]]
+        assert all(times[0][0] <= begin <= end <= times[0][1] for begin, end in times), "stages are inside their unit"
 
     for panel in json.loads((FILES / "dashboard.json").read_text())["panels"]:
         for target in panel.get("targets", []):

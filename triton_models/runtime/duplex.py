@@ -38,6 +38,7 @@ from .messages import (
 )
 from .session import Accepted, Session, SessionTable
 from .thinker_session import MAX_QUEUED_TEXT
+from .tracing import Tracer
 
 POLL_SECONDS = 0.5  # how long a vanished client or an idle session goes unnoticed
 STALL_SECONDS = 10.0  # a call that takes longer will not come back: its process died under it, or hangs
@@ -67,6 +68,7 @@ class Duplex:
         poll_seconds: float = POLL_SECONDS,
         stall_seconds: float = STALL_SECONDS,
         clock: Callable[[], int] = time.monotonic_ns,
+        tracer: Tracer | None = None,
         **table: Any,
     ) -> None:
         """admission: the books of promised time and pages; None admits up to `max_sessions` unseen
@@ -80,7 +82,7 @@ class Duplex:
         self._call_thinker, self._call_performer = call_thinker, call_performer
         self._count_tokens = count_tokens
         self._poll_seconds, self._stall_seconds = poll_seconds, stall_seconds
-        self._clock = clock
+        self._clock, self._tracer = clock, tracer
         self._admission, self._degrade = admission, degrade
         self._conversations: dict[str, Conversation] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -130,7 +132,10 @@ class Duplex:
         if reply is not None:
             reply.send(response if fresh else talk.output.blank(response))
             self.units += 1
-            self.meter.answered(turn.accepted, response.info, turn.arrival_ns, self._clock())
+            sent = self._clock()
+            self.meter.answered(turn.accepted, response.info, turn.arrival_ns, sent)
+            if self._tracer:
+                self._tracer.answered(session.name, unit, response.info, turn.arrival_ns, sent)
             if reply is not talk.held:
                 reply.finish()
         self.table.finish(session, unit, self._clock())
@@ -189,6 +194,7 @@ class Duplex:
 
     async def _call(self, talk: Conversation, call: Call, job: object) -> Any:
         """A call that never takes for ever, and that goes on to its end if the unit's task is cancelled under it."""
+        begin = self._clock() if self._tracer else 0
         future = asyncio.ensure_future(call(job))
         talk.calls.add(future)
         self._calls[future] = time.monotonic()
@@ -197,7 +203,10 @@ class Duplex:
         if not future.done():
             what = type(job).__name__.removesuffix("Job").lower()
             raise SessionError("UNAVAILABLE", f"{what}: no result in {self._stall_seconds:g} s")
-        return future.result()
+        result = future.result()
+        if self._tracer:
+            self._tracer.hop(job, result, begin, self._clock())
+        return result
 
     def _called(self, talk: Conversation, future: asyncio.Future[Any]) -> None:
         talk.calls.discard(future)
@@ -281,6 +290,8 @@ class Duplex:
         error = talk.failure
         ending = "failed" if error else "completed" if reason == "completed" else "abandoned"
         self.meter.ended(session.name, ending, len(talk.unanswered))
+        if self._tracer:
+            self._tracer.ended(session.name)
         if error is None and reason != "completed":
             code = "UNAVAILABLE" if self.table.closing else "ABORTED"
             error = SessionError(code, f"session {session.key!r} has ended: {reason}")

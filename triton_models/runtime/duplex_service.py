@@ -19,6 +19,7 @@ from .options import OptionLimits
 from .settings import DuplexSettings
 from .status import Heartbeat, read_notice
 from .tokenizer import TextTokenizer
+from .tracing import Tracer
 
 NOTICE_SECONDS = 0.1  # how often the loop looks for a notice, and shows that it turns
 
@@ -45,6 +46,7 @@ class DuplexService:
             settings.pages,
             settings.page_tokens,
         )
+        self._tracer = Tracer(Path(settings.trace)) if settings.trace else None
         self._duplex = Duplex(
             config,
             call_thinker,
@@ -53,6 +55,7 @@ class DuplexService:
             admission=books,
             degrade=settings.degrade,
             poll_seconds=settings.poll_ms / 1000,
+            tracer=self._tracer,
             limits=limits,
             max_sessions=settings.max_sessions,
             max_in_flight=settings.max_in_flight,
@@ -82,6 +85,8 @@ class DuplexService:
         self._loop.call_soon_threadsafe(self._duplex.abandon, "the server is shutting down")
         self._loop.call_soon_threadsafe(self._loop.call_later, NOTICE_SECONDS, self._loop.stop)
         self._thread.join(2.0)
+        if self._tracer:
+            self._tracer.close()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

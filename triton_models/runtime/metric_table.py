@@ -153,7 +153,12 @@ DUPLEX = (
         "unit.av_skew",
         buckets=LATE_SECONDS,
     ),
-    _spec("epoch_fences_total", "counter", "Responses dropped because their session had moved on.", "dropped"),
+    _spec(
+        "epoch_fences_total",
+        "counter",
+        "Responses emptied or dropped because their session had moved on (interruption, resumption).",
+        "dropped",
+    ),
 )
 THINKER = (
     _spec("kv_pages", "gauge", "Pages of the KV pool.", _by("state", "pages.{}", ("free", "used"))),

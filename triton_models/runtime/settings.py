@@ -39,6 +39,7 @@ class DuplexSettings:
     threads: int  # of each engine, for which the costs were measured
     sessions: int  # that the measured costs carry on time; 0: admit up to max_sessions unseen
     degrade: bool  # late units may lose solver steps, picture and sound, in this order
+    trace: str = ""  # file of traces; empty: none
 
 
 def read(kind: type[Settings], parameters: Mapping[str, str]) -> Settings:
