@@ -7,9 +7,9 @@ PY := $(VENV)/bin/python
 PRESET ?= tiny
 SEED ?= 0
 TARGET ?= onnxruntime
-CHECKPOINT ?= build/checkpoints/$(PRESET)
+CHECKPOINT ?= checkpoints/tutor
 OUTPUT ?= build/engines/$(notdir $(CHECKPOINT))
-ENGINES ?= build/engines/tiny
+ENGINES ?= build/engines/tutor
 BUILD_FLAGS ?=
 SERVE_FLAGS ?=
 WEB_FLAGS ?=
@@ -21,7 +21,7 @@ help:  ## Show this list
 	@echo
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16 | sed 's/^/  make /'
 	@echo
-	@echo "variables: PRESET, SEED, CHECKPOINT, OUTPUT, TARGET, BUILD_FLAGS (engine); ENGINES, SERVE_FLAGS (serve);"
+	@echo "variables: PRESET, SEED (checkpoint); CHECKPOINT, OUTPUT, TARGET, BUILD_FLAGS (engine); ENGINES, SERVE_FLAGS (serve);"
 	@echo "           PYTEST_FLAGS (test). Example: make engine TARGET=tensorrt-rtx BUILD_FLAGS='--compute-capability 8.9'"
 
 .PHONY: setup
@@ -32,11 +32,12 @@ $(VENV)/.ready: pyproject.toml build/bootstrap.sh
 	@touch $@
 
 # ------------------------------------------------------------------------------------------------ build and serve
-$(CHECKPOINT)/config.json: | $(VENV)/.ready
-	$(PY) -m engine_builder init --preset $(PRESET) --seed $(SEED) $(CHECKPOINT)
+.PHONY: checkpoint
+checkpoint: $(VENV)/.ready  ## Random weights of a PRESET -> build/checkpoints/PRESET
+	$(PY) -m engine_builder init --preset $(PRESET) --seed $(SEED) build/checkpoints/$(PRESET)
 
 .PHONY: engine
-engine: $(VENV)/.ready $(CHECKPOINT)/config.json  ## Build engines: CHECKPOINT -> OUTPUT for TARGET
+engine: $(VENV)/.ready  ## Build engines: CHECKPOINT -> OUTPUT for TARGET
 	$(PY) -m engine_builder build $(CHECKPOINT) $(OUTPUT) --target $(TARGET) $(BUILD_FLAGS)
 	$(PY) -m engine_builder verify $(OUTPUT)
 
@@ -55,7 +56,21 @@ demo: $(ENGINES)/manifest.json  ## A real conversation through a real server -> 
 web: $(ENGINES)/manifest.json  ## Server, gateway and browser page on loopback: http://127.0.0.1:8080/
 	$(PY) -m client.web --engines $(ENGINES) $(WEB_FLAGS)
 
-# ----------------------------------------------------------------------------------------------------- measurements
+# -------------------------------------------------------------------------------------------- training, measurements
+TRAIN_FLAGS ?=
+EVAL_FLAGS ?=
+
+.PHONY: train
+train: $(VENV)/.ready  ## Train the number tutor from scratch (CPU, about 100 minutes): build/runs/train/
+	build/system_packages.sh espeak-ng
+	build/system_packages.sh --optional libtcmalloc-minimal4
+	$(PY) -m engine_builder.training train --run build/runs/train $(TRAIN_FLAGS)
+
+.PHONY: eval
+eval: $(ENGINES)/manifest.json  ## Judge ENGINES in closed loop on held-out voices: build/runs/eval/
+	build/system_packages.sh espeak-ng
+	$(PY) -m tests.eval --engines $(ENGINES) --out build/runs/eval $(EVAL_FLAGS)
+
 .PHONY: bench
 bench: $(ENGINES)/manifest.json  ## Scheduler, policies, overhead, an hour: build/runs/bench/summary.json (half an hour)
 	$(PY) -m triton_models.measure --engines $(ENGINES)

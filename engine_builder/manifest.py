@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Manifest:
     engines: dict[str, EngineEntry]
     tokenizer: dict[str, str]  # file, sha256
     rebuild: str
+    defaults: dict[str, Any] = field(default_factory=dict)  # session options that suit the checkpoint (retention, ...)
 
     def save(self, directory: Path) -> None:
         data = asdict(self)
@@ -87,6 +88,7 @@ class Manifest:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise ManifestError(f"{path}: expected manifest format {FORMAT}, got {found!r}; rebuild the engines")
+        data.setdefault("defaults", {})
         absent = [f.name for f in fields(cls) if f.name not in data]
         if absent:
             raise ManifestError(f"{path}: missing {', '.join(absent)}; rebuild the engines")

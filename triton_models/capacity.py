@@ -45,7 +45,7 @@ def measured_capacity(directory: Path, manifest: Manifest, threads: int, limit: 
     load = Workload(
         seconds=SIMULATED_SECONDS,
         solver_steps=config.solver.steps,
-        history=usual_history(config, OptionLimits().retention),
+        history=usual_history(config, OptionLimits.of(manifest).retention),
         overhead=1.0,  # a BLS hop on a CPU (reference figures: 0.7 to 1.0 ms)
     )
     return capacity(load, costs, step_level(manifest.limits["max_batch"]), seeds=2, limit=limit)

@@ -36,7 +36,7 @@ class DuplexService:
         manifest.verify(directory, steps=())
         config = manifest.model
         tokenizer = TextTokenizer.load(directory / manifest.tokenizer["file"], config.language)
-        limits = OptionLimits(solver_steps=config.solver.steps, max_solver_steps=config.solver.max_steps)
+        limits = OptionLimits.of(manifest)
         books = admission(
             directory,
             config,

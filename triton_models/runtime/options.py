@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+
+from engine_builder.manifest import Manifest
 
 from . import retention as policies
 from .messages import SessionError
@@ -22,6 +24,16 @@ class OptionLimits:
     max_prompt_bytes: int = 16_384
     max_json_bytes: int = 65_536
     retention: Retention = field(default_factory=lambda: Window(sink=4, recent=50))  # flat cost however long it lasts
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> OptionLimits:
+        """What suits the engines: their solver schedule, and the retention that their checkpoint asks for, if any.
+
+        Raises ValueError for a retention that no policy knows.
+        """
+        solver, given = manifest.model.solver, manifest.defaults.get("retention")
+        limits = cls(solver_steps=solver.steps, max_solver_steps=solver.max_steps)
+        return limits if given is None else replace(limits, retention=policies.parse(given))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine_builder.manifest import Manifest
+
 from .capacity import usual_history
 from .cost_probe import load_costs, step_inputs
 from .costs import Cost, CostTable, measure
@@ -67,7 +69,7 @@ class PerformerRole:
         pool = _await_pool(settings.pool, engines)
         directory, tokens = Path(settings.engines), settings.page_tokens
         costs = load_costs(directory, settings.threads) or _perform_costs(engines, tokens)
-        usual = usual_history(engines.config, OptionLimits().retention)
+        usual = usual_history(engines.config, OptionLimits.of(Manifest.load(directory)).retention)
         scheduler = StepScheduler(costs, engines.max_batch, history=usual, degrade=settings.degrade)
         performer = Performer(engines, pool, scheduler)
         worker = PerformerWorker(performer)
