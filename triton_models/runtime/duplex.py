@@ -263,6 +263,7 @@ class Duplex:
             return talk
         talk = self._conversations[session.name]
         if accepted.resumed:
+            self.meter.lost(len(talk.unanswered))
             talk.dismiss(SessionError("ABORTED", f"session {session.key!r} was resumed on another stream"))
             talk.held = held
         return talk
@@ -332,6 +333,7 @@ class Duplex:
         """One round of `watch`."""
         for talk in list(self._conversations.values()):
             if any(reply.cancelled() for reply in talk.replies()) and self.table.detach(talk.session, self._clock()):
+                self.meter.lost(len(talk.unanswered))
                 talk.dismiss(None)
         self.table.expire(self._clock())
 

@@ -66,5 +66,9 @@ class DuplexMeter:
     def ended(self, session: str, ending: Ending, unanswered: int) -> None:
         self._courses.pop(session, None)
         self.metrics.count(f"sessions.ended.{ending}")
-        if unanswered:
-            self.metrics.count("units.failed", unanswered)
+        self.lost(unanswered)
+
+    def lost(self, units: int) -> None:
+        """Accepted units that nobody will get an answer to: the session or its stream is gone."""
+        if units:
+            self.metrics.count("units.failed", units)

@@ -440,6 +440,8 @@ async def test_a_lost_session_is_resumed_on_a_new_stream(make: Callable[..., Ben
     assert lost.said == [], "its output belonged to the lost stream"
     assert [what for what, _ in bench.models.log].count("open") == 1
     assert not again.finished.is_set()
+    counted = bench.duplex.status()
+    assert (counted["units.on_time"], counted["units.failed"], counted["sessions.resumed"]) == (2, 1, 1)
 
 
 async def test_a_takeover_dismisses_the_old_stream(make: Callable[..., Bench]) -> None:
@@ -451,6 +453,7 @@ async def test_a_takeover_dismisses_the_old_stream(make: Callable[..., Bench]) -
     bench.unit("a", 1, start=True, options=options)
     assert old.errors == ["ABORTED: session 'a' was resumed on another stream"]
     assert old.finished.is_set()
+    assert bench.duplex.status()["units.failed"] == 1
 
 
 async def test_drain_answers_what_is_open_and_refuses_the_rest(make: Callable[..., Bench]) -> None:
