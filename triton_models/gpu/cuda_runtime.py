@@ -11,11 +11,11 @@ from typing import Any
 
 IPC_HANDLE_BYTES = 64  # CUDA_IPC_HANDLE_SIZE
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
-# Array interfaces know no bfloat16: its bits travel as unsigned integers and the receiver names the type.
+# Array interfaces know no bfloat16: its bits travel as integers and the receiver names the type.
 _TYPE_STRINGS = {
     "float32": "<f4",
     "float16": "<f2",
-    "bfloat16": "<u2",
+    "bfloat16": "<i2",
     "int64": "<i8",
     "int32": "<i4",
     "uint8": "|u1",

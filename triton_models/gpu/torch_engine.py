@@ -52,12 +52,17 @@ class StatefulStep:
 
     def run(self, inputs: Inputs) -> Outputs:
         """Raises EngineError for inputs that do not fit."""
+        call, batch = self.call_for(inputs)
+        return _call(call, inputs, batch)
+
+    def call_for(self, inputs: Inputs) -> tuple[CapturedCall, int]:
+        """The captured call that serves these inputs, and their number of rows."""
         batch = next(iter(inputs.values())).shape[0]
         rows = self._limits.rows(batch)
         if rows not in self._calls:
             slots = {name: Slot((rows, *shape), dtype) for name, (shape, dtype) in self._shapes.items()}
             self._calls[rows] = CapturedCall(self._body, slots, self._lane)
-        return _call(self._calls[rows], inputs, batch)
+        return self._calls[rows], batch
 
     def _body(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._outputs, self._module(*inputs.values()), strict=True))
@@ -134,6 +139,11 @@ class PerformEngine(PagedStep):
 
     def run(self, inputs: Inputs) -> Outputs:
         """`velocity_video` [B, n_v, c_v], `velocity_audio` [B, n_a, c_a]. Raises EngineError for what does not fit."""
+        call, batch = self.call_for(inputs)
+        return _call(call, inputs, batch)
+
+    def call_for(self, inputs: Inputs) -> tuple[CapturedCall, int]:
+        """The captured call that serves these inputs, and their number of rows."""
         k_pool, v_pool = self._pools(inputs)
         batch, pages = self._checked_history(inputs, k_pool)
         rows, pages = self._limits.rows(batch), self._limits.pages(pages)
@@ -159,7 +169,7 @@ class PerformEngine(PagedStep):
                 return {"velocity_video": video, "velocity_audio": audio}
 
             self._calls[key] = CapturedCall(body, slots, self._lane)
-        return _call(self._calls[key], inputs, batch)
+        return self._calls[key], batch
 
 
 class ThinkEngine(PagedStep):
@@ -172,6 +182,15 @@ class ThinkEngine(PagedStep):
 
     def run(self, inputs: Inputs) -> Outputs:
         """Raises EngineError for inputs that do not fit."""
+        call, batch = self.call_for(inputs)
+        out = _call(call, inputs, batch)
+        for name in ("k_new", "v_new"):
+            if name in out:  # batch first on the way, layers first in the contract
+                out[name] = np.ascontiguousarray(out[name].swapaxes(0, 1))
+        return out
+
+    def call_for(self, inputs: Inputs) -> tuple[CapturedCall, int]:
+        """The captured call that serves these inputs (an uncaptured one for a prompt), and their number of rows."""
         k_pool, v_pool = self._pools(inputs)
         batch, pages = self._checked_history(inputs, k_pool)
         rows, pages = self._limits.rows(batch), self._limits.pages(pages)
@@ -186,11 +205,7 @@ class ThinkEngine(PagedStep):
             call = CapturedCall(lambda t: self._body(k_pool, v_pool, t), slots, self._lane, capture=fixed)
             if fixed:
                 self._calls[key] = call
-        out = _call(call, inputs, batch)
-        for name in ("k_new", "v_new"):
-            if name in out:  # batch first on the way, layers first in the contract
-                out[name] = np.ascontiguousarray(out[name].swapaxes(0, 1))
-        return out
+        return call, batch
 
     def _slots(self, rows: int, pages: int, parts: tuple[int, ...], in_place: bool) -> dict[str, Slot]:
         c = self.backbone.weights.config

@@ -190,7 +190,7 @@ def test_arrays_name_their_interface():
     assert array[:, 2].pointer == 4096 + 2 * 4 * 2
     assert array.row(1, 2).__cuda_array_interface__ == {
         "shape": (2, 4),
-        "typestr": "<u2",
+        "typestr": "<i2",
         "data": (4112, False),
         "strides": (24, 2),
         "version": 3,

@@ -1,0 +1,217 @@
+"""What `bench_gpu.py` measures: the torch-cuda engines, and the same model in plain PyTorch as a user would write it.
+
+Both have random weights of one geometry and one KV pool on the device; `call(step, batch)` returns a function that does
+the work once, from inputs in host memory to results in host memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
+from engine_builder.model import backbone as model_backbone
+from engine_builder.model.duplex import DuplexModel
+from engine_builder.model.steps import PerceiveStep, PerformStep, RenderStep, ThinkStep
+from engine_builder.precision import set_precision
+from triton_models.gpu import codecs
+from triton_models.gpu.backbone import Backbone
+from triton_models.gpu.buckets import Limits
+from triton_models.gpu.captured import CapturedCall, Lane
+from triton_models.gpu.solver_bank import SolverBank
+from triton_models.gpu.torch_engine import PerformEngine, ThinkEngine, perceive_engine, render_engine
+from triton_models.gpu.weights import BackboneWeights
+from triton_models.runtime.messages import HistoryView
+
+Call = Callable[[], Any]
+PAGE_TOKENS = 16
+
+
+class Setting:
+    """One preset on one device: pool, page tables and inputs that both sides share. Tables name scattered pages."""
+
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, batch: int, history: int) -> None:
+        self.config, self.device, self.dtype = config, device, dtype
+        self.batch, self.history = batch, history
+        b = config.backbone
+        self.pages = -(-history // PAGE_TOKENS)
+        spare = -(-config.block_tokens // PAGE_TOKENS)  # of each row, for what think commits
+        count = 1 + batch * (self.pages + spare)
+        shape = (b.layers, count, PAGE_TOKENS, b.kv_heads, b.head_dim)
+        self.k_pool, self.v_pool = (torch.empty(shape, dtype=dtype, device=device).normal_() for _ in range(2))
+        for pool in (self.k_pool, self.v_pool):
+            pool[:, 0] = 0
+        rng = np.random.default_rng(0)
+        pages = 1 + rng.permutation(count - 1).reshape(batch, self.pages + spare)
+        self.table, self.spare = pages[:, : self.pages], pages[:, self.pages :]
+        self.ranges = np.zeros((batch, self.pages, 2), dtype=np.int64)
+        self.ranges[..., 1] = PAGE_TOKENS
+        self.ranges[:, -1, 1] = history - (self.pages - 1) * PAGE_TOKENS
+
+    def inputs(self, step: str, batch: int) -> dict[str, np.ndarray]:
+        """Host inputs of a step of `costs.STEPS`, without the pools."""
+        c, rng = self.config, np.random.default_rng(1)
+        v, a, d, half = c.video, c.audio, c.backbone.hidden_size, c.backbone.head_dim // 2
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal((batch, *shape), dtype=np.float32)
+
+        z = {"z_video": normal(v.tokens, v.latent_dim), "z_audio": normal(a.tokens, a.latent_dim)}
+        if step == "perceive":
+            frames = rng.integers(0, 256, (batch, FRAMES_PER_UNIT, v.height, v.width, 3), dtype=np.uint8)
+            return {"pcm": normal(a.unit_samples) * np.float32(0.1), "frames": frames}
+        if step == "render":
+            return z
+        tokens = {"think": c.block_tokens, "slot": 1, "perform": c.latent_tokens}[step]
+        angle = rng.uniform(0, 6, (batch, tokens, half)).astype(np.float32)
+        shared = {
+            "rope_cos": np.cos(angle),
+            "rope_sin": np.sin(angle),
+            "page_table": self.table[:batch],
+            "page_range": self.ranges[:batch],
+        }
+        if step == "perform":
+            noisy = {"x_video": z["z_video"], "x_audio": z["z_audio"]}
+            return {**noisy, "tau": np.full(batch, 0.5, np.float32), **shared}
+        block = step == "think"
+        parts = {
+            **z,
+            "e_video": normal(v.perceive_tokens, d),
+            "e_audio": normal(a.perceive_tokens, d),
+            "ids": np.full((batch, c.language.text_tokens + 1), c.language.query_id, dtype=np.int64),
+        }
+        if not block:
+            parts = {name: value[:, : int(name == "ids")] for name, value in parts.items()}
+        mask = np.ones((batch, tokens, tokens), dtype=bool)
+        places = (self.spare[:batch, :, None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)).reshape(batch, -1)[:, :tokens]
+        return {**parts, **shared, "block_mask": mask, "places": places}
+
+
+class Ours:
+    """The engines of the `torch-cuda` target."""
+
+    name = "torch-cuda"
+
+    def __init__(self, setting: Setting) -> None:
+        s, c = setting, setting.config
+        self.setting = setting
+        self.weights = BackboneWeights.random(c, s.device, s.dtype)
+        self.limits, self.lane = Limits(s.batch, s.pages), Lane.on(s.device)
+        self.backbone = Backbone(self.weights)
+        self.perceive = codecs.perceive_module(c, s.device)
+        self.render = codecs.render_module(c, s.device)
+        self.engines = {
+            "perceive": perceive_engine(c, self.perceive, self.limits, self.lane),
+            "think": ThinkEngine(self.backbone, self.limits, self.lane),
+            "perform": PerformEngine(self.backbone, self.limits, self.lane),
+            "render": render_engine(c, self.render, self.limits, self.lane),
+        }
+
+    @cached_property
+    def bank(self) -> SolverBank:
+        s = self.setting
+        return SolverBank(self.backbone, self.limits, self.lane, s.k_pool, s.v_pool, s.batch)
+
+    def inputs(self, step: str, batch: int) -> dict[str, Any]:
+        """The setting's inputs with the pool or the states that the engine takes."""
+        inputs: dict[str, Any] = self.setting.inputs(step, batch)
+        if step in ("perceive", "render"):
+            state = {"perceive": self.perceive, "render": self.render}[step].state_size
+            return {**inputs, "state": np.zeros((batch, state), dtype=np.float32)}
+        return {**inputs, "k_pool": self.setting.k_pool, "v_pool": self.setting.v_pool}
+
+    def call(self, step: str, batch: int) -> Call:
+        engine = self.engines["think" if step == "slot" else step]
+        if step != "perform":
+            inputs = self.inputs(step, batch)
+            return lambda: engine.run(inputs)
+        self.fill(batch)
+        slots, taus, steps = list(range(batch)), [0.5] * batch, [0.0] * batch
+        return lambda: self.bank.tick(slots, taus, steps)
+
+    def fill(self, batch: int) -> None:
+        """Puts a unit into each of the first `batch` slots of the solver bank."""
+        inputs = self.setting.inputs("perform", batch)
+        names = ("x_video", "x_audio", "rope_cos", "rope_sin")
+        for b in range(batch):
+            view = HistoryView(inputs["page_table"][b], inputs["page_range"][b])
+            self.bank.put(b, *(inputs[name][b] for name in names), view)
+
+    def graph(self, step: str, batch: int) -> CapturedCall:
+        """The captured call of a step, its inputs filled: what the device does without the host's part."""
+        engine = self.engines["think" if step == "slot" else step]
+        inputs = self.inputs(step, batch)
+        call, rows = engine.call_for(inputs)
+        call.launch(inputs, rows)
+        call.wait(rows)
+        return call
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The model's attention in the form for which PyTorch has its fastest kernels: K and V repeated for each head."""
+    ratio = q.shape[2] // k.shape[2]
+    k, v = (t.repeat_interleave(ratio, dim=2) if ratio > 1 else t for t in (k, v))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1))
+    return out.transpose(1, 2).flatten(2)
+
+
+class Plain:
+    """The step functions of the model as they stand: bf16 matrices, gathered history, SDPA, no graph."""
+
+    name = "plain PyTorch"
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        with torch.device("meta"):
+            model = set_precision(DuplexModel(setting.config).eval(), _PRECISION[setting.dtype])
+        model.to_empty(device=setting.device)
+        with torch.no_grad():
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                if "norm" in name:
+                    tensor.fill_(1.0)
+                else:
+                    tensor.normal_(0.0, 0.02)
+        self.steps = {
+            "perceive": PerceiveStep(model),
+            "think": ThinkStep(model),
+            "perform": PerformStep(model),
+            "render": RenderStep(model),
+        }
+
+    def call(self, step: str, batch: int) -> Call:
+        s, module = self.setting, self.steps["think" if step == "slot" else step]
+        inputs = s.inputs(step, batch)
+        places = inputs.pop("places", None)
+        if step in ("perceive", "render"):
+            inputs["state"] = np.zeros((batch, int(module.state_size)), dtype=np.float32)
+        pools = {"k_pool": s.k_pool, "v_pool": s.v_pool} if step in ("think", "slot", "perform") else {}
+
+        def run() -> list[np.ndarray]:
+            tensors = {name: torch.from_numpy(value).to(s.device) for name, value in inputs.items()}
+            with torch.no_grad(), torch.device(s.device):
+                results = module(**tensors, **pools)
+                if places is None:
+                    return [t.cpu().numpy() for t in results]
+                where = torch.from_numpy(places).to(s.device)
+                for pool, new in zip(pools.values(), results[1:], strict=True):
+                    pool.flatten(1, 2)[:, where] = new
+                return [results[0].cpu().numpy()]
+
+        def patched() -> list[np.ndarray]:
+            original = model_backbone.attend
+            model_backbone.attend = plain_attention
+            try:
+                return run()
+            finally:
+                model_backbone.attend = original
+
+        return patched
+
+
+_PRECISION = {torch.bfloat16: "bfloat16", torch.float32: "float32"}

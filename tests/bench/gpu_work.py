@@ -1,0 +1,85 @@
+"""What a step must do at least: floating-point operations and bytes of device memory, counted from the model's shapes.
+
+A multiply-add is two operations. Bytes: every weight, the visible K and V and the step's own inputs and outputs once.
+Activations between kernels are not counted, so shares of the copy bandwidth are a little understated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
+
+ITEM_BYTES = 2  # bf16: weights of the backbone, K and V
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured on the same device in the same run."""
+
+    copy_gbs: float  # GB/s, bytes read plus bytes written
+    matmul_tflops: float  # bf16
+
+
+@dataclass(frozen=True)
+class Work:
+    flops: float
+    bytes: float
+
+    def floor_ms(self, ceilings: Ceilings) -> float:
+        """No version runs faster: the larger of arithmetic at the matmul ceiling and bytes at the copy ceiling."""
+        return max(self.flops / (ceilings.matmul_tflops * 1e9), self.bytes / (ceilings.copy_gbs * 1e6))
+
+
+def history_tokens(config: ModelConfig, seconds: float, slots: int) -> int:
+    """Cached tokens of a window: a unit commits its block without text, and the slots that were fed."""
+    committed = config.latent_tokens + config.video.perceive_tokens + config.audio.perceive_tokens + 1 + slots
+    return round(seconds * 1000 / 160) * committed
+
+
+def step_work(config: ModelConfig, step: str, batch: int, history: int) -> Work:
+    """One call of a step of `costs.STEPS` with `batch` rows over `history` cached tokens a row."""
+    if step == "perceive":
+        return _perceive(config, batch)
+    if step == "render":
+        return _render(config, batch)
+    tokens = {"think": config.block_tokens, "slot": 1, "perform": config.latent_tokens}[step]
+    b = config.backbone
+    d, heads = b.hidden_size, b.heads * b.head_dim
+    layer = d * (heads + 2 * b.kv_heads * b.head_dim) + heads * d + 3 * d * b.intermediate_size
+    flops = batch * b.layers * (2 * tokens * layer + 4 * tokens * (history + tokens) * heads)
+    size = ITEM_BYTES * b.layers * (layer + 2 * batch * history * b.kv_heads * b.head_dim)
+    if step == "perform":
+        tau = 6 * d * d
+        flops += 2 * batch * tau
+        size += ITEM_BYTES * tau
+    else:
+        head = config.language.vocab_size * d
+        flops += 2 * batch * head
+        size += ITEM_BYTES * head
+        # K and V of the pass are written.
+        size += ITEM_BYTES * 2 * b.layers * batch * tokens * b.kv_heads * b.head_dim
+    return Work(flops, size)
+
+
+def attention_work(config: ModelConfig, tokens: int, batch: int, history: int) -> Work:
+    """The attention of one layer alone."""
+    b = config.backbone
+    flops = 4 * batch * tokens * (history + tokens) * b.heads * b.head_dim
+    size = ITEM_BYTES * batch * b.head_dim * (2 * (history + tokens) * b.kv_heads + 2 * tokens * b.heads)
+    return Work(flops, size)
+
+
+def _perceive(config: ModelConfig, batch: int) -> Work:
+    v = config.video
+    pixels = FRAMES_PER_UNIT * v.height * v.width
+    c = v.encoder_channels
+    flops = 2 * pixels * (3 * c + c * c / 16 + 2 * c * c / 256)  # two convolutions of stride 4, one mix
+    return Work(batch * flops, batch * 3 * pixels)
+
+
+def _render(config: ModelConfig, batch: int) -> Work:
+    v = config.video
+    pixels = FRAMES_PER_UNIT * v.height * v.width
+    flops = 2 * v.tokens * v.latent_dim * v.patch_dim + 2 * pixels * 9 * v.refine_channels * (6 + 3)
+    return Work(batch * flops, batch * 3 * pixels + 4 * v.latent_dim * v.patch_dim)

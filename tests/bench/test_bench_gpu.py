@@ -1,0 +1,75 @@
+"""`make bench-gpu` runs from start to end on a machine without a GPU, and its counts of work are right."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine_builder.config import preset
+from triton_models.runtime.costs import STEPS
+
+pytestmark = pytest.mark.engine
+HERE = Path(__file__).parent
+
+_spec = importlib.util.spec_from_file_location("gpu_work", HERE / "gpu_work.py")
+assert _spec is not None
+assert _spec.loader is not None
+gpu_work = importlib.util.module_from_spec(_spec)
+sys.modules["gpu_work"] = gpu_work  # dataclasses look their module up
+_spec.loader.exec_module(gpu_work)
+
+
+def test_the_benchmark_runs(tmp_path):
+    command = [sys.executable, str(HERE / "bench_gpu.py"), "--smoke", "--out", str(tmp_path)]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = list(csv.DictReader((tmp_path / "gpu_steps.csv").open()))
+    assert [(row["step"], row["batch"]) for row in rows] == [(step, b) for step in STEPS for b in ("1", "2")]
+    assert all(float(row[column]) > 0 for row in rows for column in ("ms", "device_ms", "floor_ms", "plain_ms"))
+    (unit,) = csv.DictReader((tmp_path / "gpu_units.csv").open())
+    assert float(unit["unit_ms_all_slots"]) > 0
+    assert all(row["chosen"] == "True" for row in csv.DictReader((tmp_path / "gpu_tiling.csv").open()))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary) == ["smoke"]  # never to be taken for a measurement
+    assert summary["smoke"]["weights"] == "random"
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(HERE / "bench_gpu.py"), "--out", str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "expected an NVIDIA GPU, found none" in done.stderr
+
+
+def test_work_of_the_8b_solver_step():
+    """Counted by hand: 36 layers of 192.9 M weights, 256 tokens, 15,000 of history, 32 heads of 128."""
+    config = preset("v0.1-8b")
+    work = gpu_work.step_work(config, "perform", 1, 15_000)
+    weights = 36 * (4096 * (32 + 16) * 128 + 32 * 128 * 4096 + 3 * 4096 * 12288)
+    assert weights == 6_945_767_424
+    attention = 36 * 4 * 256 * 15_256 * 4096
+    assert work.flops == 2 * 256 * weights + attention + 2 * 6 * 4096**2
+    assert work.bytes == 2 * (weights + 36 * 2 * 15_000 * 1024 + 6 * 4096**2)
+    assert work.floor_ms(gpu_work.Ceilings(4300, 790)) == pytest.approx(7.4, abs=0.1)
+
+
+def test_a_slot_is_bound_by_memory_and_a_solver_step_by_arithmetic():
+    config, ceilings = preset("v0.1-8b"), gpu_work.Ceilings(4300, 790)
+    slot = gpu_work.step_work(config, "slot", 1, 15_000)
+    assert slot.floor_ms(ceilings) == slot.bytes / 4300e6
+    solver = gpu_work.step_work(config, "perform", 4, 15_000)
+    assert solver.floor_ms(ceilings) == solver.flops / 790e9
+
+
+def test_a_window_of_eight_seconds():
+    config = preset("v0.1-8b")
+    assert gpu_work.history_tokens(config, 8.0, 2) == 50 * (256 + 28 + 4 + 1 + 2)
