@@ -59,6 +59,7 @@ web: $(ENGINES)/manifest.json  ## Server, gateway and browser page on loopback: 
 # -------------------------------------------------------------------------------------------- training, measurements
 TRAIN_FLAGS ?=
 EVAL_FLAGS ?=
+PERF_FLAGS ?=
 
 .PHONY: train
 train: $(VENV)/.ready  ## Train the number tutor from scratch (CPU, about 100 minutes): build/runs/train/
@@ -70,6 +71,15 @@ train: $(VENV)/.ready  ## Train the number tutor from scratch (CPU, about 100 mi
 eval: $(ENGINES)/manifest.json  ## Judge ENGINES in closed loop on held-out voices: build/runs/eval/
 	build/system_packages.sh espeak-ng
 	$(PY) -m tests.eval --engines $(ENGINES) --out build/runs/eval $(EVAL_FLAGS)
+
+# perf_analyzer comes with this tritonclient only, which needs other versions of everything: an environment of its own.
+.venv-perf/bin/perf_analyzer: | $(VENV)/.ready
+	$(PY) -m venv .venv-perf
+	.venv-perf/bin/pip install --quiet --disable-pip-version-check --no-deps tritonclient==2.51.0
+
+.PHONY: perf
+perf: $(ENGINES)/manifest.json .venv-perf/bin/perf_analyzer  ## perf_analyzer and the open-loop driver, 1, 2, 4 streams, side by side: build/runs/perf/
+	$(PY) -m client.perf --engines $(ENGINES) $(PERF_FLAGS)
 
 .PHONY: bench
 bench: $(ENGINES)/manifest.json  ## Scheduler, policies, overhead, an hour: build/runs/bench/summary.json (half an hour)
@@ -88,7 +98,7 @@ lint: $(VENV)/.ready  ## ruff (style, errors) and pyright (types)
 	$(VENV)/bin/pyright
 
 .PHONY: test
-test: lint  ## Lint, types and the whole test suite, with a real tritonserver, browser and Prometheus
+test: lint .venv-perf/bin/perf_analyzer  ## Lint, types and the whole test suite, with a real tritonserver, browser and Prometheus
 	build/system_packages.sh --optional chromium prometheus espeak-ng openssl
 	$(PY) -m pytest -m "not gpu and not slow" $(PYTEST_FLAGS)
 
