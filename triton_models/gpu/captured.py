@@ -67,11 +67,20 @@ class Block:
 class CapturedCall:
     """Copies inputs to the device, runs `function`, copies its outputs back: one graph launch. One thread calls it.
 
-    Without `capture`, and on a CPU, the same happens operation by operation.
+    Without `capture`, and on a CPU, the same happens operation by operation. `kept`: tensors that the function writes
+    and that stay on the device.
     """
 
-    def __init__(self, function: Function, inputs: Mapping[str, Slot], lane: Lane, capture: bool = True) -> None:
+    def __init__(
+        self,
+        function: Function,
+        inputs: Mapping[str, Slot],
+        lane: Lane,
+        capture: bool = True,
+        kept: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self._function, self._lane = function, lane
+        self.kept = dict(kept or {})
         self._in = Block(inputs, lane.device)
         self._out: Block | None = None
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -21,7 +21,6 @@ from engine_builder.model.video_codec import VideoCodec
 
 from .weights import WeightsError, read_tensors
 
-
 # cuDNN would round the inputs of float32 convolutions to 10 bits. Matrix products are exact by default; so be these.
 torch.backends.cudnn.allow_tf32 = False
 

@@ -33,8 +33,12 @@ def think(
     rope_cos: Tensor,
     rope_sin: Tensor,
     block_mask: Tensor | None,
+    kv: tuple[Tensor, Tensor] | None = None,
 ) -> Thought:
-    """One think pass; parts that it does not have come with zero tokens. block_mask None: everybody sees everybody."""
+    """One think pass; parts that it does not have come with zero tokens. block_mask None: everybody sees everybody.
+
+    kv: where K and V [L, B, T, G, D] go; None: to new memory.
+    """
     w = backbone.weights
     x = torch.cat(
         (
@@ -46,7 +50,7 @@ def think(
         ),
         dim=1,
     )
-    k, v = backbone.new_kv(x.shape[0], x.shape[1])
+    k, v = kv or backbone.new_kv(x.shape[0], x.shape[1])
     hidden = backbone.forward(x, rope_cos, rope_sin, history, k, v, block_mask)
     logits = exact_linear(hidden[:, -1], w.head)
     # The largest magnitude carries every NaN and infinity: one number a row instead of a copy of K and V.

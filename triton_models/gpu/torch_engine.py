@@ -9,6 +9,8 @@ are copied at every call: fit for tests, and the only way without a device pool.
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from triton_models.runtime.engine import Engine, EngineError, EngineSet
 from . import codecs, passes
 from .backbone import Backbone, History
 from .buckets import Limits
-from .captured import CapturedCall, Lane
+from .captured import CapturedCall, Lane, dtype_name
+from .cuda_runtime import DeviceArray
 from .history_index import HistoryIndex
 from .staging import Slot
 from .weights import BackboneWeights
@@ -84,7 +87,7 @@ class PagedStep:
         """The pool as a tensor of this device and precision: itself if it is one, else a copy with a fixed address."""
         w = self.backbone.weights
         if not isinstance(pool, np.ndarray):
-            tensor = pool if isinstance(pool, Tensor) else torch.as_tensor(pool, device=w.device).view(w.dtype)
+            tensor = pool if isinstance(pool, Tensor) else tensor_of(pool, w.device)
             if tensor.device != w.device or tensor.dtype != w.dtype:
                 raise EngineError(f"{name}: expected {w.dtype} on {w.device}, got {tensor.dtype} on {tensor.device}")
             self._check_pool(name, tensor.shape)
@@ -175,19 +178,29 @@ class PerformEngine(PagedStep):
 class ThinkEngine(PagedStep):
     """Context blocks, slots and prompts. Each pass length has graphs of its own.
 
-    With `places` int64 [B, T] among the inputs (page * page_tokens + offset of every token, 0: not kept) K and V go
-    into the pool within the call and do not leave the device: the outputs are `logits` and `finite` uint8 [B]. A row
-    whose numbers are not finite writes nothing. Otherwise `k_new` and `v_new` float32 [L, B, T, G, D] come back.
+    Where K and V go depends on the inputs. With `places` int64 [B, T] (page * page_tokens + offset of every token, 0:
+    not kept) they are written into the pool within the call; rows that are not finite write nothing. With pools that
+    are `DeviceArray`s, `k_new` and `v_new` come back as `DeviceArray`s that the next call overwrites, and
+    `DevicePool.write` takes them. In both cases `finite` bool [B] says of which rows all numbers are. Otherwise they
+    come back as float32 of the host.
     """
+
+    def __init__(self, backbone: Backbone, limits: Limits, lane: Lane) -> None:
+        super().__init__(backbone, limits, lane)
+        self._kv: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._last: CapturedCall | None = None  # owns the K and V that were handed out
 
     def run(self, inputs: Inputs) -> Outputs:
         """Raises EngineError for inputs that do not fit."""
         call, batch = self.call_for(inputs)
         out = _call(call, inputs, batch)
+        if "finite" in out:
+            out["finite"] = out["finite"].astype(bool)
         for name in ("k_new", "v_new"):
             if name in out:  # batch first on the way, layers first in the contract
                 out[name] = np.ascontiguousarray(out[name].swapaxes(0, 1))
-        return out
+        self._last = call
+        return out | {name: device_array(tensor) for name, tensor in call.kept.items()}
 
     def call_for(self, inputs: Inputs) -> tuple[CapturedCall, int]:
         """The captured call that serves these inputs (an uncaptured one for a prompt), and their number of rows."""
@@ -195,17 +208,29 @@ class ThinkEngine(PagedStep):
         batch, pages = self._checked_history(inputs, k_pool)
         rows, pages = self._limits.rows(batch), self._limits.pages(pages)
         in_place = "places" in inputs
+        resident = isinstance(inputs["k_pool"], DeviceArray) and not in_place
         parts = tuple(inputs[name].shape[1] for name in ("z_video", "z_audio", "e_video", "e_audio", "ids"))
-        key = (rows, pages, k_pool.data_ptr(), v_pool.data_ptr(), parts, in_place)
+        key = (rows, pages, k_pool.data_ptr(), v_pool.data_ptr(), parts, in_place, resident)
         call = self._calls.get(key)
         if call is None:
             # Prompts come in any length and once a session: not worth a graph each.
             fixed = parts[4] == 1 or all(parts)
             slots = self._slots(rows, pages, parts, in_place)
-            call = CapturedCall(lambda t: self._body(k_pool, v_pool, t), slots, self._lane, capture=fixed)
+            kept: dict[str, Tensor] = {}
+            if resident:
+                kept["k_new"], kept["v_new"] = self._new_kv(rows, sum(parts), fixed)
+            call = CapturedCall(lambda t: self._body(k_pool, v_pool, t, kept), slots, self._lane, fixed, kept)
             if fixed:
                 self._calls[key] = call
         return call, batch
+
+    def _new_kv(self, rows: int, tokens: int, fixed: bool) -> tuple[Tensor, Tensor]:
+        """Memory for K and V that stay on the device: one pair for all graphs of a size, as passes take turns."""
+        if not fixed:
+            return self.backbone.new_kv(rows, tokens)
+        if (rows, tokens) not in self._kv:
+            self._kv[rows, tokens] = self.backbone.new_kv(rows, tokens)
+        return self._kv[rows, tokens]
 
     def _slots(self, rows: int, pages: int, parts: tuple[int, ...], in_place: bool) -> dict[str, Slot]:
         c = self.backbone.weights.config
@@ -226,19 +251,38 @@ class ThinkEngine(PagedStep):
             slots["places"] = Slot((rows, tokens), "int64")
         return slots
 
-    def _body(self, k_pool: Tensor, v_pool: Tensor, t: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _body(
+        self, k_pool: Tensor, v_pool: Tensor, t: Mapping[str, Tensor], kept: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         history = self._history(k_pool, v_pool, t)
         mask = None if t["rope_cos"].shape[1] == 1 else t["block_mask"]  # a single token sees itself
         names = ("z_video", "z_audio", "e_video", "e_audio", "ids", "rope_cos", "rope_sin")
-        thought = passes.think(self.backbone, history, *[t[name] for name in names], block_mask=mask)
+        kv = (kept["k_new"], kept["v_new"]) if kept else None
+        thought = passes.think(self.backbone, history, *[t[name] for name in names], block_mask=mask, kv=kv)
         if "places" in t:
             passes.commit(thought, history, t["places"])
+        if "places" in t or kept:
             return {"logits": thought.logits, "finite": thought.finite}
         return {
             "logits": thought.logits,
             "k_new": thought.k.transpose(0, 1).float(),
             "v_new": thought.v.transpose(0, 1).float(),
         }
+
+
+def device_array(tensor: Tensor) -> DeviceArray:
+    """The memory of a tensor, which must outlive it."""
+    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), dtype_name(tensor.dtype), tuple(tensor.stride()))
+
+
+def tensor_of(array: DeviceArray, device: torch.device) -> Tensor:
+    """The memory of an array as a tensor without a copy. On a CPU its pointer is taken to be host memory (tests)."""
+    kind = getattr(torch, array.dtype)
+    if device.type == "cuda":
+        return torch.as_tensor(array, device=device).view(kind)
+    count = math.prod(array.shape)
+    memory = (ctypes.c_ubyte * (count * array.item_bytes)).from_address(array.pointer)
+    return torch.frombuffer(memory, dtype=kind).view(array.shape)
 
 
 def load_engines(
