@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 from .staging import Arrays, HostBlock, Layout, Slot
 
 Function = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+# Triton's interpreter keeps its state in modules: without a GPU, the threads of thinker and performer take turns.
+_INTERPRETER = threading.Lock()
 WARM_UP_RUNS = 2  # Triton compiles and cuBLAS chooses before the capture, which forbids both
 
 
@@ -119,8 +122,11 @@ class CapturedCall:
         with torch.no_grad(), torch.cuda.stream(self._lane.stream):  # no stream: the current one, or none on a CPU
             if self._graph is not None:
                 self._graph.replay()
-            else:
+            elif self._lane.stream is not None:
                 self._body()
+            else:
+                with _INTERPRETER:
+                    self._body()
 
     def wait(self, rows: int) -> Arrays:
         """Outputs of the last launch, their first `rows` rows (axis 0), as arrays of their own."""

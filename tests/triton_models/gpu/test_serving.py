@@ -1,4 +1,4 @@
-"""The serving runtime on GPU engines: conversations as with the model itself, and K and V that never leave the device."""
+"""The serving runtime on GPU engines: conversations as with the model itself, K and V that never leave the device."""
 
 from __future__ import annotations
 
