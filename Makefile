@@ -60,6 +60,7 @@ web: $(ENGINES)/manifest.json  ## Server, gateway and browser page on loopback: 
 TRAIN_FLAGS ?=
 EVAL_FLAGS ?=
 PERF_FLAGS ?=
+BENCH_FLAGS ?=
 
 .PHONY: train
 train: $(VENV)/.ready  ## Train the number tutor from scratch (CPU, about 100 minutes): build/runs/train/
@@ -89,6 +90,10 @@ bench: $(ENGINES)/manifest.json  ## Scheduler, policies, overhead, an hour: buil
 	$(PY) tests/bench/bench_policies.py --engines $(ENGINES)
 	$(PY) tests/bench/bench_overhead.py --engines $(ENGINES)
 	$(PY) tests/bench/bench_hour.py --engines $(ENGINES)
+
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/.ready  ## On an NVIDIA GPU: ceilings, step times, sessions on time -> tests/bench/results/
+	$(PY) tests/bench/bench_gpu.py $(BENCH_FLAGS)
 
 # ----------------------------------------------------------------------------------------------------------- checks
 .PHONY: lint

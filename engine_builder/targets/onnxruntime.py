@@ -16,6 +16,10 @@ def libraries() -> dict[str, str]:
 
 def build_step(step: str, graph: Path, output: Path) -> None:
     """Copies the graph and opens it once, so that an operator this runtime lacks is found here and not in service."""
+    if graph.with_name(graph.name + ".data").exists():
+        # Weights beside the graph would lie outside the manifest's hash.
+        raise RuntimeError(f"{step}: more weights than one ONNX file holds (2 GiB); onnxruntime serves smaller models, "
+                           "build this one for tensorrt, tensorrt-rtx or torch-cuda")  # fmt: skip
     if graph.resolve() != output.resolve():
         shutil.copyfile(graph, output)
     options = onnxruntime.SessionOptions()
