@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from pathlib import Path
+
+from triton_models.runtime.cost_probe import processor
 
 
 def merge(directory: Path, values: dict[str, object]) -> None:
@@ -18,10 +19,4 @@ def merge(directory: Path, values: dict[str, object]) -> None:
 
 def machine() -> str:
     """Processor and core count, for the line under a table."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
-    return f"{model}, {os.cpu_count()} cores"
+    return f"{processor()}, {os.cpu_count()} cores"

@@ -136,10 +136,14 @@ def _history(config: ModelConfig, batch: int, history: int, page_tokens: int) ->
 def _fingerprint(directory: Path, threads: int) -> dict[str, object]:
     """What a measurement is valid for."""
     manifest = hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
-    processor = platform.processor() or platform.machine()
+    return {"manifest_sha256": manifest, "processor": processor(), "cores": os.cpu_count(), "threads": threads}
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
     except OSError:
-        pass
-    return {"manifest_sha256": manifest, "processor": processor, "cores": os.cpu_count(), "threads": threads}
+        return name
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)

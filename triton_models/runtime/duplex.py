@@ -185,7 +185,7 @@ class Duplex:
             "steps": solved.steps,
             "degradation": measures,
         }
-        ticket = self._admission.ticket(name) if self._admission else None
+        ticket = self._admission.ticket(name) if self._admission is not None else None
         if ticket is not None and ticket.units is not None:
             info["lasts_seconds"] = ticket.seconds
             if (notice := ticket.notice(unit)) is not None:
@@ -224,8 +224,10 @@ class Duplex:
 
     def _keep_promise(self, request: UnitRequest) -> None:
         """Ends a session whose promised time is over, before its history breaks a deadline. Raises SessionError."""
-        session = None if self._admission is None or request.start else self.table.get(request.key)
-        ticket = self._admission.ticket(session.name) if self._admission and session else None
+        if self._admission is None or request.start:
+            return
+        session = self.table.get(request.key)
+        ticket = self._admission.ticket(session.name) if session is not None else None
         if session is None or ticket is None:
             return
         try:

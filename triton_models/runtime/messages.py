@@ -16,6 +16,18 @@ UInt8 = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 
 
+# What a session error may be, in the words of gRPC.
+CODES = (
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "ABORTED",
+    "INTERNAL",
+)
+
+
 class SessionError(Exception):
     """An error that belongs to one session and must reach its stream as `CODE: message`.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .degradation import ORDER
+from .messages import CODES
 
 PREFIX = "wan_streamer_"
 Kind = Literal["counter", "gauge", "histogram"]
@@ -23,15 +24,6 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 OTHER_ROWS = (0, *ROWS)
 
 STAGES = ("queue", "perceive", "think", "perform", "render", "total")
-CODES = (
-    "INVALID_ARGUMENT",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "RESOURCE_EXHAUSTED",
-    "UNAVAILABLE",
-    "ABORTED",
-    "INTERNAL",
-)
 THINKER_STEPS = ("prompt", "perceive", "think", "render")
 PARTS = ("tritonserver", "duplex", "thinker", "performer")
 

@@ -22,17 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import messages
-from .messages import SessionError
-
-CODES = (
-    "INVALID_ARGUMENT",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "RESOURCE_EXHAUSTED",
-    "UNAVAILABLE",
-    "ABORTED",
-    "INTERNAL",
-)
+from .messages import CODES, SessionError
 
 _TYPES = {
     kind.__name__: kind
