@@ -20,7 +20,7 @@ GPU_TARGETS = (*TENSORRT_MODULES, "torch-cuda")
 _PERFORMER_PRIORITY, _THINKER_PRIORITY = 0, -1  # the thinker's calls are short and feed the performer's batch
 
 
-def load_engines(engine_dir: Path, steps: Sequence[str]) -> EngineSet:
+def load_engines(engine_dir: Path, steps: Sequence[str], device: str = "") -> EngineSet:
     """The engines of a role. Raises `ManifestError`, `EngineError` or `CudaError` with the reason."""
     target = Manifest.load(engine_dir).target
     priority = _PERFORMER_PRIORITY if "perform" in steps else _THINKER_PRIORITY

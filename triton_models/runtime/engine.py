@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from engine_builder.config import ModelConfig
-from engine_builder.manifest import Manifest
+from engine_builder.manifest import Manifest, ManifestError
+from engine_builder.targets.names import GPU_TARGETS
+
+from .link import HostLink, Link
 
 Tensors = Mapping[str, np.ndarray]
 
 THINKER_STEPS = ("perceive", "think", "render")
 PERFORMER_STEPS = ("perform",)
+TARGET = "onnxruntime"  # what runs here; GPU targets are loaded by `triton_models.gpu`
 
 
 class EngineError(RuntimeError):
@@ -78,6 +82,9 @@ class EngineSet:
     state_sizes: Mapping[str, int]  # floats of per-session state of "perceive" and "render"
     max_batch: int  # rows that one call may have
     tokenizer_path: Path
+    manifest: Manifest | None = None  # None: made by hand, as tests do
+    max_pages: int | None = None  # pages of history that a row may have; None: any number
+    link: Link = field(default_factory=HostLink)
 
     def __getitem__(self, step: str) -> Engine:
         try:
@@ -86,14 +93,25 @@ class EngineSet:
             raise EngineError(f"step {step}: expected one of {', '.join(self.engines)}, which were loaded") from None
 
     @classmethod
-    def load(cls, engine_dir: Path, steps: tuple[str, ...], threads: int = 1) -> EngineSet:
+    def load(cls, engine_dir: Path, steps: tuple[str, ...], threads: int = 1, device: str = "") -> EngineSet:
         """Verifies the manifest and the files of `steps`, and only then loads them.
 
-        `threads`: ONNX Runtime threads of each engine. Raises `ManifestError` (what was built for what, and the command
-        that rebuilds it) or `EngineError` (a library is missing or does not take the file).
+        `threads`: ONNX Runtime threads of each engine. `device`: where GPU engines run (`gpu.devices.Devices`; empty:
+        the first GPU). Raises `ManifestError` (what was built for what, and the command that rebuilds it) or
+        `EngineError` (a library or a GPU is missing, or does not take the file).
         """
         manifest = Manifest.load(engine_dir)
-        manifest.verify(engine_dir, steps=steps, target="onnxruntime")
+        if manifest.target in GPU_TARGETS:
+            from triton_models.gpu.serving import load_engines  # a CPU needs nothing of it
+
+            return load_engines(engine_dir, steps, device)
+        if manifest.target != TARGET:
+            known = ", ".join((TARGET, *GPU_TARGETS))
+            raise ManifestError(
+                f"{engine_dir}: target: expected one of {known}, built for {manifest.target}; "
+                f"rebuild: {manifest.rebuild}"
+            )
+        manifest.verify(engine_dir, steps=steps)
         engines = {step: OnnxEngine(engine_dir / manifest.engines[step].file, threads) for step in steps}
         return cls(
             config=manifest.model,
@@ -101,4 +119,5 @@ class EngineSet:
             state_sizes=dict(manifest.state),
             max_batch=int(manifest.limits["max_batch"]),
             tokenizer_path=engine_dir / manifest.tokenizer["file"],
+            manifest=manifest,
         )

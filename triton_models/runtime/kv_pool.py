@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,24 @@ class PageRun(Protocol):
     def offset(self) -> int: ...
     @property
     def count(self) -> int: ...
+
+
+class Pool(Protocol):
+    """What both ends of the KV link ask of a pool, wherever its memory is: `KVPool` here, `gpu.device_pool` on GPUs."""
+
+    @property
+    def geometry(self) -> PoolGeometry: ...
+    @property
+    def k(self) -> Any:
+        """[L, n_pages, page, Hkv, D] as the engines of the same target take it."""
+        ...
+
+    @property
+    def v(self) -> Any: ...
+    def write(self, spans: Sequence[PageRun], k_new: Any, v_new: Any, token_indices: NDArray[np.int64]) -> None: ...
+    def scrub(self, pages: Iterable[int]) -> None: ...
+    def close(self) -> None: ...
+    def unlink(self) -> None: ...
 
 
 @dataclass(frozen=True)

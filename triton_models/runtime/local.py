@@ -24,7 +24,6 @@ from engine_builder.config import UNIT_MS
 from .costs import CostTable
 from .engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
 from .kv_cache import BlockManager
-from .kv_pool import KVPool
 from .messages import (
     CloseJob,
     Float32,
@@ -92,7 +91,7 @@ class LocalRuntime:
         """
         self.config = engines.config
         name = f"wst-local-{os.getpid()}-{next(_numbers)}"
-        self.pool = KVPool.create(name, self.config, pages, page_tokens)
+        self.pool = engines.link.create(name, self.config, pages, page_tokens)
         try:
             self.blocks = BlockManager(pages, page_tokens)
             tokenizer = TextTokenizer.load(engines.tokenizer_path, self.config.language)
@@ -109,9 +108,9 @@ class LocalRuntime:
             raise
 
     @classmethod
-    def load(cls, engine_dir: Path, *, threads: int = 1, **options: Any) -> LocalRuntime:
-        """Loads a verified engine directory; `options` as for the constructor."""
-        return cls(EngineSet.load(engine_dir, (*THINKER_STEPS, *PERFORMER_STEPS), threads), **options)
+    def load(cls, engine_dir: Path, *, threads: int = 1, device: str = "", **options: Any) -> LocalRuntime:
+        """Loads a verified engine directory (`device`: see `EngineSet.load`); `options` as for the constructor."""
+        return cls(EngineSet.load(engine_dir, (*THINKER_STEPS, *PERFORMER_STEPS), threads, device), **options)
 
     def start(self) -> None:
         self.think_worker.start()

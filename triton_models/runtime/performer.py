@@ -11,17 +11,17 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from engine_builder.layout import UnitLayout, rope_tables
 
 from . import noise, validate
-from .engine import EngineSet
-from .history import page_multiple, stack_views
-from .kv_pool import KVPool
-from .messages import CloseJob, Float32, PerformJob, PerformResult, SessionError
+from .engine import EngineError, EngineSet
+from .kv_pool import Pool
+from .messages import CloseJob, PerformJob, PerformResult, SessionError
 from .metrics import Metrics
 from .scheduler import Row, StepScheduler
+from .solver import SolverFull
+
+MAX_UNITS = 256  # in flight at once, unless the caller says otherwise
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +40,7 @@ class _Solve:
 
     job: PerformJob
     taus: list[float]
-    x_video: Float32  # [n_v, c_v] at taus[index]
-    x_audio: Float32  # [n_a, c_a]
-    cos: Float32  # [n_v + n_a, D / 2]
-    sin: Float32
+    slot: int  # of the solver, which holds its latents at taus[index]
     joined_ns: int
     index: int = 0
     started_ns: int = -1  # of its first tick
@@ -60,17 +57,17 @@ class Performer:
     def __init__(
         self,
         engines: EngineSet,
-        pool: KVPool,
+        pool: Pool,
         scheduler: StepScheduler,
         clock: Callable[[], int] = time.monotonic_ns,
+        max_units: int = MAX_UNITS,
     ) -> None:
         self.config = engines.config
         self.metrics = Metrics()
-        self._engine = engines["perform"]
+        self._solver = engines.link.solver(engines["perform"], pool, max_units)
         self._pool = pool
         self._scheduler = scheduler
         self._clock = clock
-        self._page_multiple = page_multiple(pool.geometry.page_tokens, self.config.backbone.head_dim)
         self._layout = UnitLayout.of(self.config)
         self._solves: dict[Hashable, _Solve] = {}
         self.held_back = False  # the last tick ran nothing although jobs are here: the scheduler waits for company
@@ -81,7 +78,8 @@ class Performer:
         return len(self._solves)
 
     def join(self, job: PerformJob) -> None:
-        """Takes a job into the batch from the next tick on. Raises SessionError INVALID_ARGUMENT or ALREADY_EXISTS."""
+        """Takes a job into the batch from the next tick on. Raises SessionError: INVALID_ARGUMENT, ALREADY_EXISTS,
+        RESOURCE_EXHAUSTED or INTERNAL."""
         key = job_key(job)
         if key in self._solves:
             raise SessionError("ALREADY_EXISTS", f"unit {job.unit} of session {job.session!r} is being performed")
@@ -93,8 +91,14 @@ class Performer:
         except ValueError as error:
             raise SessionError("INVALID_ARGUMENT", str(error)) from None
         cos, sin = rope_tables(self.config.backbone, self._layout.noisy_positions(job.origin, job.unit))
+        try:
+            slot = self._solver.put(x_video, x_audio, cos, sin, job.history)
+        except SolverFull as error:
+            raise SessionError("RESOURCE_EXHAUSTED", str(error)) from None
+        except EngineError as error:
+            raise SessionError("INTERNAL", f"perform: {error}") from None
         now = self._clock()
-        self._solves[key] = _Solve(job, taus, x_video, x_audio, cos, sin, joined_ns=now)
+        self._solves[key] = _Solve(job, taus, slot, joined_ns=now)
         self._scheduler.join(key, deadline_ns=job.deadline_ns, steps=job.steps, now_ns=now)
 
     def leave(self, job: CloseJob) -> list[Outcome]:
@@ -114,7 +118,11 @@ class Performer:
         solves = [self._solves[row.job] for row in rows]
         self._start(solves, begin)
         try:
-            out = self._engine.run(self._inputs(solves))
+            finite = self._solver.tick(
+                [solve.slot for solve in solves],
+                [solve.tau for solve in solves],
+                [solve.taus[_following(solve, row)] - solve.tau for solve, row in zip(solves, rows, strict=True)],
+            )
         except Exception as error:
             _log.exception("the perform call failed")
             self.metrics.count("perform.crashed")
@@ -122,19 +130,19 @@ class Performer:
             return [(self._drop(row.job).job, failure) for row in rows]
         finished: list[Outcome] = []
         for b, (row, solve) in enumerate(zip(rows, solves, strict=True)):
-            if not (np.isfinite(out["velocity_video"][b]).all() and np.isfinite(out["velocity_audio"][b]).all()):
+            if not finite[b]:
                 what = f"perform {solve.job.unit} of session {solve.job.session!r}"
                 finished.append((solve.job, SessionError("INTERNAL", f"{what}: NaN or Inf in the velocity")))
                 continue
-            self._step(solve, row, out["velocity_video"][b], out["velocity_audio"][b])
+            self._book(solve, row)
         end = self._clock()
         self.metrics.time("perform", (end - begin) / 1e6, len(rows))
         for job, _ in finished:
             self._drop(job_key(job))
         for key in self._scheduler.completed(rows, now_ns=end):
             if key in self._solves:
-                solve = self._drop(key)
-                finished.append((solve.job, self._result(solve, end)))
+                finished.append((self._solves[key].job, self._result(self._solves[key], end)))
+                self._drop(key)
         return finished
 
     def clear(self) -> None:
@@ -146,18 +154,6 @@ class Performer:
         """Jobs now; counters and timings so far."""
         return {"jobs": len(self._solves), **self.metrics.snapshot()}
 
-    def _inputs(self, solves: Sequence[_Solve]) -> dict[str, np.ndarray]:
-        return {
-            "x_video": np.stack([solve.x_video for solve in solves]),
-            "x_audio": np.stack([solve.x_audio for solve in solves]),
-            "tau": np.array([solve.tau for solve in solves], dtype=np.float32),
-            "rope_cos": np.stack([solve.cos for solve in solves]),
-            "rope_sin": np.stack([solve.sin for solve in solves]),
-            **stack_views([solve.job.history for solve in solves], self._page_multiple),
-            "k_pool": self._pool.k,
-            "v_pool": self._pool.v,
-        }
-
     def _start(self, solves: Sequence[_Solve], now: int) -> None:
         """Books the jobs whose first step this tick is."""
         under_way = sum(solve.started_ns >= 0 for solve in solves)
@@ -167,23 +163,27 @@ class Performer:
                 self.metrics.observe("join.rows", under_way)
                 self.metrics.observe("join.wait", (now - solve.joined_ns) / 1e9)
 
-    def _step(self, solve: _Solve, row: Row, v_video: Float32, v_audio: Float32) -> None:
-        """Euler: x += (tau_next - tau) v. A jump goes straight to tau = 0, which is the network's estimate of z_0."""
-        following = len(solve.taus) - 1 if row.jump else solve.index + 1
-        step = np.float32(solve.taus[following] - solve.tau)
-        solve.x_video = solve.x_video + step * v_video
-        solve.x_audio = solve.x_audio + step * v_audio
+    def _book(self, solve: _Solve, row: Row) -> None:
+        """Moves a unit on to where its Euler step has led."""
         if row.jump:
             self.metrics.count("steps.skipped", row.steps - row.step - 1)
-        solve.index = following
+        solve.index = _following(solve, row)
         solve.done += 1
 
     def _result(self, solve: _Solve, now: int) -> PerformResult:
         job = solve.job
         queue, perform = (solve.started_ns - solve.joined_ns) / 1e6, (now - solve.started_ns) / 1e6
         ms = {"queue": queue, "perform": perform}
-        return PerformResult(job.session, job.epoch, job.unit, solve.x_video, solve.x_audio, solve.done, ms)
+        z_video, z_audio = self._solver.take(solve.slot)
+        return PerformResult(job.session, job.epoch, job.unit, z_video, z_audio, solve.done, ms)
 
     def _drop(self, key: Hashable) -> _Solve:
         self._scheduler.leave(key)
-        return self._solves.pop(key)
+        solve = self._solves.pop(key)
+        self._solver.drop(solve.slot)
+        return solve
+
+
+def _following(solve: _Solve, row: Row) -> int:
+    """Where an Euler step of `row` leads. A jump goes straight to tau = 0, which is the network's estimate of z_0."""
+    return len(solve.taus) - 1 if row.jump else solve.index + 1

@@ -14,7 +14,7 @@ from engine_builder.layout import UnitLayout, rope_tables
 
 from .engine import EngineSet
 from .history import page_multiple, stack_views
-from .kv_pool import KVPool
+from .kv_pool import Pool
 from .messages import Int64, SessionError
 from .retention import Kind
 from .thinker_session import ThinkerSession
@@ -37,7 +37,7 @@ class ThinkRow:
 class ThinkPass:
     """Runs think passes over sessions and commits their K/V to the pool."""
 
-    def __init__(self, engines: EngineSet, pool: KVPool) -> None:
+    def __init__(self, engines: EngineSet, pool: Pool) -> None:
         self.config = engines.config
         self.layout = UnitLayout.of(self.config)
         self._engine = engines["think"]
@@ -158,5 +158,7 @@ class ThinkPass:
 
 
 def _finite_pass(b: int, out: Outputs) -> bool:
+    if "finite" in out:  # K and V are on a device, which has looked at them
+        return bool(out["finite"][b])
     kv = (out[name][:, b] for name in ("k_new", "v_new"))
     return all(bool(np.isfinite(array).all()) for array in (out["logits"][b], *kv))

@@ -23,7 +23,7 @@ import numpy as np
 from . import validate
 from .engine import EngineSet
 from .kv_cache import BlockManager
-from .kv_pool import KVPool
+from .kv_pool import Pool
 from .messages import (
     CloseJob,
     OpenJob,
@@ -53,7 +53,7 @@ class Thinker:
     def __init__(
         self,
         engines: EngineSet,
-        pool: KVPool,
+        pool: Pool,
         blocks: BlockManager,
         tokenizer: TextTokenizer,
         max_sessions: int = 1024,

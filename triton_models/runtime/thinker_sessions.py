@@ -8,7 +8,7 @@ from typing import TypeVar
 from . import retention
 from .engine import EngineSet
 from .kv_cache import BlockManager, PageTable
-from .kv_pool import KVPool
+from .kv_pool import Pool
 from .messages import OpenJob, PerceiveJob, RenderJob, SessionError, ThinkJob
 from .thinker_session import ThinkerSession
 from .tokenizer import TextTokenizer
@@ -23,7 +23,7 @@ class ThinkerSessions:
     def __init__(
         self,
         engines: EngineSet,
-        pool: KVPool,
+        pool: Pool,
         blocks: BlockManager,
         tokenizer: TextTokenizer,
         max_sessions: int,
