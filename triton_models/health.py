@@ -1,7 +1,7 @@
 """Readiness that can be believed. Triton says ready while its stubs are dead; this looks at every process.
 
 `Health.check` compares what the processes of a server say about themselves with the clock. `HealthServer` publishes the
-outcome on loopback: GET /ready is 200 or 503, with the reason and the models' figures as JSON; GET /live is 200 while
+outcome: GET /ready is 200 or 503, with the reason and the models' figures as JSON; GET /live is 200 while
 the launcher lives; GET /metrics is for Prometheus.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from . import launcher_metrics
 from .runtime.status import read_status
-from .server_process import ServerProcess, process_lives
+from .server_process import LOOPBACK, ServerProcess, process_lives
 from .template import MODELS
 
 BEAT_LIMIT = 5.0  # seconds without a heartbeat: far above any pause of a loaded machine
@@ -102,9 +102,9 @@ class Readiness:
 
 
 class HealthServer:
-    """HTTP on 127.0.0.1; port 0 takes a free one, which `port` names."""
+    """HTTP on `address`; port 0 takes a free one, which `port` names."""
 
-    def __init__(self, readiness: Readiness, port: int) -> None:
+    def __init__(self, readiness: Readiness, port: int, address: str = LOOPBACK) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.path not in ("/ready", "/live", "/metrics"):
@@ -122,7 +122,7 @@ class HealthServer:
             def log_message(self, format: str, *args: object) -> None:
                 """Probes every second are no news."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server = ThreadingHTTPServer((address, port), Handler)
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()

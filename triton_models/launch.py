@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import hashlib
 import importlib.util
+import ipaddress
 import re
 import signal
 import socket
@@ -20,7 +21,7 @@ from .capacity import measured_capacity
 from .runtime.capacity import CPU_UTILISATION
 from .runtime.kv_pool import PoolError, PoolGeometry, free_bytes
 from .runtime.settings import DuplexSettings, RoleSettings
-from .server_process import Ports, ServerError, ServerPlan
+from .server_process import LOOPBACK, Ports, ServerError, ServerPlan
 from .supervisor import Supervisor, SupervisorOptions
 from .template import fill_repository
 
@@ -28,9 +29,9 @@ TARGET = "onnxruntime"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 HELP = """\
-Starts NVIDIA Triton (the binary of the nvidia-pytriton wheel) with the models duplex, thinker and performer, waits
-until they serve, and keeps them running: a dead or hung part makes readiness false, open streams get an error, and the
-server is restarted. Everything listens on 127.0.0.1 only.
+Starts NVIDIA Triton (the one of its container, else that of the nvidia-pytriton wheel) with the models duplex, thinker
+and performer, waits until they serve, and keeps them running: a dead or hung part makes readiness false, open streams
+get an error, and the server is restarted. Everything listens on 127.0.0.1 unless told otherwise.
 
   python -m triton_models.launch --engines build/engines/tiny
   python -m client converse --audio hello.wav --out DIR   talk to it
@@ -112,11 +113,21 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
             f"--pages {pages}: expected {pool_bytes / 2**20:.0f} MiB free in /dev/shm, got {free_bytes() / 2**20:.0f}"
         )
     fill_repository(run / "repository", manifest, role, duplex)
-    log = run / "server.log"
-    log.unlink(missing_ok=True)
+    log = None if args.log_to_console else run / "server.log"
+    if log is not None:
+        log.unlink(missing_ok=True)
     if args.trace:  # restarts append
         args.trace.unlink(missing_ok=True)
-    plan = ServerPlan(run / "repository", run / "backends", log, Ports(grpc, http, metrics), prefix)
+    plan = ServerPlan(
+        run / "repository",
+        run / "backends",
+        log,
+        Ports(grpc, http, metrics),
+        prefix,
+        args.grpc_address,
+        args.metrics_address,
+        args.triton,
+    )
     facts = {
         "name": args.name,
         "engines": role.engines,
@@ -137,8 +148,8 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         _say(
             f"capacity: {sessions} sessions on time by measured step costs, {CPU_UTILISATION:.0%} of them are admitted"
         )
-    _say(f"gRPC 127.0.0.1:{grpc}  HTTP 127.0.0.1:{http}  metrics 127.0.0.1:{metrics}/metrics")
-    _say(f"readiness http://127.0.0.1:{supervisor.health_port}/ready  log {log}")
+    _say(f"gRPC {args.grpc_address}:{grpc}  HTTP 127.0.0.1:{http}  metrics {args.metrics_address}:{metrics}/metrics")
+    _say(f"readiness http://{args.metrics_address}:{supervisor.health_port}/ready  log {log or 'here'}")
     return supervisor.run()
 
 
@@ -188,6 +199,17 @@ def _parser() -> argparse.ArgumentParser:
     ports.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="Triton HTTP (default: %(default)s)")
     ports.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="(default: %(default)s)")
     ports.add_argument("--health-port", type=int, default=8003, metavar="PORT", help="/ready (default: %(default)s)")
+    place = parser.add_argument_group("addresses", "not loopback: put mTLS or a proxy in front")
+    place.add_argument(
+        "--grpc-address", type=_address, default=LOOPBACK, metavar="IP", help="clients (default: %(default)s)"
+    )
+    place.add_argument(
+        "--metrics-address",
+        type=_address,
+        default=LOOPBACK,
+        metavar="IP",
+        help="metrics, /ready (default: %(default)s)",
+    )
     size = parser.add_argument_group("capacity")
     size.add_argument("--pages", type=_count, default=0, metavar="N", help="KV pages (default: what was built for)")
     size.add_argument("--max-sessions", type=_count, default=32, metavar="N", help="(default: %(default)s)")
@@ -204,6 +226,8 @@ def _parser() -> argparse.ArgumentParser:
     times.add_argument("--idle-seconds", type=_seconds, default=30.0, metavar="S", help="a silent session ends")
     times.add_argument("--grace-seconds", type=_seconds, default=30.0, metavar="S", help="a lost one can be resumed")
     times.add_argument("--drain-seconds", type=_seconds, default=10.0, metavar="S", help="to answer what is open")
+    add("--triton", type=Path, metavar="DIR", help="Triton to start (default: /opt/tritonserver or that of the wheel)")
+    add("--log-to-console", action="store_true", help="Triton's log goes where the launcher's goes, to no file")
     add("--trace", type=Path, metavar="FILE", help="one OpenTelemetry trace a unit, as OTLP/JSON lines")
     add("--max-restarts", type=int, default=5, metavar="N", help="within two minutes (default: %(default)s)")
     return parser
@@ -214,6 +238,13 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
     return value
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an IP address, got {text!r}") from None
 
 
 def _seconds(text: str) -> float:

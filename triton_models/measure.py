@@ -1,7 +1,8 @@
 """`python -m triton_models.measure`: measures step costs and keeps them as costs.csv next to the engines.
 
 The launcher runs this by itself when an engine directory has no costs of this machine yet; run it by hand on a quiet
-machine to have better figures. Scheduler, admission and `python -m triton_models.plan --costs` read the file.
+machine to have better figures. Scheduler, admission and `python -m triton_models.plan --costs` read the file. It goes
+below $TMPDIR where the engines are read-only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from engine_builder.manifest import Manifest, ManifestError
 
-from .runtime.cost_probe import COSTS, probe
+from .runtime.cost_probe import COSTS, keeping_place, probe
 from .runtime.engine import EngineError
 
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     for cost in table.costs:
         print(f"{cost.step:9s} batch {cost.batch:2d}  history {cost.history:5d}  {cost.ms:8.2f} ms")
-    print(args.engines / COSTS)
+    print(keeping_place(args.engines) / COSTS)
     return 0
 
 

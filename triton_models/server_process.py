@@ -1,16 +1,13 @@
-"""One tritonserver: its files, its command line, its processes, and its end without remains.
-
-The binary is the one inside the nvidia-pytriton wheel (Python backend only; no Docker, no GPU needed).
-"""
+"""One tritonserver: its command line, its processes, and its end without remains."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
+import ipaddress
 import os
 import re
-import shutil
+import secrets
 import signal
 import subprocess
 import sys
@@ -23,14 +20,15 @@ from pathlib import Path
 
 import psutil
 
+from .installation import ServerError, find_server
+
 SHM = Path("/dev/shm")
 _ERROR = re.compile(r"E\d{4} .*(?<!has not been initialized.\")$|error:")  # glog's E1122; no GPU is no error
 EXIT_TIMEOUT = 1  # seconds that Triton gives open streams at its end; our sessions were drained before
 PR_SET_PDEATHSIG = 1  # prctl(2)
-
-
-class ServerError(RuntimeError):
-    """The server cannot be started; the message says what is missing or what it logged."""
+LOOPBACK = "127.0.0.1"
+# Of gRPC, for whoever comes from outside. Clients need health, metadata, model-config (rates, limits) and inference.
+CLOSED = ("shared-memory", "model-repository", "statistics", "trace", "logging")
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,47 @@ class Ports:
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """What one server runs on. `prefix`: all its shared memory has names that begin so."""
+    """What one server runs on.
+
+    backends: where links to the wheel's backend go.  log: None leaves output to the launcher's own.
+    prefix: all its shared memory has names that begin so.  triton: installation directory, None finds one.
+    Triton's HTTP listens on loopback always: it is for the launcher's questions.
+    """
 
     repository: Path
     backends: Path
-    log: Path
+    log: Path | None
     ports: Ports
     prefix: str
+    grpc_address: str = LOOPBACK
+    metrics_address: str = LOOPBACK
+    triton: Path | None = None
+
+    def command(self) -> list[str]:
+        """The command line. `ServerError` if there is no tritonserver for this Python."""
+        found = find_server(self.backends, self.triton)
+        closed = []
+        if not ipaddress.ip_address(self.grpc_address).is_loopback:
+            # Behind a header that nobody knows. In containers older than 26.07 this could be got round.
+            closed = [f"--grpc-restricted-protocol={','.join(CLOSED)}:closed={secrets.token_hex(16)}"]
+        return [
+            str(found.server),
+            f"--model-repository={self.repository}",
+            "--model-control-mode=none",
+            f"--backend-directory={found.backends}",
+            "--disable-auto-complete-config",  # or every model is started twice: seconds
+            f"--grpc-address={self.grpc_address}",
+            f"--http-address={LOOPBACK}",
+            f"--metrics-address={self.metrics_address}",
+            f"--grpc-port={self.ports.grpc}",
+            f"--http-port={self.ports.http}",
+            f"--metrics-port={self.ports.metrics}",
+            *closed,
+            "--allow-gpu-metrics=false",
+            f"--exit-timeout-secs={EXIT_TIMEOUT}",
+            f"--backend-config=python,shm-region-prefix-name={self.prefix}",
+            "--backend-config=python,stub-timeout-seconds=300",  # loading engines of gigabytes takes its time
+        ]
 
 
 class ServerProcess:
@@ -66,30 +98,17 @@ class ServerProcess:
 
     def start(self) -> None:
         """Starts the server and returns at once; `ready` tells when it serves."""
-        wheel = _wheel()
-        link_backend(wheel, self.plan.backends)
-        ports = self.plan.ports
-        command = [
-            str(wheel / "bin" / "tritonserver"),
-            f"--model-repository={self.plan.repository}",
-            f"--backend-directory={self.plan.backends}",
-            "--disable-auto-complete-config",  # or every model is started twice: seconds
-            *(f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")),
-            f"--grpc-port={ports.grpc}",
-            f"--http-port={ports.http}",
-            f"--metrics-port={ports.metrics}",
-            "--allow-gpu-metrics=false",
-            f"--exit-timeout-secs={EXIT_TIMEOUT}",
-            f"--backend-config=python,shm-region-prefix-name={self.plan.prefix}",
-            "--backend-config=python,stub-timeout-seconds=300",  # loading engines of gigabytes takes its time
-        ]
+        command = self.plan.command()
         environment = {
             **os.environ,
             # Stubs take the first interpreter environment on PATH and the libpython that it belongs to.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            "LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR")),
+            "LD_LIBRARY_PATH": os.pathsep.join(
+                filter(None, (str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH")))
+            ),
         }
-        with self.plan.log.open("ab") as log:
+        with contextlib.ExitStack() as files:
+            log = files.enter_context(self.plan.log.open("ab")) if self.plan.log is not None else None
             self._process = subprocess.Popen(
                 command,
                 env=environment,
@@ -138,27 +157,14 @@ class ServerProcess:
 
     def errors(self, limit: int = 8) -> str:
         """The first errors in the server's log, or its end if it names none."""
+        if self.plan.log is None:
+            return "see the server's own lines above"
         try:
             lines = self.plan.log.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return "no log was written"
         found = [line for line in lines if _ERROR.match(line)]
         return "\n".join(found[:limit] or lines[-limit:]).replace("\\n", "\n")
-
-
-def link_backend(wheel: Path, backends: Path) -> None:
-    """As shipped the Python backend does not find its stub: one directory with links to its three files mends that."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        known = sorted(path.name for path in (wheel / "python_backend_stubs").iterdir())
-        raise ServerError(f"nvidia-pytriton has no stub for Python {version}; use one of {', '.join(known)}")
-    target = backends / "python"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    source = wheel / "backends" / "python"
-    for path in (source / "libtriton_python.so", source / "triton_python_backend_utils.py", stub):
-        (target / path.name).symlink_to(path)
 
 
 def clean_shared_memory(prefix: str) -> list[str]:
@@ -197,13 +203,6 @@ def wait_until_gone(pids: list[int], timeout: float) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def _wheel() -> Path:
-    spec = importlib.util.find_spec("pytriton")  # found, not imported: importing it configures logging and more
-    if spec is None or spec.origin is None:
-        raise ServerError("expected the nvidia-pytriton package; install it: pip install 'wan-streamer-triton[serve]'")
-    return Path(spec.origin).parent / "tritonserver"
 
 
 def _end_with_parent() -> None:

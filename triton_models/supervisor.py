@@ -51,7 +51,7 @@ class Supervisor:
         self._plan, self._status, self._state, self._facts = plan, status, state, facts
         self._options, self._say = options, say
         self._readiness = Readiness()
-        self._web = HealthServer(self._readiness, health_port)
+        self._web = HealthServer(self._readiness, health_port, plan.metrics_address)
         self._stop = threading.Event()
         self._hurry = threading.Event()
         self._faults: deque[float] = deque(maxlen=options.max_restarts + 1)
@@ -139,7 +139,8 @@ class Supervisor:
         self._faults.append(time.monotonic())
         recent = [at for at in self._faults if time.monotonic() - at < RESTART_WINDOW]
         if len(recent) > self._options.max_restarts or (not started and self._readiness.restarts == 0):
-            self._say(f"giving up after {self._readiness.restarts} restarts; errors in {self._plan.log}:")
+            where = f" in {self._plan.log}" if self._plan.log else ""
+            self._say(f"giving up after {self._readiness.restarts} restarts; errors{where}:")
             self._say(self._server.errors())
             return False
         self._stop.wait(BACKOFF_SECONDS[min(len(recent), len(BACKOFF_SECONDS)) - 1])

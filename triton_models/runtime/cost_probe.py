@@ -7,10 +7,12 @@ panels (`history.page_multiple`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -35,16 +37,24 @@ Progress = Callable[[str], None]
 
 
 def load_costs(directory: Path, threads: int) -> CostTable | None:
-    """The table kept next to the engines; None if there is none or it was measured for something else."""
-    try:
-        same = json.loads((directory / MEASURED_ON).read_text()) == _fingerprint(directory, threads)
-        return CostTable.load(directory / COSTS) if same else None
-    except (FileNotFoundError, ValueError):
-        return None
+    """The table kept for an engine directory; None if there is none or it was measured for something else."""
+    for place in dict.fromkeys((directory, keeping_place(directory))):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if json.loads((place / MEASURED_ON).read_text()) == _fingerprint(directory, threads):
+                return CostTable.load(place / COSTS)
+    return None
+
+
+def keeping_place(directory: Path) -> Path:
+    """Where costs are written: next to the engines, or if they are read-only (a container's volume), below $TMPDIR."""
+    if os.access(directory, os.W_OK):
+        return directory
+    digest = hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"wan-streamer-costs-{os.getuid()}" / digest
 
 
 def probe(directory: Path, page_tokens: int, threads: int, progress: Progress = lambda step: None) -> CostTable:
-    """Measures all steps of an engine directory and keeps the table next to the engines."""
+    """Measures all steps of an engine directory and keeps the table in its `keeping_place`."""
     engines = EngineSet.load(directory, (*THINKER_STEPS, *PERFORMER_STEPS), threads)
     config = engines.config
     panel = page_multiple(page_tokens, config.backbone.head_dim) * page_tokens
@@ -61,8 +71,10 @@ def probe(directory: Path, page_tokens: int, threads: int, progress: Progress = 
         for history in (panel, 4 * panel):
             costs += best(name, call=_caller(engines, name, step, history, page_tokens), history=history)
     table = CostTable(costs)
-    table.save(directory / COSTS)
-    (directory / MEASURED_ON).write_text(json.dumps(_fingerprint(directory, threads), indent=2) + "\n")
+    place = keeping_place(directory)
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    table.save(place / COSTS)
+    (place / MEASURED_ON).write_text(json.dumps(_fingerprint(directory, threads), indent=2) + "\n")
     return table
 
 
