@@ -1,6 +1,7 @@
 """The user's camera: 64x64 frames of a room, a person and, at times, a coloured card held into view.
 
-Light, tint, background, card place, size, angle and sensor noise vary; the held-out split draws from its own ranges.
+Light, tint, background, card place, size, angle and sensor noise vary. The held-out split has scenes and a noise bank
+of its own and takes its light from the dark and the bright end; training covers a wider range of light and noise.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class Camera:
         self._rng = rng
         self._bank = noise_bank
         self._gain = (
-            rng.uniform(0.62, 1.12) if not held_out else rng.choice([rng.uniform(0.6, 0.7), rng.uniform(1, 1.15)])
+            rng.uniform(0.5, 1.3) if not held_out else rng.choice([rng.uniform(0.6, 0.7), rng.uniform(1, 1.15)])
         )
         self._tint = 1.0 + rng.uniform(-0.07, 0.07, size=3).astype(np.float32)
-        self._noise = rng.uniform(0.3, 2.0)
+        self._noise = rng.uniform(0.3, 2.0) if held_out else rng.uniform(0.2, 3.0)
         self._scene = _scene(rng)
 
     def frames(self, count: int, shows: list[CardShow]) -> NDArray[np.uint8]:

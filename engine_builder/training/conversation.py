@@ -20,6 +20,7 @@ from .words import PERSONA_PROMPT
 
 NO_WORD = -1
 TRAIN_VOICES, HELD_OUT_VOICES = 240, 48
+_LOUD_NOISE = 1.4  # exponent on the uniform draw of the SNR in training: 35 % of conversations below 8 dB instead of 23
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ class Studio:
             word=np.array([NO_WORD if w is None else self._words[w] for w in scene.starts], dtype=np.int64),
         )
 
+    def snr(self, rng: np.random.Generator) -> float:
+        """Speech over noise, 0 to 35 dB; training hears more of the loud noise, where the mistakes are."""
+        draw = float(rng.random())
+        return 35.0 * (draw if self.held_out else draw**_LOUD_NOISE)
+
     def _agent_audio(self, scene: Scenario) -> Pcm:
         """[K, 2560]; an interrupted sentence fades out over the first 20 ms of the unit that stops it."""
         out = np.zeros((len(scene.playing), UNIT), dtype=np.float32)
@@ -127,8 +133,7 @@ class Studio:
             stop = min(u.stop, size)
             if u.start < size:
                 out[u.start : stop] += gain * word[: stop - u.start]
-        snr = rng.uniform(0, 35)
-        noise = level * 10.0 ** (-snr / 20)
+        noise = level * 10.0 ** (-self.snr(rng) / 20)
         kind = rng.random()
         if kind < 0.9:
             out += noise * self.room.noise(rng, size)

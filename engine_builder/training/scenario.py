@@ -15,9 +15,11 @@ from .voices import VoiceBank
 from .words import BACKCHANNELS, LANGUAGES, Meaning, answer, spoken
 
 LISTEN, SPEAK = 0, 1
-# An answer starts in the first unit in which this much has been heard after the word; a stop in the first unit with
-# this much new speech. 100 ms tells a murmur from a word and leaves a stop within 1.7 units of the first sound.
+# An answer starts in the first unit in which this much has been heard after the word: 100 ms.
 HEARD = 1600
+# A stop comes in the first unit with this much new speech: 130 ms tell a murmur from a word, and leave the stop within
+# 1.8 units of the first sound.
+STOP_HEARD = 2080
 SEEN_FRAMES = 8  # a card is named once it has been in view for 320 ms
 _ATTENTIVE_UNITS = 4
 
@@ -189,7 +191,7 @@ class _Run:
         now = (unit + 1) * UNIT
         for utterance in list(self.waiting):
             mumbled = utterance.meaning.kind == "backchannel"
-            if not mumbled and self.sentence is not None and now - utterance.start >= HEARD:
+            if not mumbled and self.sentence is not None and now - utterance.start >= STOP_HEARD:
                 self.sentence = None
                 self.scene.reactions.append(Reaction(unit, "stop", utterance.meaning))
             if now - utterance.start >= HEARD:

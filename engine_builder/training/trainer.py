@@ -21,6 +21,7 @@ from . import packed_pass
 from .batches import Batch, BatchSource
 from .codec_fit import fit_codecs, latent_spread
 from .conversation import Studio
+from .ears import open_ears
 from .eyes import open_eyes
 from .losses import Spread, draw_units, joint_loss, own_context, perceive
 from .muon import Optimiser
@@ -34,7 +35,7 @@ LOG_FIELDS = ("step", "seconds", "rate", "total", "state", "text", "audio", "vid
 class TrainingPlan:
     """Everything that decides the result of a run, apart from the model's sizes."""
 
-    steps: int = 4000
+    steps: int = 3200
     batch: int = 12
     units: int = 24
     recent: int = 16
@@ -44,6 +45,7 @@ class TrainingPlan:
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     eye_steps: int = 900
+    ear_steps: int = 1500
     codec_conversations: int = 60
     seed: int = 5
 
@@ -68,7 +70,10 @@ class Trainer:
         if not self._resume_model():
             report = fit_codecs(self.model, studio, plan.codec_conversations)
             seen = open_eyes(self.model, plan.seed, plan.eye_steps)
-            (run / "warm_up.json").write_text(json.dumps({**asdict(report), "cards_seen": round(seen, 4)}) + "\n")
+            words, onsets = open_ears(self.model, studio, plan.seed, plan.ear_steps)
+            shares = {"cards_seen": seen, "words_heard": words, "onsets_heard": onsets}
+            found = asdict(report) | {name: round(share, 4) for name, share in shares.items()}
+            (run / "warm_up.json").write_text(json.dumps(found) + "\n")
         for codec in (self.model.audio_codec, self.model.video_codec):
             codec.requires_grad_(False)
         self.spread = Spread(*latent_spread(self.model, studio, plan.codec_conversations))

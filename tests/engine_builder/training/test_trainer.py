@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.unit,
     pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed"),
 ]
-PLAN = TrainingPlan(steps=4, batch=2, units=6, rollout_from=0.5, eye_steps=1, codec_conversations=6)
+PLAN = TrainingPlan(steps=4, batch=2, units=6, rollout_from=0.5, eye_steps=1, ear_steps=1, codec_conversations=6)
 
 
 def _config() -> ModelConfig:
