@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from triton_models.runtime.engine import EngineError
 
 MIN_PAGES = 64  # the smallest history bucket; below it attention is no cost worth another graph
@@ -36,3 +38,19 @@ class Limits:
     def all_rows(self) -> list[int]:
         """Every batch bucket."""
         return sorted({self.rows(n) for n in range(1, self.max_batch + 1)})
+
+    def all_pages(self) -> list[int]:
+        """Every history bucket."""
+        buckets = [min(MIN_PAGES, self.max_pages)]
+        while buckets[-1] < self.max_pages:
+            buckets.append(self.pages(buckets[-1] + 1))
+        return buckets
+
+
+def used_pages(page_range: np.ndarray) -> int:
+    """Columns of page_range [B, P, 2] up to the last of which a row sees something; at least 1.
+
+    The runtime pads page tables as a CPU engine likes them; here they would only fill a larger bucket.
+    """
+    seen = (page_range[..., 1] > page_range[..., 0]).any(axis=0)
+    return int(seen.nonzero()[0][-1]) + 1 if seen.any() else 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from .staging import Arrays, HostBlock, Layout, Slot
 Function = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 # Triton's interpreter keeps its state in modules: without a GPU, the threads of thinker and performer take turns.
 _INTERPRETER = threading.Lock()
+# A capture waits for the whole device when it begins, which another thread's capture would not survive.
+_CAPTURE = threading.Lock()
 WARM_UP_RUNS = 2  # Triton compiles and cuBLAS chooses before the capture, which forbids both
 
 
@@ -39,6 +42,15 @@ class Lane:
             return cls(device)
         stream = torch.cuda.Stream(device, priority=priority)
         return cls(device, stream, torch.cuda.graph_pool_handle(), WARM_UP_RUNS)
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Work that is started here goes to the lane's stream, so that calls find it done; no gradients.
+
+        What is allocated for a lane must be allocated here: the zeros of another stream may arrive after the data.
+        """
+        with torch.no_grad(), torch.cuda.stream(self.stream):  # no stream: the current one, or none on a CPU
+            yield
 
 
 class Block:
@@ -84,18 +96,18 @@ class CapturedCall:
     ) -> None:
         self._function, self._lane = function, lane
         self.kept = dict(kept or {})
-        self._in = Block(inputs, lane.device)
         self._out: Block | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        if capture:
-            with torch.no_grad(), torch.cuda.stream(lane.stream):
+        with lane.current():
+            self._in = Block(inputs, lane.device)
+            if capture:
                 for _ in range(lane.warm_up):
                     self._body()
-            if lane.stream is not None:
-                self._capture(lane.stream)
+                if lane.stream is not None:
+                    self._capture(lane.stream)
 
     def _capture(self, stream: torch.cuda.Stream) -> None:
-        with torch.no_grad(), torch.cuda.stream(stream):
+        with _CAPTURE:
             stream.synchronize()
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, pool=self._lane.pool, stream=stream, capture_error_mode="thread_local"):
@@ -119,7 +131,7 @@ class CapturedCall:
 
     def relaunch(self) -> None:
         """Starts the call on the inputs of the last `launch` (of zeros before the first), as benchmarks do."""
-        with torch.no_grad(), torch.cuda.stream(self._lane.stream):  # no stream: the current one, or none on a CPU
+        with self._lane.current():
             if self._graph is not None:
                 self._graph.replay()
             elif self._lane.stream is not None:

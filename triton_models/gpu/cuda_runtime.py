@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 IPC_HANDLE_BYTES = 64  # CUDA_IPC_HANDLE_SIZE
+# cudaMalloc cuts small allocations from blocks of this size and IPC shares whole blocks, neighbours and all (CUDA C
+# programming guide, interprocess communication): what is shared fills its blocks.
+IPC_BLOCK_BYTES = 2 << 20
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 # Array interfaces know no bfloat16: its bits travel as integers and the receiver names the type.
 _TYPE_STRINGS = {
@@ -114,9 +117,18 @@ class CudaRuntime:
     # -- memory ------------------------------------------------------------------------------------------------
     def allocate(self, shape: Sequence[int], dtype: str) -> DeviceArray:
         """A zeroed array."""
+        return self._allocate(max(1, math.prod(shape) * ITEM_BYTES[dtype]), shape, dtype)
+
+    def shareable(self, shape: Sequence[int], dtype: str) -> DeviceArray:
+        """A zeroed array that may be exported: its memory blocks hold nothing else."""
         size = max(1, math.prod(shape) * ITEM_BYTES[dtype])
+        return self._allocate(-(-size // IPC_BLOCK_BYTES) * IPC_BLOCK_BYTES, shape, dtype)
+
+    def _allocate(self, size: int, shape: Sequence[int], dtype: str) -> DeviceArray:
         pointer = int(self("cudaMalloc", size))
-        self("cudaMemset", pointer, 0, size)
+        # Not the plain cudaMemset: that one runs on another stream, and may run after the first use on this one.
+        self("cudaMemsetAsync", pointer, 0, size, self.stream)
+        self.synchronize()
         return DeviceArray.packed(pointer, shape, dtype)
 
     def free(self, array: DeviceArray) -> None:
@@ -148,8 +160,13 @@ class CudaRuntime:
         self("cudaStreamSynchronize", self.stream)
 
     # -- sharing between processes -----------------------------------------------------------------------------
+    def bus(self) -> str:
+        """The PCI address of the device."""
+        name = self("cudaDeviceGetPCIBusId", 64, self.device)
+        return name.decode().rstrip("\0") if isinstance(name, bytes) else str(name)
+
     def export(self, array: DeviceArray) -> bytes:
-        """A handle by which another process on this machine maps an allocation of `allocate`."""
+        """A handle by which another process on this machine maps an allocation of `shareable`."""
         handle = self("cudaIpcGetMemHandle", array.pointer)
         return ctypes.string_at(handle.getPtr(), IPC_HANDLE_BYTES)
 

@@ -28,7 +28,10 @@ from engine_builder.config import ModelConfig
 from triton_models.runtime import kv_pool
 from triton_models.runtime.kv_pool import NULL_PAGE, PageRun, PoolError, PoolGeometry
 
-from .cuda_runtime import IPC_HANDLE_BYTES, CudaRuntime, DeviceArray
+from .cuda_runtime import IPC_HANDLE_BYTES, ITEM_BYTES, CudaError, CudaRuntime, DeviceArray
+from .host_runtime import HostRuntime
+
+Memory = CudaRuntime | HostRuntime
 
 _MAGIC = b"WSTGPU01"
 _PREFIX = struct.Struct("<8s32sI")  # magic, SHA-256 of the rest, its length
@@ -69,7 +72,7 @@ class DevicePool:
     """`k` and `v`: arrays [L, n_pages, page, Hkv, D] in GPU memory. Made by `create` (owner) or `open`."""
 
     def __init__(
-        self, name: str, geometry: PoolGeometry, cuda: CudaRuntime, k: DeviceArray, v: DeviceArray, owner: bool
+        self, name: str, geometry: PoolGeometry, cuda: Memory, k: DeviceArray, v: DeviceArray, owner: bool
     ) -> None:
         self.name, self.geometry, self.owner = name, geometry, owner
         self.k, self.v = k, v
@@ -78,9 +81,9 @@ class DevicePool:
 
     @classmethod
     def create(
-        cls, name: str, config: ModelConfig, num_pages: int, page_tokens: int, dtype: str, cuda: CudaRuntime
+        cls, name: str, config: ModelConfig, num_pages: int, page_tokens: int, dtype: str, cuda: Memory
     ) -> DevicePool:
-        """Allocates a zeroed pool and publishes how to map it. `PoolError` if the name is taken; `CudaError`."""
+        """Allocates a zeroed pool and publishes how to map it. `PoolError` if the name is taken or memory is short."""
         geometry = PoolGeometry.of(config, num_pages, page_tokens)
         path = _path(name)
         try:
@@ -89,22 +92,31 @@ class DevicePool:
             raise PoolError(f"pool {name}: expected an unused name, got one that exists ({path})") from None
         arrays: list[DeviceArray] = []
         try:
-            arrays.append(k := cuda.allocate(geometry.shape, dtype))
-            arrays.append(v := cuda.allocate(geometry.shape, dtype))
-            card = PoolCard(geometry, dtype, _bus(cuda), (cuda.export(k), cuda.export(v)))
+            arrays.append(k := cuda.shareable(geometry.shape, dtype))
+            arrays.append(v := cuda.shareable(geometry.shape, dtype))
+            card = PoolCard(geometry, dtype, cuda.bus(), (cuda.export(k), cuda.export(v)))
             os.write(descriptor, card.pack())
-        except BaseException:
+        except BaseException as error:
             path.unlink(missing_ok=True)
             for array in arrays:
                 cuda.free(array)
-            raise
+            if not isinstance(error, CudaError | OSError):
+                raise
+            size = pool_bytes(geometry, dtype) / 2**30
+            raise PoolError(
+                f"pool {name}: expected {size:.2f} GiB of device memory for {num_pages} pages of {page_tokens} tokens, "
+                f"got: {error}; serve with fewer pages (--pages; engines of TensorRT: --pool-pages of the build)"
+            ) from None
         finally:
             os.close(descriptor)
         return cls(name, geometry, cuda, k, v, owner=True)
 
     @classmethod
-    def open(cls, name: str, config: ModelConfig, cuda: CudaRuntime) -> DevicePool:
-        """Maps a pool that another process made; `PoolError` unless it exists and was made for `config`."""
+    def open(cls, name: str, config: ModelConfig, cuda: Memory) -> DevicePool:
+        """Maps a pool that another process made; `PoolError` unless it exists and was made for `config`; `CudaError`.
+
+        A process cannot map what it made itself.
+        """
         path = _path(name)
         try:
             with path.open("rb") as file:
@@ -123,6 +135,7 @@ class DevicePool:
         They are `DeviceArray`s in the pool's precision, or float32 arrays of the host. `ValueError` as in `KVPool`.
         """
         _check_spans(self.geometry, spans, len(token_indices))
+        self.cuda.bind_thread()
         keep: list[Any] = []  # host copies that must live until the transfer is over
         for pool, new in ((self.k, k_new), (self.v, v_new)):
             start = 0
@@ -151,6 +164,7 @@ class DevicePool:
     def scrub(self, pages: Iterable[int]) -> None:
         """Zeroes pages, so that their next owner cannot see what was in them."""
         numbers = sorted(pages)
+        self.cuda.bind_thread()
         for page in numbers:
             if not NULL_PAGE < page < self.geometry.num_pages:
                 raise ValueError(f"pages: expected 1..{self.geometry.num_pages - 1}, got {page}")
@@ -164,6 +178,7 @@ class DevicePool:
     def copy_spans(self, source: DevicePool, spans: Sequence[PageRun]) -> None:
         """Copies token positions from the same place of another pool of this geometry, from any device."""
         _check_spans(self.geometry, spans, sum(span.count for span in spans))
+        self.cuda.bind_thread()
         for pool, other in ((self.k, source.k), (self.v, source.v)):
             item, layer, page, token = pool.item_bytes, *pool.strides[:3]
             for span in spans:
@@ -276,6 +291,6 @@ def _path(name: str) -> Path:
     return kv_pool.SHM_DIRECTORY / name
 
 
-def _bus(cuda: CudaRuntime) -> str:
-    bus = cuda("cudaDeviceGetPCIBusId", 64, cuda.device)
-    return bus.decode().rstrip("\0") if isinstance(bus, bytes) else str(bus)
+def pool_bytes(geometry: PoolGeometry, dtype: str) -> int:
+    """Device memory of k and v together."""
+    return 2 * int(np.prod(geometry.shape, dtype=np.int64)) * ITEM_BYTES[dtype]

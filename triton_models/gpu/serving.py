@@ -1,52 +1,123 @@
-"""What the serving runtime asks for on a GPU: engines of any GPU target, and the pool that fits them.
+"""What the serving runtime asks for on a GPU: engines of any GPU target, and the link that fits them.
 
-The thinker makes the pool (`create_pool`), the performer maps it (`open_pool`); both sides load with `load_engines`. A
-role has a CUDA stream of its own, so that perceive, think and render overlap with perform.
+A role has a CUDA stream of its own, so that perceive, think and render overlap with perform (between processes on one
+GPU only under CUDA MPS; without it the driver lets them take turns).
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from engine_builder.config import ModelConfig
 from engine_builder.manifest import Manifest
-from engine_builder.targets.names import TENSORRT_MODULES
+from engine_builder.targets.names import GPU_TARGETS, TENSORRT_MODULES
 from triton_models.runtime.engine import EngineError, EngineSet
+from triton_models.runtime.kv_pool import Pool
+from triton_models.runtime.link import wait_for
+from triton_models.runtime.solver import HostSolver, Solver
 
 from .cuda_runtime import CudaRuntime
-from .device_pool import DevicePool
+from .device_pool import DevicePool, Memory, MirroredPool
+from .devices import CPU, Devices, installed_gpus
+from .host_runtime import HostRuntime
 
-GPU_TARGETS = (*TENSORRT_MODULES, "torch-cuda")
+PEER = "-peer"  # suffix of the performer's pool if it has one of its own
 _PERFORMER_PRIORITY, _THINKER_PRIORITY = 0, -1  # the thinker's calls are short and feed the performer's batch
 
 
+@dataclass(frozen=True)
+class DeviceLink:
+    """The KV link of GPU engines (`runtime.link.Link`)."""
+
+    precision: str
+    devices: Devices
+
+    def create(self, name: str, config: ModelConfig, pages: int, page_tokens: int) -> Pool:
+        """The thinker's pool; with devices apart, together with the performer's, for which it waits."""
+        memory = _memory(self.devices.thinker)
+        pool = DevicePool.create(name, config, pages, page_tokens, self.precision, memory)
+        if not self.devices.apart:
+            return pool
+        try:
+            return MirroredPool(pool, wait_for(lambda: DevicePool.open(name + PEER, config, memory)))
+        except BaseException:
+            pool.close()
+            pool.unlink()
+            raise
+
+    def open(self, name: str, config: ModelConfig, pages: int, page_tokens: int) -> Pool:
+        memory = _memory(self.devices.performer)
+        if self.devices.apart:
+            return DevicePool.create(name + PEER, config, pages, page_tokens, self.precision, memory)
+        return wait_for(lambda: DevicePool.open(name, config, memory))
+
+    def solver(self, engine: Any, pool: Pool, slots: int) -> Solver:
+        """On the device where the engine can keep units there; a plan of TensorRT takes them anew at every step."""
+        if hasattr(engine, "bank"):
+            return engine.bank(pool, slots)
+        return HostSolver(engine.run, pool, pool.geometry.head_dim, slots)
+
+
 def load_engines(engine_dir: Path, steps: Sequence[str], device: str = "") -> EngineSet:
-    """The engines of a role. Raises `ManifestError`, `EngineError` or `CudaError` with the reason."""
-    target = Manifest.load(engine_dir).target
-    priority = _PERFORMER_PRIORITY if "perform" in steps else _THINKER_PRIORITY
+    """The engines of a role on the `device` (see `Devices.parse`) that is its own.
+
+    Raises `ManifestError`, `EngineError` or `CudaError` with the reason, ValueError for a device that is none.
+    """
+    manifest, devices = Manifest.load(engine_dir), Devices.parse(device)
+    target = manifest.target
+    if target not in GPU_TARGETS:
+        raise EngineError(f"{engine_dir}: expected engines of {', '.join(GPU_TARGETS)}, got {target}")
+    check_target(manifest, devices)
+    performs = "think" not in steps and "perform" in steps
+    where = devices.performer if performs else devices.thinker
+    priority = _PERFORMER_PRIORITY if performs else _THINKER_PRIORITY
     if target == "torch-cuda":
         import torch  # only this target needs it
 
         from .captured import Lane
         from .torch_engine import load_engines as load
 
-        device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-        return load(engine_dir, tuple(steps), str(device), Lane.on(device, priority))
-    if target in TENSORRT_MODULES:
+        place = torch.device(CPU if where == CPU else f"cuda:{where}")
+        engines = load(engine_dir, tuple(steps), str(place), Lane.on(place, priority))
+    else:
         from .tensorrt_engine import load_engines as load_plans
 
-        return load_plans(engine_dir, steps, CudaRuntime(priority=priority))
-    raise EngineError(f"{engine_dir}: expected engines of {', '.join(GPU_TARGETS)}, got {target}")
+        engines = load_plans(engine_dir, steps, CudaRuntime(int(where), priority=priority))
+    return replace(engines, link=DeviceLink(manifest.precision, devices))
 
 
-def create_pool(
-    name: str, engine_dir: Path, pages: int, page_tokens: int, cuda: CudaRuntime | None = None
-) -> DevicePool:
-    """A zeroed pool in the precision of the engines. `PoolError` or `CudaError`."""
-    manifest = Manifest.load(engine_dir)
-    return DevicePool.create(name, manifest.model, pages, page_tokens, manifest.precision, cuda or CudaRuntime())
+def check_target(manifest: Manifest, devices: Devices) -> None:
+    """EngineError unless the library of the target and the GPUs are here; says how to mend it. Loads neither."""
+    target = manifest.target
+    module = TENSORRT_MODULES.get(target, "torch")
+    wanted = [module] if target in TENSORRT_MODULES else [module, "triton"]
+    wanted += ["cuda.bindings.runtime"] if devices.gpus else []
+    for name in wanted:
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:  # of a parent package
+            found = None
+        if found is None:
+            extra = {"tensorrt_rtx": "gpu,rtx"}.get(name, "build,gpu" if name == "torch" else "gpu")
+            hint = "NVIDIA's container has it" if name == "tensorrt" else f"pip install 'wan-streamer-triton[{extra}]'"
+            raise EngineError(f"target {target}: expected the package {name.partition('.')[0]}, got none; {hint}")
+    if not devices.gpus:
+        if target in TENSORRT_MODULES:
+            raise EngineError(f"target {target}: expected a GPU, got device cpu; only torch-cuda can be checked there")
+        return
+    gpus = installed_gpus()
+    if len(gpus) <= devices.gpus[-1]:
+        found = f"only {', '.join(gpus)}" if gpus else "none (nvidia-smi shows what the driver sees)"
+        raise EngineError(
+            f"target {target}: expected NVIDIA GPU {devices.gpus[-1]}, found {found}; in a container: --gpus all; "
+            "for a CPU build with: make engine TARGET=onnxruntime"
+        )
 
 
-def open_pool(name: str, engine_dir: Path, cuda: CudaRuntime | None = None) -> DevicePool:
-    """The pool that the thinker made. `PoolError` or `CudaError`."""
-    return DevicePool.open(name, Manifest.load(engine_dir).model, cuda or CudaRuntime())
+def _memory(name: str) -> Memory:
+    """The memory of a device. `CudaError`."""
+    return HostRuntime() if name == CPU else CudaRuntime(int(name))

@@ -16,6 +16,7 @@ from torch import Tensor
 from engine_builder.config import ModelConfig
 from triton_models.runtime.engine import EngineError
 from triton_models.runtime.messages import Float32, HistoryView
+from triton_models.runtime.solver import SolverFull
 
 from . import passes
 from .backbone import Backbone, History
@@ -26,7 +27,7 @@ from .staging import Slot
 
 
 class SolverBank:
-    """Up to `slots` units in flight over one pool. One thread calls it."""
+    """A `runtime.solver.Solver`: up to `slots` units in flight over one pool. One thread calls it."""
 
     def __init__(
         self, backbone: Backbone, limits: Limits, lane: Lane, k_pool: Tensor, v_pool: Tensor, slots: int
@@ -36,17 +37,19 @@ class SolverBank:
         self._backbone, self._limits, self._lane = backbone, limits, lane
         self._pools, self._page_tokens = (k_pool, v_pool), int(k_pool.shape[2])
         self.slots = slots
+        self._free = list(range(slots - 1, -1, -1))
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(slots + 1, *shape, device=device)
 
-        self._state = {
-            "x_video": zeros(c.video.tokens, c.video.latent_dim),
-            "x_audio": zeros(c.audio.tokens, c.audio.latent_dim),
-            "rope_cos": zeros(c.latent_tokens, half),
-            "rope_sin": zeros(c.latent_tokens, half),
-        }
-        self._index = HistoryIndex.empty(slots + 1, limits.max_pages, self._page_tokens, device)
+        with lane.current():
+            self._state = {
+                "x_video": zeros(c.video.tokens, c.video.latent_dim),
+                "x_audio": zeros(c.audio.tokens, c.audio.latent_dim),
+                "rope_cos": zeros(c.latent_tokens, half),
+                "rope_sin": zeros(c.latent_tokens, half),
+            }
+            self._index = HistoryIndex.empty(slots + 1, limits.max_pages, self._page_tokens, device)
         self._pages = np.zeros(slots, dtype=np.int64)  # of a slot's history
         self._ticks: dict[tuple[int, int], CapturedCall] = {}
         self._puts: dict[int, CapturedCall] = {}
@@ -56,27 +59,53 @@ class SolverBank:
             lane,
         )
 
-    def put(self, slot: int, x_video: Float32, x_audio: Float32, cos: Float32, sin: Float32, view: HistoryView) -> None:
-        """Fills a slot: latents [n_v, c_v], [n_a, c_a], RoPE tables [n, D / 2] and a history. Raises EngineError."""
-        if not 0 <= slot < self.slots:
-            raise EngineError(f"slot: expected 0 to {self.slots - 1}, got {slot}")
+    def put(self, x_video: Float32, x_audio: Float32, cos: Float32, sin: Float32, view: HistoryView) -> int:
+        """Fills a slot: latents [n_v, c_v], [n_a, c_a], RoPE tables [n, D / 2] and a history. Raises SolverFull, or
+        EngineError for what does not fit."""
         ids, pool_pages = view.page_ids, self._pools[0].shape[1]
         if len(ids) == 0 or ids.min() < 0 or ids.max() >= pool_pages:
             raise EngineError(f"page_ids: expected pages 0 to {pool_pages - 1}, got {ids}")
-        pages = self._limits.pages(len(ids))
+        if not self._free:
+            raise SolverFull(f"units: all {self.slots} slots of the performer are taken")
+        slot = self._free[-1]
+        values = {"x_video": x_video, "x_audio": x_audio, "rope_cos": cos, "rope_sin": sin}
+        inputs = {name: value[None] for name, value in values.items()}
+        inputs |= {"row": np.array([slot + 1]), "page_table": ids[None], "page_range": view.ranges[None]}
+        call = self._put_of(self._limits.pages(len(ids)))
+        _launch(call, inputs, 1)
+        call.wait(1)  # the staging buffer is filled again by the next put: this one must have left it
+        self._pages[slot] = len(ids)
+        return self._free.pop()
+
+    def drop(self, slot: int) -> None:
+        """Gives a slot back; what is in it stays until the next unit."""
+        self._free.append(slot)
+
+    def rehearse(self) -> None:
+        """Captures the graphs of every size, so that no unit waits for one."""
+        for pages in self._limits.all_pages():
+            self._put_of(pages)
+            for rows in self._limits.all_rows():
+                self._tick_of(rows, pages)
+
+    def _put_of(self, pages: int) -> CapturedCall:
         if pages not in self._puts:
             slots = {name: Slot((1, *t.shape[1:]), "float32") for name, t in self._state.items()}
             slots["row"] = Slot((1,), "int64")
             slots["page_table"] = Slot((1, pages), "int64", ragged=True)
             slots["page_range"] = Slot((1, pages, 2), "int64", ragged=True)
             self._puts[pages] = CapturedCall(self._store, slots, self._lane)
-        values = {"x_video": x_video, "x_audio": x_audio, "rope_cos": cos, "rope_sin": sin}
-        inputs = {name: value[None] for name, value in values.items()}
-        inputs |= {"row": np.array([slot + 1]), "page_table": ids[None], "page_range": view.ranges[None]}
-        _launch(self._puts[pages], inputs, 1)
-        # The staging buffer is filled again by the next put: this one must have left it.
-        self._puts[pages].wait(1)
-        self._pages[slot] = len(ids)
+        return self._puts[pages]
+
+    def _tick_of(self, rows: int, pages: int) -> CapturedCall:
+        if (rows, pages) not in self._ticks:
+            shapes = {
+                "row": Slot((rows,), "int64"),
+                "tau": Slot((rows,), "float32"),
+                "step": Slot((rows,), "float32"),
+            }
+            self._ticks[rows, pages] = CapturedCall(lambda t: self._evaluate(t, pages), shapes, self._lane)
+        return self._ticks[rows, pages]
 
     def _store(self, t: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, state in self._state.items():
@@ -87,21 +116,12 @@ class SolverBank:
     def tick(self, slots: Sequence[int], taus: Sequence[float], steps: Sequence[float]) -> np.ndarray:
         """One Euler step x += step * velocity(x, tau) of each named slot; bool [B]: False where it is not finite."""
         batch = len(slots)
-        rows = self._limits.rows(batch)
-        pages = self._limits.pages(int(self._pages[list(slots)].max()))
-        if (rows, pages) not in self._ticks:
-            shapes = {
-                "row": Slot((rows,), "int64"),
-                "tau": Slot((rows,), "float32"),
-                "step": Slot((rows,), "float32"),
-            }
-            self._ticks[rows, pages] = CapturedCall(lambda t: self._evaluate(t, pages), shapes, self._lane)
+        call = self._tick_of(self._limits.rows(batch), self._limits.pages(int(self._pages[list(slots)].max())))
         inputs = {
             "row": np.array(slots) + 1,
             "tau": np.array(taus, dtype=np.float32),
             "step": np.array(steps, dtype=np.float32),
         }
-        call = self._ticks[rows, pages]
         _launch(call, inputs, batch)
         return call.wait(batch)["finite"].astype(bool)
 

@@ -20,7 +20,7 @@ from engine_builder.manifest import EngineEntry, Manifest, TensorSpec
 from engine_builder.targets.names import TENSORRT_MODULES
 from triton_models.runtime.engine import EngineError, EngineSet
 
-from .buckets import Limits
+from .buckets import Limits, used_pages
 from .cuda_runtime import CudaRuntime, DeviceArray
 from .device_pool import to_bits
 from .engine_probe import probe
@@ -85,6 +85,9 @@ class PlanEngine:
         call overwrites, and `finite` bool [B] beside them. Raises EngineError that names tensor and profile.
         """
         self.cuda.bind_thread()
+        if "page_range" in inputs:
+            pages = used_pages(inputs["page_range"])
+            inputs = {**inputs, **{name: inputs[name][:, :pages] for name in RAGGED}}
         batch, shapes = self._shapes(inputs)
         pools = {name: self._pool(name, inputs[name]) for name in POOLS if name in shapes}
         key = (tuple(shapes.values()), tuple(pool.pointer for pool in pools.values()))
@@ -280,6 +283,8 @@ def load_engines(engine_dir: Path, steps: Sequence[str], cuda: CudaRuntime | Non
         state_sizes=dict(manifest.state),
         max_batch=limits.max_batch,
         tokenizer_path=engine_dir / manifest.tokenizer["file"],
+        manifest=manifest,
+        max_pages=limits.max_pages,
     )
 
 

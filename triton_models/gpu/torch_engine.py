@@ -22,13 +22,15 @@ from torch import Tensor
 from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
 from engine_builder.manifest import Manifest
 from triton_models.runtime.engine import Engine, EngineError, EngineSet
+from triton_models.runtime.kv_pool import Pool
 
 from . import codecs, passes
 from .backbone import Backbone, History
-from .buckets import Limits
+from .buckets import Limits, used_pages
 from .captured import CapturedCall, Lane, dtype_name
 from .cuda_runtime import DeviceArray
 from .history_index import HistoryIndex
+from .solver_bank import SolverBank
 from .staging import Slot
 from .weights import BackboneWeights
 
@@ -55,17 +57,17 @@ class StatefulStep:
 
     def run(self, inputs: Inputs) -> Outputs:
         """Raises EngineError for inputs that do not fit."""
-        call, batch = self.call_for(inputs)
+        call, inputs, batch = self.call_for(inputs)
         return _call(call, inputs, batch)
 
-    def call_for(self, inputs: Inputs) -> tuple[CapturedCall, int]:
-        """The captured call that serves these inputs, and their number of rows."""
+    def call_for(self, inputs: Inputs) -> tuple[CapturedCall, Inputs, int]:
+        """The captured call that serves these inputs, the inputs as it takes them, and their number of rows."""
         batch = next(iter(inputs.values())).shape[0]
         rows = self._limits.rows(batch)
         if rows not in self._calls:
             slots = {name: Slot((rows, *shape), dtype) for name, (shape, dtype) in self._shapes.items()}
             self._calls[rows] = CapturedCall(self._body, slots, self._lane)
-        return self._calls[rows], batch
+        return self._calls[rows], inputs, batch
 
     def _body(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._outputs, self._module(*inputs.values()), strict=True))
@@ -119,8 +121,11 @@ class PagedStep:
         index.fill(table, inputs["page_range"], k_pool.shape[2])
         return History(k_pool, v_pool, index)
 
-    def _checked_history(self, inputs: Inputs, pool: Tensor) -> tuple[int, int]:
-        """Batch and pages of the call; a page id outside the pool would read another's memory, so it is refused."""
+    def _checked_history(self, inputs: Inputs, pool: Tensor) -> tuple[int, dict[str, np.ndarray]]:
+        """Rows of the call, and its history without empty ends.
+
+        A page id outside the pool would read another's memory, so it is refused.
+        """
         table, span = inputs["page_table"], inputs["page_range"]
         if table.ndim != 2 or span.shape != (*table.shape, 2):
             raise EngineError(f"page_range: expected {[*table.shape, 2]} like page_table, got {list(span.shape)}")
@@ -128,7 +133,8 @@ class PagedStep:
             raise EngineError(
                 f"page_table: expected pages 0 to {pool.shape[1] - 1}, got {table.min()} to {table.max()}"
             )
-        return table.shape[0], table.shape[1]
+        pages = used_pages(span)
+        return table.shape[0], {"page_table": table[:, :pages], "page_range": span[:, :pages]}
 
     def _paged_slots(self, rows: int, pages: int) -> dict[str, Slot]:
         return {
@@ -142,14 +148,20 @@ class PerformEngine(PagedStep):
 
     def run(self, inputs: Inputs) -> Outputs:
         """`velocity_video` [B, n_v, c_v], `velocity_audio` [B, n_a, c_a]. Raises EngineError for what does not fit."""
-        call, batch = self.call_for(inputs)
+        call, inputs, batch = self.call_for(inputs)
         return _call(call, inputs, batch)
 
-    def call_for(self, inputs: Inputs) -> tuple[CapturedCall, int]:
-        """The captured call that serves these inputs, and their number of rows."""
+    def bank(self, pool: Pool, slots: int) -> SolverBank:
+        """Room for `slots` units that are solved on the device over a pool of the device."""
+        with self._lane.current():
+            pools = self._pool("k_pool", pool.k), self._pool("v_pool", pool.v)
+            return SolverBank(self.backbone, self._limits, self._lane, *pools, slots)
+
+    def call_for(self, inputs: Inputs) -> tuple[CapturedCall, Inputs, int]:
+        """The captured call that serves these inputs, the inputs as it takes them, and their number of rows."""
         k_pool, v_pool = self._pools(inputs)
-        batch, pages = self._checked_history(inputs, k_pool)
-        rows, pages = self._limits.rows(batch), self._limits.pages(pages)
+        batch, history = self._checked_history(inputs, k_pool)
+        rows, pages = self._limits.rows(batch), self._limits.pages(history["page_table"].shape[1])
         key = (rows, pages, k_pool.data_ptr(), v_pool.data_ptr())
         if key not in self._calls:
             c = self.backbone.weights.config
@@ -172,7 +184,7 @@ class PerformEngine(PagedStep):
                 return {"velocity_video": video, "velocity_audio": audio}
 
             self._calls[key] = CapturedCall(body, slots, self._lane)
-        return self._calls[key], batch
+        return self._calls[key], {**inputs, **history}, batch
 
 
 class ThinkEngine(PagedStep):
@@ -192,7 +204,7 @@ class ThinkEngine(PagedStep):
 
     def run(self, inputs: Inputs) -> Outputs:
         """Raises EngineError for inputs that do not fit."""
-        call, batch = self.call_for(inputs)
+        call, inputs, batch = self.call_for(inputs)
         out = _call(call, inputs, batch)
         if "finite" in out:
             out["finite"] = out["finite"].astype(bool)
@@ -202,11 +214,12 @@ class ThinkEngine(PagedStep):
         self._last = call
         return out | {name: device_array(tensor) for name, tensor in call.kept.items()}
 
-    def call_for(self, inputs: Inputs) -> tuple[CapturedCall, int]:
-        """The captured call that serves these inputs (an uncaptured one for a prompt), and their number of rows."""
+    def call_for(self, inputs: Inputs) -> tuple[CapturedCall, Inputs, int]:
+        """The captured call that serves these inputs (an uncaptured one for a prompt), the inputs as it takes them, and
+        their number of rows."""
         k_pool, v_pool = self._pools(inputs)
-        batch, pages = self._checked_history(inputs, k_pool)
-        rows, pages = self._limits.rows(batch), self._limits.pages(pages)
+        batch, history = self._checked_history(inputs, k_pool)
+        rows, pages = self._limits.rows(batch), self._limits.pages(history["page_table"].shape[1])
         in_place = "places" in inputs
         resident = isinstance(inputs["k_pool"], DeviceArray) and not in_place
         parts = tuple(inputs[name].shape[1] for name in ("z_video", "z_audio", "e_video", "e_audio", "ids"))
@@ -222,15 +235,16 @@ class ThinkEngine(PagedStep):
             call = CapturedCall(lambda t: self._body(k_pool, v_pool, t, kept), slots, self._lane, fixed, kept)
             if fixed:
                 self._calls[key] = call
-        return call, batch
+        return call, {**inputs, **history}, batch
 
     def _new_kv(self, rows: int, tokens: int, fixed: bool) -> tuple[Tensor, Tensor]:
         """Memory for K and V that stay on the device: one pair for all graphs of a size, as passes take turns."""
-        if not fixed:
-            return self.backbone.new_kv(rows, tokens)
-        if (rows, tokens) not in self._kv:
-            self._kv[rows, tokens] = self.backbone.new_kv(rows, tokens)
-        return self._kv[rows, tokens]
+        with self._lane.current():
+            if not fixed:
+                return self.backbone.new_kv(rows, tokens)
+            if (rows, tokens) not in self._kv:
+                self._kv[rows, tokens] = self.backbone.new_kv(rows, tokens)
+            return self._kv[rows, tokens]
 
     def _slots(self, rows: int, pages: int, parts: tuple[int, ...], in_place: bool) -> dict[str, Slot]:
         c = self.backbone.weights.config
@@ -303,12 +317,16 @@ def load_engines(
         if step in files and backbone is None:
             backbone = Backbone(BackboneWeights.load(files[step], manifest.model, where))
     engines = {step: _engine(step, files[step], manifest.model, backbone, limits, lane) for step in steps}
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)  # weights were copied on another stream than the lane's
     return EngineSet(
         config=manifest.model,
         engines=engines,
         state_sizes=dict(manifest.state),
         max_batch=limits.max_batch,
         tokenizer_path=engine_dir / manifest.tokenizer["file"],
+        manifest=manifest,
+        max_pages=limits.max_pages,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from engine_builder.config import ModelConfig
 
@@ -17,6 +17,8 @@ from .solver import HostSolver, Solver
 
 # Loading the engines of the other role comes first: gigabytes are read and hashed. Triton gives a model 300 s.
 WAIT_SECONDS = 240.0
+
+AnyPool = TypeVar("AnyPool", bound=Pool)
 
 
 class Link(Protocol):
@@ -48,7 +50,7 @@ class HostLink:
         return HostSolver(engine.run, pool, pool.geometry.head_dim, slots)
 
 
-def wait_for(open_pool: Callable[[], Pool], seconds: float = WAIT_SECONDS) -> Pool:
+def wait_for(open_pool: Callable[[], AnyPool], seconds: float = WAIT_SECONDS) -> AnyPool:
     """The pool, once the other role has made it; its last PoolError after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:

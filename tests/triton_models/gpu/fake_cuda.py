@@ -99,6 +99,9 @@ class FakeCuda:
         ctypes.memset(pointer, value, size)
         return (OK,)
 
+    def cudaMemsetAsync(self, pointer, value, size, stream):
+        return self.cudaMemset(pointer, value, size)
+
     def cudaMemset2DAsync(self, pointer, pitch, value, width, height, stream):
         for row in range(height):
             if self.cudaMemset(pointer + row * pitch, value, width) != (OK,):

@@ -168,7 +168,7 @@ def test_names_and_owners(cuda, name):
 
 def test_a_full_device_leaves_nothing_behind(name):
     cuda = CudaRuntime(api=fake_cuda.FakeCuda(memory=100_000))
-    with pytest.raises(CudaError, match="cudaMalloc: cudaErrorMemoryAllocation"):
+    with pytest.raises(PoolError, match=r"expected .* GiB of device memory .* cudaErrorMemoryAllocation"):
         DevicePool.create(name, CONFIG, 20, PAGE_TOKENS, "float32", cuda)
     assert cuda.api.used() == 0
     assert not (SHM_DIRECTORY / name).exists()
@@ -216,7 +216,9 @@ def test_every_call_fits_the_real_bindings():
         lambda: CudaRuntime.bind_thread(cuda),
         lambda: cuda("cudaStreamCreateWithPriority", runtime.cudaStreamNonBlocking, -1),
         lambda: cuda.allocate((2, 3), "float32"),
-        lambda: cuda("cudaMemset", 0, 0, 16),
+        lambda: cuda("cudaMemsetAsync", 0, 0, 16, 0),
+        lambda: cuda.bus(),
+        lambda: cuda.shareable((2, 3), "float32"),
         lambda: cuda.free(array),
         lambda: cuda.pinned(64),
         lambda: cuda.free_pinned(0),

@@ -19,9 +19,11 @@ from engine_builder.manifest import Manifest
 from engine_builder.model.steps import step_specs
 from triton_models.gpu import serving
 from triton_models.gpu.cuda_runtime import CudaRuntime, DeviceArray
+from triton_models.gpu.device_pool import DevicePool
 from triton_models.gpu.torch_engine import tensor_of
 from triton_models.runtime.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet
 from triton_models.runtime.kv_cache import Span
+from triton_models.runtime.link import HostLink
 from triton_models.runtime.local import AgentUnit, LocalRuntime
 
 pytestmark = pytest.mark.engine
@@ -65,7 +67,7 @@ class ModelStep:
 def the_model_itself(directory: Path, engines: EngineSet) -> EngineSet:
     """The engines of a checkpoint as its own step functions, with everything else as in `engines`."""
     specs = step_specs(load_checkpoint(directory))
-    return replace(engines, engines={step: ModelStep(spec) for step, spec in specs.items()})
+    return replace(engines, engines={step: ModelStep(spec) for step, spec in specs.items()}, link=HostLink())
 
 
 def converse(engines: EngineSet) -> list[AgentUnit]:
@@ -90,9 +92,8 @@ def converse(engines: EngineSet) -> list[AgentUnit]:
         return asyncio.run(both(runtime))
 
 
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # the performer's view of the pool
 def test_conversations_are_those_of_the_model(directories):
-    engines = serving.load_engines(directories / "torch-cuda", (*THINKER_STEPS, *PERFORMER_STEPS))
+    engines = EngineSet.load(directories / "torch-cuda", (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu")
     got = converse(engines)
     expected = converse(the_model_itself(directories / "checkpoint", engines))
     assert len(got) == 4
@@ -105,7 +106,7 @@ def test_conversations_are_those_of_the_model(directories):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="host memory plays the device's part")
 def test_new_kv_goes_from_engine_to_pool_on_the_device(directories):
-    engines = serving.load_engines(directories / "torch-cuda", ("think",))
+    engines = serving.load_engines(directories / "torch-cuda", ("think",), "cpu")
     manifest, cuda = Manifest.load(directories / "torch-cuda"), CudaRuntime(api=fake_cuda.FakeCuda())
     checkpoint = random_model(manifest.model, 0)
     spec = step_specs(checkpoint, batch=1, pages=2, page_tokens=PAGE_TOKENS)["think"]
@@ -119,8 +120,8 @@ def test_new_kv_goes_from_engine_to_pool_on_the_device(directories):
     shape = (manifest.model.backbone.layers, PAGES, PAGE_TOKENS, 2, 16)
     empty = {pool: np.zeros(shape, dtype=np.float32) for pool in ("k_pool", "v_pool")}
     expected = engines["think"].run({**inputs, **empty})
-    with serving.create_pool(name, directories / "torch-cuda", PAGES, PAGE_TOKENS, cuda) as pool:
-        reader = serving.open_pool(name, directories / "torch-cuda", CudaRuntime(api=cuda.api))
+    with DevicePool.create(name, manifest.model, PAGES, PAGE_TOKENS, "float32", cuda) as pool:
+        reader = DevicePool.open(name, manifest.model, CudaRuntime(api=cuda.api))
         out = engines["think"].run({**inputs, "k_pool": reader.k, "v_pool": reader.v})
         assert out["finite"].tolist() == [True]
         assert isinstance(out["k_new"], DeviceArray)

@@ -19,6 +19,7 @@ from triton_models.gpu.solver_bank import SolverBank
 from triton_models.gpu.weights import BackboneWeights
 from triton_models.runtime.engine import EngineError
 from triton_models.runtime.messages import HistoryView
+from triton_models.runtime.solver import SolverFull
 
 pytestmark = pytest.mark.unit
 PAGE_TOKENS, POOL_PAGES = 8, 9
@@ -82,8 +83,8 @@ def solve(model, pools, slot, schedule):
 
 
 def test_units_join_and_leave_at_every_step(bank, model, pools):
-    for slot, view in HISTORIES.items():
-        bank.put(slot, *noise(model, slot), view)
+    for slot in range(3):
+        assert bank.put(*noise(model, slot), HISTORIES[slot]) == slot
     ticks = [
         ([0], [1.0], [-0.5]),
         ([2, 0, 1], [1.0, 0.5, 1.0], [-1.0, -0.5, -0.25]),
@@ -98,25 +99,28 @@ def test_units_join_and_leave_at_every_step(bank, model, pools):
 
 
 def test_a_slot_is_used_again(bank, model, pools):
-    bank.put(1, *noise(model, 0), HISTORIES[0])
-    bank.tick([1], [1.0], [-1.0])
-    bank.put(1, *noise(model, 1), HISTORIES[1])
-    bank.tick([1], [1.0], [-1.0])
-    for got, want in zip(bank.take(1), solve(model, pools, 1, [(1.0, -1.0)]), strict=True):
+    slot = bank.put(*noise(model, 0), HISTORIES[0])
+    bank.tick([slot], [1.0], [-1.0])
+    bank.drop(slot)
+    assert bank.put(*noise(model, 1), HISTORIES[1]) == slot
+    bank.tick([slot], [1.0], [-1.0])
+    for got, want in zip(bank.take(slot), solve(model, pools, 1, [(1.0, -1.0)]), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-4)
 
 
 def test_numbers_that_are_not_finite_are_reported_by_row(bank, model):
     for slot in (0, 1):
-        bank.put(slot, *noise(model, slot), HISTORIES[slot])
+        bank.put(*noise(model, slot), HISTORIES[slot])
     assert bank.tick([0, 1], [1.0, float("nan")], [-0.5, -0.5]).tolist() == [True, False]
 
 
 def test_misfits_are_named(bank, model):
-    with pytest.raises(EngineError, match="slot: expected 0 to 2, got 3"):
-        bank.put(3, *noise(model, 0), HISTORIES[0])
     with pytest.raises(EngineError, match="page_ids: expected pages 0 to 8"):
-        bank.put(0, *noise(model, 0), HistoryView(np.array([9]), np.array([[0, 8]])))
+        bank.put(*noise(model, 0), HistoryView(np.array([9]), np.array([[0, 8]])))
     x_video, x_audio, cos, sin = noise(model, 0)
     with pytest.raises(EngineError, match="x_audio: expected float32"):
-        bank.put(0, x_video, x_audio[:1], cos, sin, HISTORIES[0])
+        bank.put(x_video, x_audio[:1], cos, sin, HISTORIES[0])
+    for slot in range(3):  # what was refused took no slot
+        assert bank.put(*noise(model, 0), HISTORIES[0]) == slot
+    with pytest.raises(SolverFull, match="all 3 slots of the performer are taken"):
+        bank.put(*noise(model, 0), HISTORIES[0])
