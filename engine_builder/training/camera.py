@@ -18,6 +18,7 @@ SIZE = 64
 CARD_RGB = np.array(
     [[200, 30, 35], [30, 150, 50], [30, 60, 190], [225, 205, 40], [240, 240, 240], [18, 18, 20]], dtype=np.float32
 )
+_RIM = 1.8  # pixels: a printed edge, dark on light cards and light on dark ones, tells a white card from a wall
 _CARD_SPREAD = np.array([18, 18, 18, 14, 12, 12], dtype=np.float32)
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
 
@@ -64,6 +65,7 @@ class Camera:
         rng = self._rng
         spread = _CARD_SPREAD[show.colour]
         colour = np.clip(CARD_RGB[show.colour] + rng.uniform(-spread, spread, size=3), 0, 255)
+        rim = 40.0 if colour.mean() > 128 else 215.0
         width, height = rng.uniform(17, 30), rng.uniform(17, 30)
         angle = rng.uniform(-0.5, 0.5)
         x, y = rng.uniform(18, 46), rng.uniform(20, 46)
@@ -75,8 +77,11 @@ class Camera:
             shift = enter * (1.0 - inside / (show.slide + 1))
             if shift or frame in (max(show.start, 0), show.start + show.slide) or frame % FRAMES_PER_UNIT == 0:
                 jitter_x, jitter_y = rng.uniform(-0.7, 0.7, size=2)
-                alpha = _rectangle(x + jitter_x, y + shift + jitter_y, width, height, angle)
-                lit = np.clip(colour * shade[..., None] * self._gain * self._tint, 0, 255)
+                place = x + jitter_x, y + shift + jitter_y
+                alpha = _rectangle(*place, width, height, angle)
+                inside_rim = _rectangle(*place, width - 2 * _RIM, height - 2 * _RIM, angle)[..., None]
+                card = rim + inside_rim * (colour - rim)
+                lit = np.clip(card * shade[..., None] * self._gain * self._tint, 0, 255)
             film[frame] += (alpha[..., None] * (lit - film[frame])).astype(np.int16)
 
 

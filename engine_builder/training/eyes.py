@@ -18,6 +18,7 @@ from .camera import CARD_RGB, Camera, CardShow, sensor_noise_bank
 
 UNITS = 2  # a unit before and the one that is judged
 _EMPTY = 0.3  # share of rooms without a card
+_SHARES = np.array([1, 1, 1, 1, 2, 2]) / 8  # of the colours: white is a wall's and black is hair's colour as well
 _LR = 2e-3
 
 
@@ -29,7 +30,7 @@ def rooms(rng: np.random.Generator, count: int, noise: np.ndarray, held_out: boo
         if rng.random() < _EMPTY:
             shows, kind = [], 0
         else:
-            colour = int(rng.integers(len(CARD_RGB)))
+            colour = int(rng.choice(len(CARD_RGB), p=_SHARES))
             # In view during the whole last unit, for some time or just arrived.
             shows, kind = [CardShow(colour, int(rng.integers(-8, last - 1)), last + 20)], colour + 1
         frames.append(Camera(rng, noise, held_out).frames(FRAMES_PER_UNIT * UNITS, shows))
@@ -47,7 +48,7 @@ def classify(model: DuplexModel, head: nn.Linear, frames: Tensor) -> Tensor:
 def open_eyes(
     model: DuplexModel,
     seed: int,
-    steps: int = 900,
+    steps: int = 1500,
     batch: int = 48,
     progress: Callable[[int, float], None] | None = None,
 ) -> float:

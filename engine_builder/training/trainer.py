@@ -35,7 +35,7 @@ LOG_FIELDS = ("step", "seconds", "rate", "total", "state", "text", "audio", "vid
 class TrainingPlan:
     """Everything that decides the result of a run, apart from the model's sizes."""
 
-    steps: int = 3200
+    steps: int = 3000
     batch: int = 12
     units: int = 24
     recent: int = 16
@@ -44,7 +44,7 @@ class TrainingPlan:
     rollout_share: float = 0.4  # of the stretches of a batch, then
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
-    eye_steps: int = 900
+    eye_steps: int = 1500
     ear_steps: int = 1500
     codec_conversations: int = 60
     seed: int = 5

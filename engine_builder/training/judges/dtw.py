@@ -23,15 +23,18 @@ class DtwJudge:
         if not references:
             raise ValueError("references: expected at least one word")
         self.words = tuple(references)
-        self._features = [features(references[word]) for word in self.words]
+        known = [features(references[word]) for word in self.words]
+        self._lengths = np.array([len(f) for f in known])
+        self._words = np.zeros((len(known), int(self._lengths.max()), 2 * _BANDS))
+        for row, f in zip(self._words, known, strict=True):
+            row[: len(f)] = f
 
     def judge(self, pcm: Pcm) -> str:
         """The nearest word; '' for (nearly) silent audio."""
         heard = features(pcm)
         if not len(heard):
             return ""
-        scores = [_distance(heard, reference) for reference in self._features]
-        return self.words[int(np.argmin(scores))]
+        return self.words[int(np.argmin(_distances(heard, self._words, self._lengths)))]
 
 
 def features(pcm: Pcm) -> NDArray[np.float64]:
@@ -60,18 +63,18 @@ def _mel_filters() -> NDArray[np.float64]:
 _MEL = _mel_filters()
 
 
-def _distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Symmetric DTW distance per unit of path weight (a diagonal step counts twice)."""
-    cost = np.sqrt(np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2.0 * a @ b.T, 0.0))
-    before = np.full(len(b) + 1, np.inf)
-    before[0] = 0.0
+def _distances(a: NDArray[np.float64], words: NDArray[np.float64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Symmetric DTW distance of `a` [T, F] to every word [W, S, F], of `lengths` [W] frames, per unit of path weight (a
+    diagonal step counts twice)."""
+    square = (a**2).sum(1)[:, None, None] + (words**2).sum(2)[None]
+    cost = np.sqrt(np.maximum(square - 2.0 * np.einsum("tf,wsf->tws", a, words, optimize=True), 0.0))
+    before = np.full((len(words), words.shape[1] + 1), np.inf)
+    before[:, 0] = 0.0
     for row in cost:
-        best = np.minimum(before[1:] + row, before[:-1] + 2.0 * row)
-        now = np.empty_like(before)
-        now[0] = np.inf
-        running = np.inf
-        for j, value in enumerate(best):
-            running = min(value, running + row[j])
-            now[j + 1] = running
+        best = np.minimum(before[:, 1:] + row, before[:, :-1] + 2.0 * row)
+        # Steps along the word: now[j] = min over i <= j of best[i] + row[i + 1] + ... + row[j].
+        walked = np.cumsum(row, axis=1)
+        now = np.full_like(before, np.inf)
+        now[:, 1:] = np.minimum.accumulate(best - walked, axis=1) + walked
         before = now
-    return float(before[-1] / (len(a) + len(b)))
+    return before[np.arange(len(words)), lengths] / (len(a) + lengths)

@@ -3,8 +3,9 @@
 Nothing here knows the model. Input is a scenario (what the user did and what was due) and a performance (states,
 words, audio, frames by unit), wherever that came from. Terms follow Full-Duplex-Bench (Lin et al. 2025).
 
-Delays are in units from the end (answers) or the start (interruptions) of the user's sound to the moment at which the
-agent's unit can first be heard: unit k is heard from (k + 1) on.
+Delays are those of right answers, and of interruptions of a sentence that was due: in units from the end (answers) or
+the start (interruptions) of the user's sound to the moment at which the agent's unit can first be heard. Unit k is
+heard from (k + 1) on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ from .sync import sync
 
 _EARLY, _LATE = 1, 6  # an answer may start this many units before and after its due unit
 _QUIET = 0.01  # RMS below which a unit is silent
+_IN_STEP = 0.5  # least correlation at which mouth and voice have a lag to speak of
+_OUT_OF_STEP_MS = 240.0  # what counts instead: the reach of the search
+_EYES = (slice(18, 38), slice(18, 46))  # rows and columns of the agent's eyes, whose whites are its bluest pixels
+_WHITE = 200  # blue of an eye's white, and more than the blue of skin
+_CLOSED = 0.4  # of the usual number of white pixels: fewer are a blink; head and gaze never leave less than 0.8
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,27 @@ class Tally:
         """Hits per trial; None without trials."""
         return round(self.hits[name] / self.trials[name], 4) if self.trials[name] else None
 
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of `share` (Wilson 1927); None without trials."""
+        n = self.trials[name]
+        if not n:
+            return None
+        p, z2 = self.hits[name] / n, 1.96**2
+        middle, half = p + z2 / (2 * n), 1.96 * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+        scale = 1 + z2 / n
+        return round(max(0.0, (middle - half) / scale), 4), round(min(1.0, (middle + half) / scale), 4)
+
     def percentile(self, name: str, q: float) -> float | None:
         values = self.samples.get(name)
         return round(float(np.percentile(values, q)), 3) if values else None
+
+    def add(self, other: Tally) -> None:
+        """Takes over the counts and samples of `other`."""
+        self.hits.update(other.hits)
+        self.trials.update(other.trials)
+        self.mistakes.update(other.mistakes)
+        for name, values in other.samples.items():
+            self.samples.setdefault(name, []).extend(values)
 
 
 class Judge:
@@ -80,17 +104,23 @@ class Judge:
             if reaction.action == "answer" and reaction.unit + 3 < limit:
                 self._answer(scene, reaction, limit, spoken, heard, tally)
             elif reaction.action == "stop":
-                self._barge_in(scene, reaction, done, tally)
+                self._barge_in(scene, reaction, done, spoken, tally)
             elif reaction.action == "nod":
-                self._backchannel(scene, reaction, done, tally)
-        lag, correlation = sync(done.frames.reshape(-1, *done.frames.shape[2:]), done.pcm.reshape(-1))
-        tally.sample("av_lag_ms", abs(lag))
-        tally.sample("av_correlation", correlation)
+                self._backchannel(scene, reaction, done, spoken, tally)
+        if spoken:
+            lag, correlation = sync(done.frames.reshape(-1, *done.frames.shape[2:]), done.pcm.reshape(-1))
+            tally.sample("av_lag_ms", abs(lag) if correlation >= _IN_STEP else _OUT_OF_STEP_MS)
+            tally.sample("av_correlation", correlation)
 
     def quiet(self, done: Performance, tally: Tally, stretch: int = 62) -> None:
-        """A conversation in which nothing is said or shown: every 10 s stretch (62 units) is a trial."""
+        """A conversation in which nothing is said or shown: every 10 s stretch (62 units) is a trial.
+
+        A false start is a unit that speaks; the face is alive if it blinks once in the stretch.
+        """
         for start in range(0, len(done.state) - stretch + 1, stretch):
             tally.count("false_start_rate", bool((done.state[start : start + stretch] == SPEAK).any()))
+            whites = (done.frames[start : start + stretch, :, *_EYES, 2] > _WHITE).sum(axis=(2, 3)).reshape(-1)
+            tally.count("idle_face_blinks", bool(whites.min() < _CLOSED * np.median(whites)))
 
     def spoken(self, done: Performance) -> list[SpokenWord]:
         """The agent's words cut by its own text timing (by energy, "six" would break in two)."""
@@ -140,13 +170,24 @@ class Judge:
             said = tuple(w.text for w in spoken[found : found + len(due.words)])
             if spoken[found].unit + 12 < len(scene.state):
                 tally.count("sentence_accuracy_text", said == due.words)
-        if due.source == "speech":
+        if due.source == "speech" and right:
             ends = [u.stop for u in scene.utterances if u.meaning == due.meaning and u.stop <= (due.unit + 1) * UNIT]
             if ends:
                 tally.sample("response_delay_units", spoken[found].unit + 1 - max(ends) / UNIT)
 
     @staticmethod
-    def _barge_in(scene: Scenario, due: Reaction, done: Performance, tally: Tally) -> None:
+    def _talking(scene: Scenario, spoken: list[SpokenWord], unit: int) -> bool:
+        """Whether the agent had begun the sentence that is due at `unit`: babble cannot be interrupted."""
+        now = scene.playing[unit]
+        if now is None:
+            return False
+        begin = unit - now[1]
+        return any(w.text == now[0][0] and begin - _EARLY <= w.unit <= min(unit, begin + _LATE) for w in spoken)
+
+    @classmethod
+    def _barge_in(
+        cls, scene: Scenario, due: Reaction, done: Performance, spoken: list[SpokenWord], tally: Tally
+    ) -> None:
         starts = [u.start for u in scene.utterances if u.meaning == due.meaning and u.start < (due.unit + 1) * UNIT]
         if not starts:
             return
@@ -154,6 +195,8 @@ class Judge:
         first = onset // UNIT
         if first < 1 or done.state[first - 1] != SPEAK or (first > 1 and done.state[first - 2] != SPEAK):
             return  # the agent was not really talking
+        if not cls._talking(scene, spoken, first - 1):
+            return
         for k in range(first, min(first + 12, len(done.state))):
             if done.state[k] != SPEAK:
                 tail = float(np.sqrt((done.pcm[k][UNIT // 2 :] ** 2).mean()))
@@ -162,14 +205,16 @@ class Judge:
                 return
         tally.sample("barge_in_stop_units", 12.0)
 
-    @staticmethod
-    def _backchannel(scene: Scenario, due: Reaction, done: Performance, tally: Tally) -> None:
+    @classmethod
+    def _backchannel(
+        cls, scene: Scenario, due: Reaction, done: Performance, spoken: list[SpokenWord], tally: Tally
+    ) -> None:
         murmurs = [u for u in scene.utterances if u.meaning == due.meaning and u.stop <= (due.unit + 1) * UNIT]
         first = max(u.start for u in murmurs) // UNIT if murmurs else -1
         last = due.unit + 2
         if first < 1 or last >= len(scene.state) or any(s != SPEAK for s in scene.state[first - 1 : last + 1]):
             return
-        if done.state[first - 1] != SPEAK:
+        if done.state[first - 1] != SPEAK or not cls._talking(scene, spoken, first - 1):
             return
         # One unit of slack at the end: an agent that started a unit early also finishes a unit early.
         tally.count("backchannel_stop_rate", bool((done.state[first:last] != SPEAK).any()))
@@ -192,7 +237,9 @@ def figures(tally: Tally) -> dict[str, float | None]:
         "backchannel_stop_rate": tally.share("backchannel_stop_rate"),
         "colour_accuracy": tally.share("colour_accuracy_text"),
         "text_input_accuracy": tally.share("text_input_accuracy_text"),
+        "idle_face_blinks": tally.share("idle_face_blinks"),
         "av_sync_ms": tally.percentile("av_lag_ms", 50),
+        "av_sync_ms_p95": tally.percentile("av_lag_ms", 95),
         "av_correlation": tally.percentile("av_correlation", 50),
     }
     return out
