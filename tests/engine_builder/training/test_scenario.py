@@ -10,7 +10,7 @@ import pytest
 
 from engine_builder.training.agent_voice import UNIT, AgentVoice
 from engine_builder.training.conversation import NO_WORD, Studio
-from engine_builder.training.scenario import HEARD, LISTEN, SPEAK, Scenario
+from engine_builder.training.scenario import HEARD, LISTEN, SPEAK, STOP_HEARD, Scenario
 from engine_builder.training.words import LANGUAGES, Meaning, agent_words, answer, spoken
 
 pytestmark = [
@@ -67,7 +67,7 @@ def test_an_agent_is_silent_within_two_units_of_an_interruption(scenes: list[Sce
     for scene, reaction in stops:
         assert scene.state[reaction.unit] == LISTEN
         starts = [u.start for u in scene.utterances if u.meaning == reaction.meaning]
-        assert any(HEARD <= (reaction.unit + 1) * UNIT - start < HEARD + UNIT for start in starts)
+        assert any(STOP_HEARD <= (reaction.unit + 1) * UNIT - start < STOP_HEARD + UNIT for start in starts)
 
 
 def test_only_words_stop_the_agent(scenes: list[Scenario]) -> None:
