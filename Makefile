@@ -56,6 +56,21 @@ demo: $(ENGINES)/manifest.json  ## A real conversation through a real server -> 
 web: $(ENGINES)/manifest.json  ## Server, gateway and browser page on loopback: http://127.0.0.1:8080/
 	$(PY) -m client.web --engines $(ENGINES) $(WEB_FLAGS)
 
+# --------------------------------------------------------------------------------------------------------- containers
+CONTAINER = TARGET=$(TARGET) CHECKPOINT=$(CHECKPOINT) ENGINES=$(ENGINES) BUILD_FLAGS='$(BUILD_FLAGS)' build/container.sh
+
+.PHONY: image
+image:  ## Container images of the server and the gateway for TARGET (needs Docker)
+	$(CONTAINER) image
+
+.PHONY: up
+up:  ## Server and gateway in containers, ENGINES built if there are none: http://127.0.0.1:8080/ (needs Docker)
+	$(CONTAINER) up
+
+.PHONY: down
+down:  ## Drain and stop the containers
+	$(CONTAINER) down
+
 # -------------------------------------------------------------------------------------------- training, measurements
 TRAIN_FLAGS ?=
 EVAL_FLAGS ?=
@@ -97,10 +112,12 @@ bench-gpu: $(VENV)/.ready  ## On an NVIDIA GPU: ceilings, step times, sessions o
 
 # ----------------------------------------------------------------------------------------------------------- checks
 .PHONY: lint
-lint: $(VENV)/.ready  ## ruff (style, errors) and pyright (types)
+lint: $(VENV)/.ready  ## ruff (style, errors), pyright (types), hadolint and the Compose schema (containers)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
+	$(VENV)/bin/hadolint build/Dockerfile
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec build/compose.yaml build/compose.gpu.yaml
 
 .PHONY: test
 test: lint .venv-perf/bin/perf_analyzer  ## Lint, types and the whole test suite, with a real tritonserver, browser and Prometheus

@@ -54,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise LaunchError(f"--name: expected letters, digits, '-' and '_' (at most 40), got {args.name!r}")
         manifest = verified(args.engines)
         run = (args.runs / args.name).resolve()
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LaunchError(f"--runs {args.runs}: expected a directory that can be written to ({error})") from None
         with _lock(run):
             return _serve(args, manifest, run)
     except (LaunchError, ManifestError, PoolError, ServerError) as error:
