@@ -24,6 +24,7 @@ from .cuda_runtime import CudaRuntime
 from .device_pool import DevicePool, Memory, MirroredPool
 from .devices import CPU, Devices, installed_gpus
 from .host_runtime import HostRuntime
+from .rehearsal import rehearse
 
 PEER = "-peer"  # suffix of the performer's pool if it has one of its own
 _PERFORMER_PRIORITY, _THINKER_PRIORITY = 0, -1  # the thinker's calls are short and feed the performer's batch
@@ -61,6 +62,11 @@ class DeviceLink:
             return engine.bank(pool, slots)
         return HostSolver(engine.run, pool, pool.geometry.head_dim, slots)
 
+    def rehearse(self, engines: EngineSet, pool: Pool, solver: Solver | None) -> None:
+        """Captures a graph of every size. The interpreter has no graphs, and no time."""
+        if self.devices.gpus:
+            rehearse(engines, pool, solver)
+
 
 def load_engines(engine_dir: Path, steps: Sequence[str], device: str = "") -> EngineSet:
     """The engines of a role on the `device` (see `Devices.parse`) that is its own.
@@ -68,6 +74,8 @@ def load_engines(engine_dir: Path, steps: Sequence[str], device: str = "") -> En
     Raises `ManifestError`, `EngineError` or `CudaError` with the reason, ValueError for a device that is none.
     """
     manifest, devices = Manifest.load(engine_dir), Devices.parse(device)
+    if {"think", "perform"} <= set(steps):  # both roles in this process, which is on one device
+        devices = Devices(devices.thinker, devices.thinker)
     target = manifest.target
     if target not in GPU_TARGETS:
         raise EngineError(f"{engine_dir}: expected engines of {', '.join(GPU_TARGETS)}, got {target}")

@@ -21,10 +21,17 @@ def usual_history(config: ModelConfig, keep: Retention) -> int:
 
 
 def admission(
-    directory: Path, config: ModelConfig, keep: Retention, sessions: float, threads: int, pages: int, page_tokens: int
+    directory: Path,
+    config: ModelConfig,
+    keep: Retention,
+    sessions: float,
+    threads: int,
+    pages: int,
+    page_tokens: int,
+    device: str = "",
 ) -> Admission | None:
     """The books for `sessions` that the costs next to the engines were found to carry; None without such costs."""
-    costs: CostTable | None = load_costs(directory, threads)
+    costs: CostTable | None = load_costs(directory, threads, device)
     if costs is None or sessions <= 0:
         return None
     budget = Budget(

@@ -22,25 +22,30 @@ import numpy as np
 
 from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
 from engine_builder.layout import UnitLayout, rope_tables
-from engine_builder.manifest import MANIFEST
+from engine_builder.manifest import MANIFEST, Manifest
+from engine_builder.targets.names import GPU_TARGETS
 
 from .costs import Cost, CostTable, measure
 from .engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
 from .history import page_multiple
+from .kv_pool import Pool
+from .messages import HistoryView
+from .solver import Solver
 
 COSTS = "costs.csv"
 MEASURED_ON = "costs.json"
+SHORT_PAGES = 64  # the shorter of the two histories on a GPU; smaller ones cost the same
 REPEATS = 5  # of which the fastest counts: whoever else uses the machine now will not be there for ever
 
 Inputs = dict[str, np.ndarray]
 Progress = Callable[[str], None]
 
 
-def load_costs(directory: Path, threads: int) -> CostTable | None:
+def load_costs(directory: Path, threads: int, device: str = "") -> CostTable | None:
     """The table kept for an engine directory; None if there is none or it was measured for something else."""
     for place in dict.fromkeys((directory, keeping_place(directory))):
         with contextlib.suppress(FileNotFoundError, ValueError):
-            if json.loads((place / MEASURED_ON).read_text()) == _fingerprint(directory, threads):
+            if json.loads((place / MEASURED_ON).read_text()) == _fingerprint(directory, threads, device):
                 return CostTable.load(place / COSTS)
     return None
 
@@ -53,15 +58,36 @@ def keeping_place(directory: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"wan-streamer-costs-{os.getuid()}" / digest
 
 
-def probe(directory: Path, page_tokens: int, threads: int, progress: Progress = lambda step: None) -> CostTable:
-    """Measures all steps of an engine directory and keeps the table in its `keeping_place`."""
-    engines = EngineSet.load(directory, (*THINKER_STEPS, *PERFORMER_STEPS), threads)
-    config = engines.config
-    panel = page_multiple(page_tokens, config.backbone.head_dim) * page_tokens
-    batches = sorted({batch for batch in (1, 2, 4, engines.max_batch) if batch <= engines.max_batch})
+def probe(
+    directory: Path, page_tokens: int, threads: int, progress: Progress = lambda step: None, device: str = ""
+) -> CostTable:
+    """Measures all steps of an engine directory and keeps the table in its `keeping_place`.
+
+    `device`: as for `EngineSet.load`; all steps are measured on the thinker's. Raises what loading engines raises, and
+    PoolError if a GPU does not hold the pool.
+    """
+    engines = EngineSet.load(directory, (*THINKER_STEPS, *PERFORMER_STEPS), threads, device)
+    manifest = engines.manifest
+    if manifest is not None and manifest.target in GPU_TARGETS:
+        table = CostTable(_on_device(engines, manifest.limits, progress))
+    else:
+        table = CostTable(_on_host(engines, page_tokens, progress, threads))
+    place = keeping_place(directory)
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    table.save(place / COSTS)
+    (place / MEASURED_ON).write_text(json.dumps(_fingerprint(directory, threads, device), indent=2) + "\n")
+    return table
+
+
+def _batches(engines: EngineSet) -> list[int]:
+    return sorted({batch for batch in (1, 2, 4, engines.max_batch) if batch <= engines.max_batch})
+
+
+def _on_host(engines: EngineSet, page_tokens: int, progress: Progress, threads: int) -> list[Cost]:
+    panel = page_multiple(page_tokens, engines.config.backbone.head_dim) * page_tokens
     # An engine of one thread runs in this one, whose processor time no busy neighbour can stretch.
     clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
-    best = partial(measure, batches=batches, repeats=REPEATS, pick=min, clock_ns=clock)
+    best = partial(measure, batches=_batches(engines), repeats=REPEATS, pick=min, clock_ns=clock)
     costs: list[Cost] = []
     for step in ("perceive", "render"):
         progress(step)
@@ -70,12 +96,71 @@ def probe(directory: Path, page_tokens: int, threads: int, progress: Progress = 
         progress(name)
         for history in (panel, 4 * panel):
             costs += best(name, call=_caller(engines, name, step, history, page_tokens), history=history)
-    table = CostTable(costs)
-    place = keeping_place(directory)
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    table.save(place / COSTS)
-    (place / MEASURED_ON).write_text(json.dumps(_fingerprint(directory, threads), indent=2) + "\n")
-    return table
+    return costs
+
+
+def _on_device(engines: EngineSet, limits: Mapping[str, int], progress: Progress) -> list[Cost]:
+    """Over a pool of the device as it serves, with the shortest and the longest history that a row may have there."""
+    config = engines.config
+    best = partial(measure, batches=_batches(engines), repeats=REPEATS, pick=min)
+    costs: list[Cost] = []
+    for step in ("perceive", "render"):
+        progress(step)
+        inputs = {b: step_inputs(config, engines.state_sizes, step, b, 0) for b in _batches(engines)}
+        costs += best(step, call=lambda b, step=step, inputs=inputs: engines[step].run(inputs[b]))
+    page_tokens = int(limits["page_tokens"])
+    pool = engines.link.create(f"wst-probe-{os.getpid()}", config, int(limits["pool_pages"]), page_tokens)
+    try:
+        solver = engines.link.solver(engines["perform"], pool, engines.max_batch)
+        for pages in sorted({min(SHORT_PAGES, int(limits["max_pages"])), int(limits["max_pages"])}):
+            history = pages * page_tokens
+            for name in ("think", "slot"):
+                progress(name)
+                call = partial(_think_on_device, engines, pool, name, pages)
+                costs += best(name, call=call, history=history)
+            progress("perform")
+            solving = SolverCall(config, solver, scattered_view(pool, pages))
+            costs += best("perform", call=solving, history=history)
+            solving.close()
+    finally:
+        pool.close()
+        pool.unlink()
+    return costs
+
+
+def _think_on_device(engines: EngineSet, pool: Pool, name: str, pages: int, batch: int) -> object:
+    view, history = scattered_view(pool, pages), pages * pool.geometry.page_tokens
+    tables = {"page_table": np.tile(view.page_ids, (batch, 1)), "page_range": np.tile(view.ranges, (batch, 1, 1))}
+    own = step_inputs(engines.config, engines.state_sizes, name, batch, history)
+    return engines["think"].run({**own, **tables, "k_pool": pool.k, "v_pool": pool.v})
+
+
+def scattered_view(pool: Pool, pages: int) -> HistoryView:
+    """A history of whole pages in no order; a pool with fewer pages than that shows some of them twice."""
+    geometry = pool.geometry
+    order = np.random.default_rng(1).permutation(geometry.num_pages - 1).astype(np.int64) + 1
+    ranges = np.tile(np.array([0, geometry.page_tokens], dtype=np.int64), (pages, 1))
+    return HistoryView(np.resize(order, pages), ranges)
+
+
+class SolverCall:
+    """`call(batch)` of `costs.measure`: a solver step of no length for `batch` units over one history."""
+
+    def __init__(self, config: ModelConfig, solver: Solver, view: HistoryView) -> None:
+        self._config, self._solver, self._view = config, solver, view
+        self._slots: list[int] = []
+
+    def __call__(self, batch: int) -> None:
+        while len(self._slots) < batch:
+            inputs = step_inputs(self._config, {}, "perform", 1, 0)
+            x_video, x_audio, cos, sin = (inputs[n][0] for n in ("x_video", "x_audio", "rope_cos", "rope_sin"))
+            self._slots.append(self._solver.put(x_video, x_audio, cos, sin, self._view))
+        self._solver.tick(self._slots[:batch], [0.5] * batch, [0.0] * batch)
+
+    def close(self) -> None:
+        """Gives the slots back."""
+        while self._slots:
+            self._solver.drop(self._slots.pop())
 
 
 def _caller(engines: EngineSet, name: str, step: str, history: int, page_tokens: int) -> Callable[[int], object]:
@@ -84,16 +169,16 @@ def _caller(engines: EngineSet, name: str, step: str, history: int, page_tokens:
     def call(batch: int) -> object:
         if batch not in inputs:
             inputs.clear()  # one pool at a time
-            inputs[batch] = step_inputs(engines.config, engines.state_sizes, name, batch, history, page_tokens)
+            own = step_inputs(engines.config, engines.state_sizes, name, batch, history)
+            inputs[batch] = own | (_history(engines.config, batch, history, page_tokens) if history else {})
         return engines[step].run(inputs[batch])
 
     return call
 
 
-def step_inputs(
-    config: ModelConfig, states: Mapping[str, int], name: str, batch: int, history: int, page_tokens: int
-) -> Inputs:
-    """Inputs of a call of `name` (a step of `costs.STEPS`) with `batch` rows over `history` tokens a row."""
+def step_inputs(config: ModelConfig, states: Mapping[str, int], name: str, batch: int, history: int) -> Inputs:
+    """Inputs of a call of `name` (a step of `costs.STEPS`) with `batch` rows after `history` tokens a row; page tables
+    and pools are not among them."""
     audio, video, backbone = config.audio, config.video, config.backbone
     rng = np.random.default_rng(0)
 
@@ -129,7 +214,7 @@ def step_inputs(
             "ids": np.full((batch, 1 + block * config.language.text_tokens), config.language.query_id, np.int64),
             "block_mask": np.ones((batch, tokens, tokens), bool),
         }
-    return {**own, **rope, **_history(config, batch, history, page_tokens)}
+    return {**own, **rope}
 
 
 def _history(config: ModelConfig, batch: int, history: int, page_tokens: int) -> Inputs:
@@ -145,10 +230,15 @@ def _history(config: ModelConfig, batch: int, history: int, page_tokens: int) ->
     return {"page_table": table, "page_range": ranges, "k_pool": pool, "v_pool": pool}
 
 
-def _fingerprint(directory: Path, threads: int) -> dict[str, object]:
+def _fingerprint(directory: Path, threads: int, device: str) -> dict[str, object]:
     """What a measurement is valid for."""
     manifest = hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
-    return {"manifest_sha256": manifest, "processor": processor(), "cores": os.cpu_count(), "threads": threads}
+    facts = {"manifest_sha256": manifest, "processor": processor(), "cores": os.cpu_count(), "threads": threads}
+    if Manifest.load(directory).target in GPU_TARGETS:
+        from triton_models.gpu.devices import Devices  # a CPU needs nothing of it
+
+        facts["device"] = Devices.parse(device).describe()
+    return facts
 
 
 def processor() -> str:

@@ -45,6 +45,7 @@ class DuplexService:
             settings.threads,
             settings.pages,
             settings.page_tokens,
+            settings.device,
         )
         self._tracer = Tracer(Path(settings.trace)) if settings.trace else None
         self._duplex = Duplex(

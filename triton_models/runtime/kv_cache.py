@@ -35,6 +35,17 @@ class OutOfPages(SessionError):
         self.needed, self.free, self.total = needed, free, total
 
 
+class TooManyPages(SessionError):
+    """The engines were built for shorter histories than this session would have."""
+
+    def __init__(self, owner: str, needed: int, limit: int) -> None:
+        super().__init__(
+            "RESOURCE_EXHAUSTED",
+            f"kv pages: session {owner!r} needs {needed}, the engines take {limit} a session; "
+            "keep less (options.retention), or build with a higher --max-pages",
+        )
+
+
 class BlockManager:
     """Hands out pages of `page_tokens` token positions. Invariant: free + used == total, no page has two owners.
 
@@ -122,8 +133,10 @@ class _Stream:
 class PageTable:
     """The history of one session. Per unit: `evict(unit)`, then `append` as often as tokens are committed."""
 
-    def __init__(self, blocks: BlockManager, owner: str, retention: Retention) -> None:
+    def __init__(self, blocks: BlockManager, owner: str, retention: Retention, max_pages: int | None = None) -> None:
+        """max_pages: that the engines take; None: any number"""
         self.owner = owner
+        self._max_pages = max_pages
         self.retention = retention
         self.unit = -1  # the unit that evict() opened last; -1: only the prompt may be appended
         self._blocks = blocks
@@ -141,7 +154,7 @@ class PageTable:
     def append(self, kind: Kind, unit: int, count: int) -> list[Span]:
         """Makes room for `count` tokens after those of their stream; returns where they go, in order.
 
-        `unit` is -1 for the prompt. Raises OutOfPages, and then nothing has changed.
+        `unit` is -1 for the prompt. Raises OutOfPages or TooManyPages, and then nothing has changed.
         """
         if kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
@@ -152,8 +165,10 @@ class PageTable:
         stream = self._stream_of(kind, unit)
         size = self._blocks.page_tokens
         end = stream.start + stream.length
-        missing = -(-(end + count) // size) - len(stream.pages)
-        stream.pages.extend(self._blocks.allocate(self.owner, max(missing, 0)))
+        missing = max(-(-(end + count) // size) - len(stream.pages), 0)
+        if self._max_pages is not None and missing and self.pages + missing > self._max_pages:
+            raise TooManyPages(self.owner, self.pages + missing, self._max_pages)
+        stream.pages.extend(self._blocks.allocate(self.owner, missing))
         stream.length += count
         if stream is not self._pinned and count:
             if stream.runs and stream.runs[-1][0] == unit:

@@ -36,6 +36,10 @@ class Link(Protocol):
         """Room for `slots` units that a perform engine solves over `pool`."""
         ...
 
+    def rehearse(self, engines: Any, pool: Pool, solver: Solver | None) -> None:
+        """Prepares the engines of an `EngineSet` for every size of call, so that no session waits for it later."""
+        ...
+
 
 class HostLink:
     """Pools in POSIX shared memory, units in host memory."""
@@ -48,6 +52,9 @@ class HostLink:
 
     def solver(self, engine: Any, pool: Pool, slots: int) -> Solver:
         return HostSolver(engine.run, pool, pool.geometry.head_dim, slots)
+
+    def rehearse(self, engines: Any, pool: Pool, solver: Solver | None) -> None:
+        """Nothing: a CPU engine takes any size at any time."""
 
 
 def wait_for(open_pool: Callable[[], AnyPool], seconds: float = WAIT_SECONDS) -> AnyPool:

@@ -19,9 +19,9 @@ from .kv_pool import Pool
 from .messages import CloseJob, PerformJob, PerformResult, SessionError
 from .metrics import Metrics
 from .scheduler import Row, StepScheduler
-from .solver import SolverFull
+from .solver import Solver, SolverFull
 
-MAX_UNITS = 256  # in flight at once, unless the caller says otherwise
+MAX_UNITS = 256  # in flight at once, unless a solver is given
 
 _log = logging.getLogger(__name__)
 
@@ -60,11 +60,11 @@ class Performer:
         pool: Pool,
         scheduler: StepScheduler,
         clock: Callable[[], int] = time.monotonic_ns,
-        max_units: int = MAX_UNITS,
+        solver: Solver | None = None,
     ) -> None:
         self.config = engines.config
         self.metrics = Metrics()
-        self._solver = engines.link.solver(engines["perform"], pool, max_units)
+        self._solver = solver or engines.link.solver(engines["perform"], pool, MAX_UNITS)
         self._pool = pool
         self._scheduler = scheduler
         self._clock = clock

@@ -5,42 +5,42 @@ The thinker makes the pool of its server and the performer, which may start firs
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine_builder.manifest import Manifest
-
 from .capacity import usual_history
-from .cost_probe import load_costs, step_inputs
+from .cost_probe import SolverCall, load_costs, scattered_view
 from .costs import Cost, CostTable, measure
-from .engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
+from .engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet
 from .history import page_multiple
 from .kv_cache import BlockManager
-from .kv_pool import KVPool, PoolError
+from .kv_pool import Pool
 from .options import OptionLimits
 from .performer import Performer
 from .scheduler import StepScheduler
 from .settings import RoleSettings
+from .solver import Solver
 from .thinker import Thinker
 from .tokenizer import TextTokenizer
 from .worker import PerformerWorker, ThinkerWorker
 
-POOL_WAIT_SECONDS = 60.0
+# A session performs one unit at a time, but its next one may come before the worker has heard of its end.
+UNITS_PER_SESSION = 2
 
 
 @dataclass(frozen=True)
 class ThinkerRole:
     worker: ThinkerWorker
     thinker: Thinker
-    pool: KVPool
+    pool: Pool
 
     @classmethod
     def start(cls, settings: RoleSettings) -> ThinkerRole:
         """Loads perceive, think and render, makes the pool and starts the worker."""
-        engines = EngineSet.load(Path(settings.engines), THINKER_STEPS, settings.threads)
+        engines = EngineSet.load(Path(settings.engines), THINKER_STEPS, settings.threads, settings.device)
         tokenizer = TextTokenizer.load(engines.tokenizer_path, engines.config.language)
-        pool = KVPool.create(settings.pool, engines.config, settings.pages, settings.page_tokens)
+        pool = engines.link.create(settings.pool, engines.config, settings.pages, settings.page_tokens)
+        engines.link.rehearse(engines, pool, None)
         blocks = BlockManager(settings.pages, settings.page_tokens)
         thinker = Thinker(engines, pool, blocks, tokenizer, settings.max_sessions)
         worker = ThinkerWorker(thinker)
@@ -60,18 +60,23 @@ class ThinkerRole:
 class PerformerRole:
     worker: PerformerWorker
     performer: Performer
-    pool: KVPool
+    pool: Pool
 
     @classmethod
     def start(cls, settings: RoleSettings) -> PerformerRole:
         """Loads perform, maps the thinker's pool and starts the worker."""
-        engines = EngineSet.load(Path(settings.engines), PERFORMER_STEPS, settings.threads)
-        pool = _await_pool(settings.pool, engines)
-        directory, tokens = Path(settings.engines), settings.page_tokens
-        costs = load_costs(directory, settings.threads) or _perform_costs(engines, tokens)
-        usual = usual_history(engines.config, OptionLimits.of(Manifest.load(directory)).retention)
+        directory = Path(settings.engines)
+        engines = EngineSet.load(directory, PERFORMER_STEPS, settings.threads, settings.device)
+        if engines.manifest is None:
+            raise EngineError(f"{directory}: expected engines with their manifest")
+        pool = engines.link.open(settings.pool, engines.config, settings.pages, settings.page_tokens)
+        slots = max(UNITS_PER_SESSION * settings.max_sessions, engines.max_batch)
+        solver = engines.link.solver(engines["perform"], pool, slots)
+        engines.link.rehearse(engines, pool, solver)
+        costs = load_costs(directory, settings.threads, settings.device) or _perform_costs(engines, pool, solver)
+        usual = usual_history(engines.config, OptionLimits.of(engines.manifest).retention)
         scheduler = StepScheduler(costs, engines.max_batch, history=usual, degrade=settings.degrade)
-        performer = Performer(engines, pool, scheduler)
+        performer = Performer(engines, pool, scheduler, solver=solver)
         worker = PerformerWorker(performer)
         worker.start()
         return cls(worker, performer, pool)
@@ -82,24 +87,16 @@ class PerformerRole:
     def stop(self) -> None:
         self.worker.stop()
         self.pool.close()
+        self.pool.unlink()  # its own, if it has one
 
 
-def _await_pool(name: str, engines: EngineSet) -> KVPool:
-    deadline = time.monotonic() + POOL_WAIT_SECONDS
-    while True:
-        try:
-            return KVPool.open(name, engines.config)
-        except PoolError:  # not there yet, or not complete
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-
-
-def _perform_costs(engines: EngineSet, page_tokens: int) -> CostTable:
-    """A short measurement, where nobody measured before the start."""
+def _perform_costs(engines: EngineSet, pool: Pool, solver: Solver) -> CostTable:
+    """A short measurement, where nobody measured before the start. Whatever the pages hold takes the same time."""
+    geometry = pool.geometry
+    pages = page_multiple(geometry.page_tokens, geometry.head_dim)
+    call = SolverCall(engines.config, solver, scattered_view(pool, min(pages, engines.max_pages or pages)))
     costs: list[Cost] = []
-    panel = page_multiple(page_tokens, engines.config.backbone.head_dim) * page_tokens
-    for batch in sorted({1, 2, engines.max_batch}):
-        inputs = step_inputs(engines.config, engines.state_sizes, "perform", batch, panel, page_tokens)
-        costs += measure("perform", [batch], lambda _, inputs=inputs: engines["perform"].run(inputs), repeats=3)
+    for batch in sorted({1, min(2, engines.max_batch), engines.max_batch}):
+        costs += measure("perform", [batch], call, repeats=3)
+    call.close()
     return CostTable(costs)

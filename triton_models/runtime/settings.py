@@ -21,6 +21,7 @@ class RoleSettings:
     max_sessions: int
     threads: int  # of each engine
     degrade: bool  # late units may get fewer solver steps
+    device: str = ""  # of GPU engines: see gpu.devices.Devices
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class DuplexSettings:
     sessions: int  # that the measured costs carry on time; 0: admit up to max_sessions unseen
     degrade: bool  # late units may lose solver steps, picture and sound, in this order
     trace: str = ""  # file of traces; empty: none
+    device: str = ""  # of GPU engines, for which the costs were measured
 
 
 def read(kind: type[Settings], parameters: Mapping[str, str]) -> Settings:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from . import retention
 from .engine import EngineSet
-from .kv_cache import BlockManager, PageTable
+from .kv_cache import BlockManager, PageTable, TooManyPages
 from .kv_pool import Pool
 from .messages import OpenJob, PerceiveJob, RenderJob, SessionError, ThinkJob
 from .thinker_session import ThinkerSession
@@ -32,7 +32,7 @@ class ThinkerSessions:
         self._pool = pool
         self._blocks = blocks
         self._tokenizer = tokenizer
-        self._max_sessions = max_sessions
+        self._max_sessions, self._max_pages = max_sessions, engines.max_pages
         self._sessions: dict[str, ThinkerSession] = {}
 
     def __len__(self) -> int:
@@ -54,14 +54,18 @@ class ThinkerSessions:
             policy = retention.parse(job.retention)
         except ValueError as error:
             raise SessionError("INVALID_ARGUMENT", str(error)) from None
+        prompt = self._tokenizer.encode(job.prompt)
+        need = retention.pages_needed(policy, self._config, len(prompt), self._blocks.page_tokens, None)
+        if self._max_pages is not None and need is not None and need > self._max_pages:
+            raise TooManyPages(job.session, need, self._max_pages)
         session = ThinkerSession.new(
             self._config,
             self._state_sizes,
             id=job.session,
             epoch=job.epoch,
             seed=job.seed,
-            prompt=self._tokenizer.encode(job.prompt),
-            table=PageTable(self._blocks, job.session, policy),
+            prompt=prompt,
+            table=PageTable(self._blocks, job.session, policy, self._max_pages),
             text_stream=self._tokenizer.stream(),
         )
         self._sessions[session.id] = session

@@ -1,0 +1,49 @@
+"""Every call that can come, once, before the first session: graphs are captured, kernels compiled and chosen.
+
+Without it the first unit of each size would wait for that, seconds where a unit has 160 ms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from triton_models.runtime.cost_probe import step_inputs
+from triton_models.runtime.engine import EngineSet
+from triton_models.runtime.kv_pool import NULL_PAGE, Pool
+from triton_models.runtime.solver import Solver
+from triton_models.runtime.thinker import PROMPT_CHUNK
+
+from .buckets import Limits
+
+
+def rehearse(engines: EngineSet, pool: Pool, solver: Solver | None) -> None:
+    """Runs the loaded steps in all sizes. The pool is read and not written: K and V of a think pass are dropped."""
+    limits = Limits(engines.max_batch, engines.max_pages or 1)
+    for step, engine in engines.engines.items():
+        if step == "perform" and hasattr(solver, "rehearse"):
+            solver.rehearse()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+            continue
+        for rows in limits.all_rows():
+            if step in ("perceive", "render"):
+                engine.run(step_inputs(engines.config, engines.state_sizes, step, rows, 0))
+                continue
+            for name in ("think", "slot") if step == "think" else (step,):
+                own = step_inputs(engines.config, engines.state_sizes, name, rows, 0)
+                for pages in limits.all_pages():
+                    engine.run({**own, **_history(rows, pages), "k_pool": pool.k, "v_pool": pool.v})
+        if step == "think":
+            engine.run({**_prompt(engines), **_history(1, 1), "k_pool": pool.k, "v_pool": pool.v})
+
+
+def _history(rows: int, pages: int) -> dict[str, np.ndarray]:
+    """A history of the null page, of which one token is visible in the last place: it counts as `pages` pages long."""
+    ranges = np.zeros((rows, pages, 2), dtype=np.int64)
+    ranges[:, -1, 1] = 1
+    return {"page_table": np.full((rows, pages), NULL_PAGE, dtype=np.int64), "page_range": ranges}
+
+
+def _prompt(engines: EngineSet) -> dict[str, np.ndarray]:
+    """A whole chunk of a prompt: only ids, causal."""
+    slot = step_inputs(engines.config, engines.state_sizes, "slot", 1, 0)
+    long = {name: np.repeat(slot[name], PROMPT_CHUNK, axis=1) for name in ("ids", "rope_cos", "rope_sin")}
+    return {**slot, **long, "block_mask": np.tri(PROMPT_CHUNK, dtype=bool)[None]}
