@@ -1,13 +1,11 @@
-"""Writes what the evaluation found: summary.json, a table for the README, and plots."""
+"""Writes what the evaluation found: summary.json and a table for people."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-
-from engine_builder.training.judges.figures import Tally
-
-Figures = dict[str, float | None]
+from typing import Any
 
 # Figure, what is required of it, and whether more is better.
 TARGETS: tuple[tuple[str, float, bool], ...] = (
@@ -22,57 +20,98 @@ TARGETS: tuple[tuple[str, float, bool], ...] = (
     ("false_start_rate", 0.02, False),
     ("backchannel_stop_rate", 0.10, False),
     ("av_sync_ms", 45.0, False),
+    ("minutes_stable", 10.0, True),
 )
+_TRIALS = {
+    "response_delay_units_p50": "response_delay_units",
+    "response_delay_units_p95": "response_delay_units",
+    "barge_in_stop_units_p95": "barge_in_stop_units",
+}
+_VARIANT = ("answers", "answer_accuracy_text", "text_points", "answer_accuracy_audio_judge_template",
+            "sentence_accuracy_text", "response_delay_units_p95", "barge_in_stop_units_p95", "av_sync_ms")  # fmt: skip
 
 
-def misses(found: Figures) -> list[str]:
-    """The targets that are missed, in words."""
+def misses(found: Mapping[str, Any]) -> list[str]:
+    """The targets that are missed, in words. A figure without a trial is missed."""
     out = []
     for name, target, more in TARGETS:
         value = found.get(name)
         if value is None or (value < target if more else value > target):
-            out.append(f"{name}: required {'>=' if more else '<='} {target}, got {value}")
+            out.append(f"{name}: required {'>=' if more else '<='} {target:g}, got {value}")
     return out
 
 
-def write(out: Path, summary: dict[str, object], found: Figures, variants: dict[str, Figures]) -> None:
-    """summary.json and table.md."""
+def write(out: Path, summary: Mapping[str, Any]) -> None:
+    """summary.json and table.md in `out`, each replaced in one step."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    lines = ["| figure | required | found |", "|---|---|---|"]
+    for name, text in (("summary.json", json.dumps(summary, indent=2) + "\n"), ("table.md", table(summary))):
+        part = out / f"{name}.part"
+        part.write_text(text)
+        part.replace(out / name)
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Markdown: the targets, the minutes, the variants, what was served."""
+    lines = [] if summary.get("complete") else ["Interrupted: what had been played by then.", ""]
+    lines += ["| figure | required | found | 95 % interval | trials |", "|---|---|---|---|---|"]
     for name, target, more in TARGETS:
-        lines.append(f"| {name} | {'>=' if more else '<='} {target} | {found.get(name)} |")
-    if variants:
-        names = [name for name, _, _ in TARGETS if any(name in v for v in variants.values())]
-        lines += ["", "| variant | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-        lines += [f"| {v} | " + " | ".join(str(f.get(n)) for n in names) + " |" for v, f in variants.items()]
-    (out / "table.md").write_text("\n".join(lines) + "\n")
+        if name == "minutes_stable" and name not in summary:
+            continue
+        span = summary["interval95"].get(name)
+        count = summary["trials"].get(_TRIALS.get(name, name))
+        lines.append(
+            f"| {name} | {'>=' if more else '<='} {target:g} | {_number(summary.get(name))} | "
+            f"{'' if span is None else f'{span[0]:.3f} to {span[1]:.3f}'} | {'' if count is None else count} |"
+        )
+    for name in ("take_over_rate", "sentence_accuracy_text", "barge_in_silent", "idle_face_blinks", "av_correlation"):
+        lines.append(f"| {name} | | {_number(summary.get(name))} | | |")
+    left_out = summary.get("with_left_out_voices")
+    if left_out:
+        lines += [
+            "",
+            "| voices | answers, text | answers, audio | colours | answer after, p95 |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {row} | " + " | ".join(_number(f.get(n)) for n in ("answer_accuracy_text",
+            "answer_accuracy_audio_judge", "colour_accuracy", "response_delay_units_p95")) + " |"
+            for row, f in left_out.items()
+        ]  # fmt: skip
+    if summary.get("minutes"):
+        minutes = summary["minutes"]
+        lines += ["", f"| minute of {minutes['conversations']} conversations | " + " | ".join(
+            str(m + 1) for m in range(len(minutes["accuracy"]))) + " |"]  # fmt: skip
+        lines += ["|---" * (len(minutes["accuracy"]) + 1) + "|"]
+        lines += ["| right answers | " + " | ".join(f"{a:.3f}" for a in minutes["accuracy"]) + " |"]
+        lines += ["| of | " + " | ".join(map(str, minutes["answers"])) + " |"]
+    if summary.get("variants"):
+        lines += ["", "| variant | " + " | ".join(_VARIANT) + " |", "|---" * (len(_VARIANT) + 1) + "|"]
+        lines += [f"| {v} | " + " | ".join(_number(f.get(n)) for n in _VARIANT) + " |"
+                  for v, f in summary["variants"].items()]  # fmt: skip
+    lines += ["", *_ways(summary)]
+    return "\n".join(lines) + "\n"
 
 
-def plot(out: Path, tally: Tally, minutes: list[float]) -> None:
-    """delays.png (histograms of answer and stop delays) and minutes.png (accuracy by minute of conversation)."""
-    import matplotlib
+def _ways(summary: Mapping[str, Any]) -> list[str]:
+    """Which part of the evaluation went through what."""
+    lines = ["All figures: the served engines in the serving runtime (thinker, performer, workers, pages), in process; "
+             "variants named PyTorch: the model without engines."]  # fmt: skip
+    oracle, served, ceilings = summary.get("oracle"), summary.get("served"), summary.get("ceilings")
+    if oracle:
+        lines.append(f"One-pass oracle: {oracle['same']} of {oracle['decisions']} decisions of the engines the same, "
+                     f"latents within {oracle['largest_latent_difference']:.1e}.")  # fmt: skip
+    if served:
+        lines.append(
+            f"Real tritonserver and gRPC client: {served['conversations']} conversations, {served['units']} units; "
+            f"words equal to the runtime's in {served['same_words']}, sound to the last bit in {served['same_sound']}."
+        )
+    if ceilings:
+        lines.append("Judges on clean words: " + ", ".join(f"{k.removeprefix('ceiling_')} {v:.3f}" for k, v in
+                     ceilings.items()) + ".")  # fmt: skip
+    return lines
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3), sharey=True)
-    for axis, name, title in (
-        (axes[0], "response_delay_units", "answer after the end of the word"),
-        (axes[1], "barge_in_stop_units", "silence after an interruption begins"),
-    ):
-        axis.hist(tally.samples.get(name, []), bins=[i / 4 for i in range(-4, 25)], color="#3a6ea5")
-        axis.set_title(title)
-        axis.set_xlabel("units of 160 ms")
-    figure.tight_layout()
-    figure.savefig(out / "delays.png", dpi=110)
-    pyplot.close(figure)
-    if minutes:
-        figure, axis = pyplot.subplots(figsize=(5, 3))
-        axis.plot(range(1, len(minutes) + 1), minutes, marker="o", color="#3a6ea5")
-        axis.set_ylim(0, 1.02)
-        axis.set_xlabel("minute of one conversation")
-        axis.set_ylabel("right answers")
-        figure.tight_layout()
-        figure.savefig(out / "minutes.png", dpi=110)
-        pyplot.close(figure)
+def _number(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

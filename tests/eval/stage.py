@@ -1,17 +1,16 @@
 """Conversations through the real engines and the serving runtime, many sessions in lockstep and in this process.
 
-The thinker and the performer are the ones that Triton runs: page tables, retention, batching, scheduler and noise are
-all theirs. Only the wire and the clock are left out, so that minutes of conversation take seconds.
+Thinker, performer, workers, page tables, retention, batching, scheduler and noise are those that Triton runs. Only the
+wire and the clock are left out, so that minutes of conversation take seconds; `served` puts those back.
 """
 
 from __future__ import annotations
 
-import os
-import time
+import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,124 +18,118 @@ from engine_builder.training.closed_loop import Performance
 from engine_builder.training.conversation import Conversation
 from engine_builder.training.words import PERSONA_PROMPT
 from triton_models.runtime import retention
-from triton_models.runtime.costs import CostTable
-from triton_models.runtime.engine import EngineSet
-from triton_models.runtime.kv_cache import BlockManager
-from triton_models.runtime.kv_pool import KVPool
-from triton_models.runtime.messages import (
-    CloseJob,
-    OpenJob,
-    PerceiveJob,
-    PerformJob,
-    PerformResult,
-    RenderJob,
-    RenderResult,
-    SessionError,
-    ThinkJob,
-    ThinkResult,
-)
-from triton_models.runtime.performer import Performer
-from triton_models.runtime.scheduler import StepScheduler
-from triton_models.runtime.thinker import Thinker
-from triton_models.runtime.tokenizer import TextTokenizer
+from triton_models.runtime.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
+from triton_models.runtime.local import AgentUnit, LocalRuntime, LocalSession
 
-T = TypeVar("T")
-STEPS = ("perceive", "think", "perform", "render")
+from .parts import TRAINED_RETENTION
+
 PAGE_TOKENS = 16
-DEFAULT_RETENTION: object = {
-    "window": {"sink": 0, "recent": 16}
-}  # the window that the shipped checkpoint is trained with
+FIRST_NOISE = 1000  # session i of a stage has seed FIRST_NOISE + i
+
+
+@dataclass(frozen=True)
+class Lateness:
+    """A machine that is late in `share` of the units, as the degradation ladder would answer it: one solver step; in
+    half of them the last picture again; in a quarter of them silence."""
+
+    share: float = 1 / 3
+    seed: int = 0
+
+    def draw(self, talk: int, units: int) -> np.ndarray:
+        """int [units]: 0 in time, 1 one solver step, 2 also the last picture, 3 also silence."""
+        rng = np.random.default_rng([self.seed, talk])
+        late = rng.random(units) < self.share
+        return late * rng.choice([1, 2, 3], p=[0.5, 0.25, 0.25], size=units)
 
 
 class Stage:
-    """One thinker and one performer over one pool, for conversations of up to `units` units."""
+    """A runtime for `sessions` conversations of up to `units` units."""
 
     def __init__(
         self,
         engine_dir: Path,
         sessions: int,
         units: int,
-        keep: object = DEFAULT_RETENTION,
+        keep: object = None,
         steps: int | None = None,
-        threads: int = 1,
+        lateness: Lateness | None = None,
     ) -> None:
-        self.engines = EngineSet.load(engine_dir, STEPS, threads)
-        self.config = self.engines.config
-        self.keep, self.steps = keep, steps or self.config.solver.steps
-        policy = retention.parse(keep)
+        engines = EngineSet.load(engine_dir, (*THINKER_STEPS, *PERFORMER_STEPS), 1)
+        self.config = engines.config
+        self.keep = TRAINED_RETENTION if keep is None else keep
+        self.steps, self.lateness = steps or self.config.solver.steps, lateness
+        policy = retention.parse(self.keep)
         pages = retention.pages_needed(policy, self.config, prompt_tokens=8, page_tokens=PAGE_TOKENS, units=units)
         if pages is None:
-            raise ValueError(f"retention: {keep!r} has no bound for {units} units")
-        total = 1 + sessions * pages
-        self._pool = KVPool.create(f"eval-{os.getpid()}-{id(self)}", self.config, total, PAGE_TOKENS)
-        tokenizer = TextTokenizer.load(self.engines.tokenizer_path, self.config.language)
-        self._thinker = Thinker(self.engines, self._pool, BlockManager(total, PAGE_TOKENS), tokenizer)
-        costs = CostTable.linear({"perform": (1.0, 1.0)})
-        self._performer = Performer(
-            self.engines, self._pool, StepScheduler(costs, self.engines.max_batch, degrade=False)
-        )
+            raise ValueError(f"retention: {self.keep!r} has no bound for {units} units")
+        self._runtime = LocalRuntime(engines, pages=1 + sessions * pages, page_tokens=PAGE_TOKENS)
 
     def __enter__(self) -> Stage:
+        self._runtime.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thinker.close_all()
-        self._thinker.check_integrity()
-        self._pool.close()
-        self._pool.unlink()
+        self._runtime.close()
 
-    def run(
-        self, conversations: list[Conversation], progress: Callable[[int], None] | None = None
-    ) -> list[Performance]:
-        """Plays conversations of one length side by side; raises SessionError if the runtime refuses a unit."""
-        names = [f"talk-{i}" for i in range(len(conversations))]
-        for i, (name, talk) in enumerate(zip(names, conversations, strict=True)):
-            prompt = PERSONA_PROMPT[talk.scenario.language]
-            self._thinker.open(OpenJob(name, 0, prompt=prompt, seed=1000 + i, retention=self.keep))
-        units = len(conversations[0].state)
-        states = np.zeros((len(names), units), dtype=np.int64)
-        words: list[list[list[int]]] = [[] for _ in names]
-        pcm: list[list[np.ndarray]] = [[] for _ in names]
-        frames: list[list[np.ndarray]] = [[] for _ in names]
-        for unit in range(units):
-            thoughts = self._think(names, conversations, unit)
-            rendered = self._render(self._perform(thoughts))
-            for i, (thought, shown) in enumerate(zip(thoughts, rendered, strict=True)):
-                states[i, unit] = self.config.language.states.index(thought.state)
-                words[i].append(list(thought.slots[1:]))
-                pcm[i].append(shown.pcm)
-                frames[i].append(shown.frames)
-            if progress is not None:
-                progress(unit)
-        for name in names:
-            self._thinker.close(CloseJob(name, 0))
-        return [Performance(states[i], words[i], np.stack(pcm[i]), np.stack(frames[i])) for i in range(len(names))]
+    def run(self, conversations: list[Conversation], on_unit: Callable[[int], None] | None = None) -> list[Performance]:
+        """Plays conversations of one length side by side; raises SessionError if the runtime refuses a unit.
 
-    def _think(self, names: list[str], talks: list[Conversation], unit: int) -> list[ThinkResult]:
-        jobs = []
-        for name, talk in zip(names, talks, strict=True):
-            seen = PerceiveJob(name, 0, unit, talk.user_pcm[unit], talk.camera[unit])
-            jobs.append(ThinkJob(name, 0, unit, text=talk.scenario.typed.get(unit, ""), perceive=seen))
-        return [_checked(result) for result in self._thinker.think(jobs)]
+        on_unit: called with every unit that is done; what it raises ends the play.
+        """
+        return [performance(self.config.language.states, units) for units in self.play(conversations, on_unit)]
 
-    def _perform(self, thoughts: list[ThinkResult]) -> list[PerformResult]:
-        later = time.monotonic_ns() + 3_600_000_000_000
-        for t in thoughts:
-            self._performer.join(PerformJob(t.session, t.epoch, t.unit, t.seed, self.steps, later, t.origin, t.history))
-        done: dict[str, PerformResult] = {}
-        while self._performer.pending:
-            for job, outcome in self._performer.tick():
-                done[job.session] = _checked(outcome)
-        return [done[t.session] for t in thoughts]
+    def play(
+        self, conversations: list[Conversation], on_unit: Callable[[int], None] | None = None
+    ) -> list[list[AgentUnit]]:
+        """Like `run`, with all that the runtime answers."""
+        return asyncio.run(self._play(conversations, on_unit))
 
-    def _render(self, solved: list[PerformResult]) -> list[RenderResult]:
-        jobs = [RenderJob(s.session, s.epoch, s.unit, s.z_video, s.z_audio) for s in solved]
-        return [_checked(result) for result in self._thinker.render(jobs)]
+    async def _play(self, talks: list[Conversation], on_unit: Callable[[int], None] | None) -> list[list[AgentUnit]]:
+        sessions: list[LocalSession] = []
+        done: list[list[AgentUnit]] = [[] for _ in talks]
+        count = len(talks[0].state)
+        late = [self.lateness.draw(i, count) if self.lateness else np.zeros(count, int) for i in range(len(talks))]
+        try:
+            for i, talk in enumerate(talks):
+                prompt = PERSONA_PROMPT[talk.scenario.language]
+                sessions.append(
+                    await self._runtime.open(prompt=prompt, seed=FIRST_NOISE + i, retention=self.keep, steps=self.steps)
+                )
+            for unit in range(count):
+                for session, measures in zip(sessions, late, strict=True):
+                    session.steps = 1 if measures[unit] else self.steps
+                answers = await asyncio.gather(
+                    *(
+                        session.step(talk.user_pcm[unit], talk.camera[unit], talk.scenario.typed.get(unit, ""))
+                        for session, talk in zip(sessions, talks, strict=True)
+                    )
+                )
+                for units, answer, measures in zip(done, answers, late, strict=True):
+                    units.append(_degraded(answer, int(measures[unit]), units[-1] if units else None))
+                if on_unit is not None:
+                    on_unit(unit)
+        finally:
+            for session in sessions:
+                await session.close()
+        return done
 
 
-def _checked(result: T | SessionError) -> T:
-    if isinstance(result, SessionError):
-        raise result
-    return result
+def performance(states: tuple[str, ...], units: list[AgentUnit]) -> Performance:
+    """What the judges take."""
+    return Performance(
+        np.array([states.index(unit.state) for unit in units], dtype=np.int64),
+        [list(unit.slots[1:]) for unit in units],
+        np.stack([unit.pcm for unit in units]),
+        np.stack([unit.frames for unit in units]),
+    )
+
+
+def _degraded(answer: AgentUnit, measure: int, before: AgentUnit | None) -> AgentUnit:
+    """The unit as a listener meets it after measures 2 and 3; the model's own history keeps the real one."""
+    if measure < 2:
+        return answer
+    frames = answer.frames if before is None else np.repeat(before.frames[-1:], len(answer.frames), axis=0)
+    pcm = np.zeros_like(answer.pcm) if measure == 3 else answer.pcm
+    return replace(answer, frames=frames, pcm=pcm)

@@ -34,7 +34,7 @@ class DtwJudge:
         heard = features(pcm)
         if not len(heard):
             return ""
-        return self.words[int(np.argmin(_distances(heard, self._words, self._lengths)))]
+        return self.words[int(np.argmin(distances(heard, self._words, self._lengths)))]
 
 
 def features(pcm: Pcm) -> NDArray[np.float64]:
@@ -63,7 +63,7 @@ def _mel_filters() -> NDArray[np.float64]:
 _MEL = _mel_filters()
 
 
-def _distances(a: NDArray[np.float64], words: NDArray[np.float64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+def distances(a: NDArray[np.float64], words: NDArray[np.float64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
     """Symmetric DTW distance of `a` [T, F] to every word [W, S, F], of `lengths` [W] frames, per unit of path weight (a
     diagonal step counts twice)."""
     square = (a**2).sum(1)[:, None, None] + (words**2).sum(2)[None]

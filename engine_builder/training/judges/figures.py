@@ -28,6 +28,7 @@ _IN_STEP = 0.5  # least correlation at which mouth and voice have a lag to speak
 _OUT_OF_STEP_MS = 240.0  # what counts instead: the reach of the search
 _EYES = (slice(18, 38), slice(18, 46))  # rows and columns of the agent's eyes, whose whites are its bluest pixels
 _WHITE = 200  # blue of an eye's white, and more than the blue of skin
+_OPEN = (25, 100)  # white pixels of open eyes: about 50
 _CLOSED = 0.4  # of the usual number of white pixels: fewer are a blink; head and gaze never leave less than 0.8
 
 
@@ -115,12 +116,15 @@ class Judge:
     def quiet(self, done: Performance, tally: Tally, stretch: int = 62) -> None:
         """A conversation in which nothing is said or shown: every 10 s stretch (62 units) is a trial.
 
-        A false start is a unit that speaks; the face is alive if it blinks once in the stretch.
+        A false start is a unit that speaks; the face is alive if its eyes are open mostly and
+        closed once.
         """
         for start in range(0, len(done.state) - stretch + 1, stretch):
             tally.count("false_start_rate", bool((done.state[start : start + stretch] == SPEAK).any()))
             whites = (done.frames[start : start + stretch, :, *_EYES, 2] > _WHITE).sum(axis=(2, 3)).reshape(-1)
-            tally.count("idle_face_blinks", bool(whites.min() < _CLOSED * np.median(whites)))
+            usual = float(np.median(whites))
+            steady = float((abs(whites - usual) < 0.5 * usual).mean()) > 0.8 and _OPEN[0] < usual < _OPEN[1]
+            tally.count("idle_face_blinks", steady and bool(whites.min() < _CLOSED * usual))
 
     def spoken(self, done: Performance) -> list[SpokenWord]:
         """The agent's words cut by its own text timing (by energy, "six" would break in two)."""

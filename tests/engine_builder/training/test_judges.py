@@ -11,6 +11,7 @@ from engine_builder.tokenizer import word_ids
 from engine_builder.training.agent_voice import AgentVoice
 from engine_builder.training.closed_loop import Performance
 from engine_builder.training.conversation import NO_WORD, Conversation, Studio
+from engine_builder.training.judges import dtw
 from engine_builder.training.judges.dtw import DtwJudge
 from engine_builder.training.judges.figures import Judge, Tally, figures
 from engine_builder.training.judges.recogniser import Recogniser
@@ -53,6 +54,23 @@ def test_the_recogniser_knows_every_clean_answer() -> None:
         assert judge.judge(voice.word("en", word).reshape(-1)) == word
 
 
+def test_the_distance_is_that_of_the_cheapest_path() -> None:
+    """Against every path, on sequences short enough to try them all."""
+    rng = np.random.default_rng(3)
+    words, lengths, heard = rng.normal(size=(2, 4, 3)), np.array([4, 3]), rng.normal(size=(3, 3))
+
+    def cheapest(i: int, j: int, word: int) -> float:
+        cost = float(np.linalg.norm(heard[i] - words[word, j]))
+        ways = [cheapest(i - 1, j - 1, word) + 2 * cost] if i and j else []
+        ways += [cheapest(i - 1, j, word) + cost] if i else []
+        ways += [cheapest(i, j - 1, word) + cost] if j else []
+        return min(ways, default=2 * cost)
+
+    found = dtw.distances(heard, words, lengths)
+    expected = [cheapest(2, n - 1, w) / (3 + n) for w, n in enumerate(lengths)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_silence_is_no_word() -> None:
     voice = AgentVoice()
     judge = template_ear(voice)["en"]
@@ -86,7 +104,9 @@ def test_a_perfect_agent_gets_perfect_figures_and_a_mute_one_none(studio: Studio
     assert found["av_sync_ms"] is not None
     assert found["av_sync_ms"] <= 20
     assert found["false_start_rate"] == 1.0
+    assert found["idle_face_blinks"] == 1.0
     none = figures(mute)
+    assert none["av_sync_ms"] is None
     assert none["answer_accuracy_text"] == none["take_over_rate"] == none["false_start_rate"] == 0.0
     assert none["barge_in_stop_units_p95"] is None
 
@@ -98,6 +118,27 @@ def test_sync_finds_a_shifted_voice(studio: Studio) -> None:
     frames = done.frames.reshape(-1, 64, 64, 3)
     here, there = sync(frames, pcm)[0], sync(frames, late)[0]
     assert 90 <= there - here <= 110
+
+
+def test_babble_is_not_interrupted_and_not_in_step(studio: Studio) -> None:
+    """An agent that speaks all the time, wrong words to a face that does not move, has no good figure."""
+    token = word_ids()["geschehen"]
+    judge = Judge({token: "geschehen"}, lambda pcm, language: "")
+    tally = Tally()
+    for seed in range(4):
+        talk = studio.conversation(seed, 90)
+        pcm = np.random.default_rng(seed).normal(0, 0.1, talk.user_pcm.shape).astype(np.float32)
+        frames = np.zeros_like(talk.camera)
+        judge.conversation(talk.scenario, Performance(np.ones(90, np.int64), [[token]] * 90, pcm, frames), tally)
+        judge.quiet(Performance(np.ones(90, np.int64), [[token]] * 90, pcm, frames), tally)
+    found = figures(tally)
+    assert found["take_over_rate"] == 1.0
+    assert found["answer_accuracy_text"] == found["idle_face_blinks"] == 0.0
+    assert found["response_delay_units_p50"] is None
+    assert found["barge_in_stop_units_p95"] is None
+    assert found["backchannel_stop_rate"] is None
+    assert found["av_sync_ms"] is not None
+    assert found["av_sync_ms"] > 45
 
 
 def test_languages_have_judges(studio: Studio) -> None:

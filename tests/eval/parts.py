@@ -1,0 +1,103 @@
+"""What the evaluation consists of: parts, each a number of held-out conversations of one kind, played one way.
+
+Seeds of a part are its own, and no other program uses them: training draws from the split 'train', rehearsals from
+seeds at 5,000,000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from engine_builder.training.scenario import Habits
+
+MINUTE = 375  # units
+TRAINED_RETENTION: object = {"window": {"sink": 0, "recent": 16}}  # what the shipped checkpoint was trained with
+_FIRST_SEED = 8_000_000
+_USUAL = Habits()
+# Rare events, often: everything else is as usual, so that they happen between answers and not in a laboratory.
+_CARDS = replace(_USUAL, card=0.6, digit=0.25, social=0.05, typed=0.05, barge_in=0.1, backchannel=0.1)
+_TYPED = replace(_USUAL, typed=0.6, card=0.05, barge_in=0.2, backchannel=0.1)
+_MURMURS = replace(_USUAL, backchannel=0.8, barge_in=0.0, card=0.05, typed=0.05)
+
+
+@dataclass(frozen=True)
+class Part:
+    """`talks` conversations of `units` units with consecutive seeds from `seed`.
+
+    way: 'engines' (engines and serving runtime), 'degraded' (the same, late now and then), 'torch' (the model in
+    PyTorch, in `precision`), 'oracle' (the one-pass model beside the engines).
+    cast: 'held_out' voices, or those 'left_out' of them.  group: the figures that it adds to.
+    """
+
+    name: str
+    talks: int
+    units: int
+    seed: int
+    group: str = "main"
+    way: str = "engines"
+    habits: Habits = _USUAL
+    quiet: bool = False
+    cast: str = "held_out"
+    keep: object = None
+    steps: int | None = None
+    precision: str = "float32"
+    batch: int = 8
+
+    def jobs(self) -> Iterator[tuple[int, int]]:
+        """Seeds [first, last) of what one worker plays side by side."""
+        for first in range(self.seed, self.seed + self.talks, self.batch):
+            yield first, min(first + self.batch, self.seed + self.talks)
+
+
+def main_parts(talks: int, quiet: int, sessions: int, minutes: int) -> list[Part]:
+    """What the figures are made of: many short conversations, since voice, room and noise are drawn once for each.
+
+    quiet: stretches of 10 s.  sessions: conversations of `minutes` minutes.
+    """
+    dense = -(-talks // 2)
+    parts = [
+        Part("talks", talks, 150, _FIRST_SEED),
+        # Four at a time: every minute of one holds 45 MB of pictures.
+        Part("minutes", sessions, minutes * MINUTE, _FIRST_SEED + 500, group="minutes", batch=4),
+        Part("cards", dense, 120, _FIRST_SEED + 1000, group="dense", habits=_CARDS),
+        Part("typed", dense, 90, _FIRST_SEED + 2000, group="dense", habits=_TYPED),
+        Part("murmurs", dense, 120, _FIRST_SEED + 3000, group="dense", habits=_MURMURS),
+        Part("quiet", -(-quiet // 2), 124, _FIRST_SEED + 4000, group="quiet", quiet=True),
+        Part("left-out voices", dense, 120, _FIRST_SEED + 5000, group="left-out voices", cast="left_out"),
+    ]
+    return [part for part in parts if part.talks and part.units]
+
+
+def variant_parts(talks: int) -> list[Part]:
+    """The same `talks` conversations played in different ways; the first is what the others are compared with."""
+    base = Part("as served: window 16, 4 steps, float32", talks, 160, _FIRST_SEED + 6000)
+    varied = [
+        base,
+        replace(base, name="1 solver step", steps=1),
+        replace(base, name="2 solver steps", steps=2),
+        replace(base, name="8 solver steps", steps=8),
+        replace(base, name="retention: full", keep="full"),
+        replace(base, name="retention: window 4 + 50", keep={"window": {"sink": 4, "recent": 50}}),
+        replace(base, name="retention: window 8", keep={"window": {"sink": 0, "recent": 8}}),
+        replace(
+            base,
+            name="retention: window 8, language 16",
+            keep={"window_language": {"sink": 0, "recent": 8, "language_recent": 16}},
+        ),
+        replace(base, name="degraded: a third of the units late", way="degraded"),
+        replace(base, name="PyTorch float32, no engines", way="torch"),
+        replace(base, name="PyTorch bfloat16, as in GPU engines", way="torch", precision="bfloat16"),
+        replace(base, name="PyTorch float16, as in GPU engines", way="torch", precision="float16"),
+    ]
+    return [replace(part, group=f"variant: {part.name}") for part in varied]
+
+
+def oracle_part(talks: int) -> Part:
+    """Conversations short enough for one pass over all of their tokens."""
+    return Part("oracle", talks, 96, _FIRST_SEED + 7000, group="oracle", way="oracle", batch=2)
+
+
+def served_part(talks: int) -> Part:
+    """What is played through a real tritonserver as well."""
+    return Part("served", talks, 150, _FIRST_SEED + 8000, group="served", batch=4)

@@ -1,0 +1,126 @@
+"""One worker of the evaluation: it makes the conversations of a job, plays them, and judges them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from engine_builder.checkpoint import load_checkpoint
+from engine_builder.precision import set_precision
+from engine_builder.tokenizer import word_ids
+from engine_builder.training.closed_loop import ClosedLoop, Performance
+from engine_builder.training.conversation import HELD_OUT_VOICES, Conversation, Studio
+from engine_builder.training.judges.figures import Judge, Tally
+from engine_builder.training.scenario import Simulator
+from engine_builder.training.voices import Voice, VoiceBank, user_voices
+
+from . import oracle
+from .ears import Ears
+from .parts import TRAINED_RETENTION, Part
+from .stage import Lateness, Stage, performance
+
+_LEFT_OUT = ("Lee", "Marco")  # timbres that PocketSphinx cannot follow either: see engine_builder.training.voices
+_WINDOW = 16  # units of TRAINED_RETENTION
+OnUnit = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where everything comes from."""
+
+    engines: Path
+    checkpoint: Path
+    cache: Path
+    voices: int = HELD_OUT_VOICES
+
+
+@dataclass
+class Outcome:
+    """A job done: what the template judge and what the recogniser (English only) counted, one tally a conversation."""
+
+    part: Part
+    template: list[Tally] = field(default_factory=list)
+    recogniser: list[Tally] = field(default_factory=list)
+
+
+def left_out_voices(count: int) -> list[Voice]:
+    """The held-out speakers with the two timbres that the held-out split leaves out."""
+    voices = user_voices("held_out", count)
+    return [replace(v, name=f"left_out-{i}", timbre=_LEFT_OUT[i % len(_LEFT_OUT)]) for i, v in enumerate(voices)]
+
+
+def prepare(sources: Sources) -> None:
+    """Renders all voices into the cache, so that workers find them there."""
+    VoiceBank.load(user_voices("held_out", sources.voices), sources.cache)
+    VoiceBank.load(left_out_voices(sources.voices), sources.cache)
+
+
+class Worker:
+    """Plays jobs in this process, one thread. What is costly is loaded when it is first needed, and kept."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self.ears = Ears({token: word for word, token in word_ids().items()})
+        self._studios: dict[str, Studio] = {}
+
+    def play(self, part: Part, first: int, last: int, on_unit: OnUnit | None = None) -> Outcome:
+        """Conversations first .. last - 1 of `part`. `on_unit` may raise to end it."""
+        talks = self.conversations(part, first, last)
+        outcome = Outcome(part)
+        if part.way == "oracle":
+            outcome.template.append(self._oracle(talks, on_unit))
+            return outcome
+        for talk, done in zip(talks, self._perform(part, talks, on_unit), strict=True):
+            self._judge(part, talk, done, outcome)
+        return outcome
+
+    def conversations(self, part: Part, first: int, last: int) -> list[Conversation]:
+        """What is played, by seed."""
+        studio = self._studio(part)
+        return [studio.conversation(seed, part.units, quiet=part.quiet) for seed in range(first, last)]
+
+    def _studio(self, part: Part) -> Studio:
+        studio = self._studios.get(part.cast)
+        if studio is None:
+            studio = self._studios[part.cast] = Studio(self.sources.cache, "held_out", self.sources.voices)
+            if part.cast == "left_out":
+                studio.voices = VoiceBank.load(left_out_voices(self.sources.voices), self.sources.cache)
+        studio.simulator = Simulator(studio.voices, studio.agent, part.habits)
+        return studio
+
+    def _perform(self, part: Part, talks: list[Conversation], on_unit: OnUnit | None) -> list[Performance]:
+        if part.way == "torch":
+            # Norms stay float32 beside matrices of another type, which PyTorch thinks worth a warning.
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+            model = set_precision(load_checkpoint(self.sources.checkpoint), part.precision)
+            return ClosedLoop(model, _WINDOW, part.steps).run(talks)
+        lateness = Lateness() if part.way == "degraded" else None
+        with Stage(self.sources.engines, len(talks), part.units, part.keep, part.steps, lateness) as stage:
+            return stage.run(talks, on_unit)
+
+    def _oracle(self, talks: list[Conversation], on_unit: OnUnit | None) -> Tally:
+        tally = Tally()
+        with Stage(self.sources.engines, len(talks), len(talks[0].state), TRAINED_RETENTION, steps=1) as stage:
+            played = stage.play(talks, on_unit)
+            for talk, units in zip(talks, played, strict=True):
+                done = performance(stage.config.language.states, units)
+                self.ears.template.conversation(talk.scenario, done, tally)
+        oracle.compare(load_checkpoint(self.sources.checkpoint), talks, played, _WINDOW, tally)
+        return tally
+
+    def _judge(self, part: Part, talk: Conversation, done: Performance, outcome: Outcome) -> None:
+        def heard_by(judge: Judge) -> Tally:
+            tally = Tally()
+            judge.conversation(talk.scenario, done, tally)
+            return tally
+
+        if part.quiet:
+            tally = Tally()
+            self.ears.template.quiet(done, tally)
+            outcome.template.append(tally)
+            return
+        outcome.template.append(heard_by(self.ears.template))
+        if talk.scenario.language == "en":
+            outcome.recogniser.append(heard_by(self.ears.recogniser))
