@@ -6,6 +6,7 @@ nor any engine library: the serving runtime imports it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -127,13 +128,14 @@ class Manifest:
         files = {f"engine {step}": (e.file, e.sha256) for step, e in self.engines.items() if step in steps}
         wrong += [f"engine {step}: not in the manifest" for step in steps if step not in self.engines]
         files["tokenizer"] = (self.tokenizer["file"], self.tokenizer["sha256"])
+        digest = functools.cache(sha256)  # steps may share a file of gigabytes
         for what, (name, expected) in files.items():
             path = directory / name
             if path.resolve().parent != directory.resolve():
                 wrong.append(f"{what}: {name!r} points outside the engine directory")
             elif not path.is_file():
                 wrong.append(f"{what}: {name} is missing")
-            elif (got := sha256(path)) != expected:
+            elif (got := digest(path)) != expected:
                 wrong.append(
                     f"{what}: {name} has SHA-256 {got[:16]}, expected {expected[:16]}: altered after the build"
                 )

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from engine_builder.manifest import Manifest
+from engine_builder.targets.names import GPU_TARGETS
 
 from .policies import step_level
 from .runtime.capacity import usual_history
@@ -21,12 +22,14 @@ from .workload import Workload
 SIMULATED_SECONDS = 12.0
 
 
-def measured_capacity(directory: Path, manifest: Manifest, threads: int, limit: int) -> int:
+def measured_capacity(directory: Path, manifest: Manifest, threads: int, limit: int, device: str = "") -> int:
     """Sessions with default options that keep 99% of their units on time, at most `limit`; 0 if nothing was measured.
+
+    `device`: of GPU engines, as for `EngineSet.load`.
 
     Measures in a process of its own if there are no costs of this machine yet, so that the launcher loads no engine.
     """
-    costs = load_costs(directory, threads)
+    costs = load_costs(directory, threads, device)
     if costs is None:
         command = [
             sys.executable,
@@ -36,14 +39,18 @@ def measured_capacity(directory: Path, manifest: Manifest, threads: int, limit: 
             str(directory),
             "--threads",
             str(threads),
+            "--device",
+            device,
         ]
         subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
-        costs = load_costs(directory, threads)
+        costs = load_costs(directory, threads, device)
         if costs is None:
             return 0
     config = manifest.model
     load = Workload(
         seconds=SIMULATED_SECONDS,
+        # Roles that share a GPU take turns on it; on CPUs each has a processor of its own.
+        devices=1 if manifest.target in GPU_TARGETS and "," not in device else 2,
         solver_steps=config.solver.steps,
         history=usual_history(config, OptionLimits.of(manifest).retention),
         overhead=1.0,  # a BLS hop on a CPU (reference figures: 0.7 to 1.0 ms)

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import IO
 
 from engine_builder.manifest import Manifest, ManifestError
+from engine_builder.targets.names import GPU_TARGETS, TENSORRT_MODULES
 
 from .capacity import measured_capacity
 from .runtime.capacity import CPU_UTILISATION
+from .runtime.engine import TARGET, EngineError
 from .runtime.kv_pool import PoolError, PoolGeometry, free_bytes
 from .runtime.settings import DuplexSettings, RoleSettings
 from .server_process import LOOPBACK, Ports, ServerError, ServerPlan
 from .supervisor import Supervisor, SupervisorOptions
 from .template import fill_repository
 
-TARGET = "onnxruntime"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 HELP = """\
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not _NAME.fullmatch(args.name):
             raise LaunchError(f"--name: expected letters, digits, '-' and '_' (at most 40), got {args.name!r}")
-        manifest = verified(args.engines)
+        manifest = verified(args.engines, args.device)
         run = (args.runs / args.name).resolve()
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -60,15 +61,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise LaunchError(f"--runs {args.runs}: expected a directory that can be written to ({error})") from None
         with _lock(run):
             return _serve(args, manifest, run)
-    except (LaunchError, ManifestError, PoolError, ServerError) as error:
+    except (LaunchError, ManifestError, EngineError, PoolError, ServerError) as error:
         print(f"triton_models.launch: {error}", file=sys.stderr)
         return 2
 
 
-def verified(engines: Path) -> Manifest:
-    """The manifest of an engine directory that this machine can serve; refuses before anything is loaded."""
+def verified(engines: Path, device: str = "") -> Manifest:
+    """The manifest of an engine directory that this machine can serve; refuses before anything is loaded.
+
+    Raises ManifestError, LaunchError, or EngineError if a library or a GPU is missing.
+    """
     manifest = Manifest.load(engines)
-    manifest.verify(engines, target=TARGET)
+    manifest.verify(engines, target=manifest.target if manifest.target in GPU_TARGETS else TARGET)
+    if manifest.target in GPU_TARGETS:
+        from .gpu.devices import Devices
+        from .gpu.serving import check_target
+
+        try:
+            check_target(manifest, Devices.parse(device))
+        except ValueError as error:
+            raise LaunchError(f"--{error}") from None
+        return manifest
+    if device:
+        raise LaunchError(f"--device {device}: {engines} was built for {manifest.target}, which runs on any processor")
     if importlib.util.find_spec(TARGET) is None:
         raise LaunchError(
             f"{engines}: built for {TARGET} {manifest.libraries.get(TARGET, '')}, expected that package, got none; "
@@ -93,8 +108,12 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         max_sessions=args.max_sessions,
         threads=args.threads,
         degrade=not args.keep_steps,
+        device=args.device,
     )
-    sessions = 0 if args.admit_all else measured_capacity(args.engines, manifest, args.threads, args.max_sessions)
+    pool_bytes = check_pool(manifest, pages, args.device)
+    sessions = 0
+    if not args.admit_all:
+        sessions = measured_capacity(args.engines, manifest, args.threads, args.max_sessions, args.device)
     duplex = DuplexSettings(
         engines=role.engines,
         status=role.status,
@@ -109,12 +128,8 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         sessions=sessions,
         degrade=not args.keep_steps,
         trace=str(args.trace.resolve()) if args.trace else "",
+        device=args.device,
     )
-    pool_bytes = PoolGeometry.of(manifest.model, pages, page_tokens).total_bytes
-    if pool_bytes > free_bytes():
-        raise LaunchError(
-            f"--pages {pages}: expected {pool_bytes / 2**20:.0f} MiB free in /dev/shm, got {free_bytes() / 2**20:.0f}"
-        )
     fill_repository(run / "repository", manifest, role, duplex)
     log = None if args.log_to_console else run / "server.log"
     if log is not None:
@@ -154,6 +169,26 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
     _say(f"gRPC {args.grpc_address}:{grpc}  HTTP 127.0.0.1:{http}  metrics {args.metrics_address}:{metrics}/metrics")
     _say(f"readiness http://{args.metrics_address}:{supervisor.health_port}/ready  log {log or 'here'}")
     return supervisor.run()
+
+
+def check_pool(manifest: Manifest, pages: int, device: str) -> int:
+    """Bytes of the KV pool; LaunchError if it is known already that it cannot be made."""
+    geometry = PoolGeometry.of(manifest.model, pages, manifest.limits["page_tokens"])
+    if manifest.target not in GPU_TARGETS:
+        size = geometry.total_bytes
+        if size > free_bytes():
+            raise LaunchError(
+                f"--pages {pages}: expected {size / 2**20:.0f} MiB free in /dev/shm, got {free_bytes() / 2**20:.0f}"
+            )
+        return size
+    if manifest.target in TENSORRT_MODULES and pages != manifest.limits["pool_pages"]:
+        raise LaunchError(
+            f"--pages {pages}: these plans were built for a pool of {manifest.limits['pool_pages']} pages; leave the "
+            "option out, or build with another --pool-pages"
+        )
+    from .gpu.device_pool import pool_bytes  # what fits a GPU shows when it is allocated
+
+    return pool_bytes(geometry, manifest.precision)
 
 
 def pick_ports(wanted: Sequence[int]) -> list[int]:
@@ -220,6 +255,13 @@ def _parser() -> argparse.ArgumentParser:
         "--max-in-flight", type=_count, default=2, metavar="N", help="unanswered units a session (default: %(default)s)"
     )
     size.add_argument("--threads", type=_count, default=1, metavar="N", help="of each engine (default: %(default)s)")
+    size.add_argument(
+        "--device",
+        default="",
+        metavar="N[,M]",
+        help="GPU of engines built for one; with M the performer has GPU M to itself; cpu: torch-cuda in Triton's "
+        "interpreter, to check (default: 0)",
+    )
     size.add_argument(
         "--admit-all", action="store_true", help="up to --max-sessions, whether they can be on time or not"
     )

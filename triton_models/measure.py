@@ -15,6 +15,7 @@ from engine_builder.manifest import Manifest, ManifestError
 
 from .runtime.cost_probe import COSTS, keeping_place, probe
 from .runtime.engine import EngineError
+from .runtime.kv_pool import PoolError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,11 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="engine directory")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each engine (default: 1)")
+    parser.add_argument("--device", default="", metavar="N", help="of GPU engines: its number, or cpu (default: 0)")
     args = parser.parse_args(argv)
     try:
-        manifest = Manifest.load(args.engines)
-        table = probe(args.engines, manifest.limits["page_tokens"], args.threads, lambda step: print(step, flush=True))
-    except (ManifestError, EngineError, OSError) as error:
+        tokens = Manifest.load(args.engines).limits["page_tokens"]
+        table = probe(args.engines, tokens, args.threads, lambda step: print(step, flush=True), args.device)
+    except (ManifestError, EngineError, PoolError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for cost in table.costs:

@@ -7,6 +7,9 @@ GPU only under CUDA MPS; without it the driver lets them take turns).
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,6 +120,13 @@ def check_target(manifest: Manifest, devices: Devices) -> None:
         if target in TENSORRT_MODULES:
             raise EngineError(f"target {target}: expected a GPU, got device cpu; only torch-cuda can be checked there")
         return
+    if target == "torch-cuda":
+        header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")) or not header.is_file():
+            raise EngineError(
+                f"target {target}: expected a C compiler and {header}, with which OpenAI Triton builds its launchers; "
+                "apt-get install gcc python3-dev"
+            )
     gpus = installed_gpus()
     if len(gpus) <= devices.gpus[-1]:
         found = f"only {', '.join(gpus)}" if gpus else "none (nvidia-smi shows what the driver sees)"

@@ -12,7 +12,6 @@ from .capacity import usual_history
 from .cost_probe import SolverCall, load_costs, scattered_view
 from .costs import Cost, CostTable, measure
 from .engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet
-from .history import page_multiple
 from .kv_cache import BlockManager
 from .kv_pool import Pool
 from .options import OptionLimits
@@ -91,10 +90,8 @@ class PerformerRole:
 
 
 def _perform_costs(engines: EngineSet, pool: Pool, solver: Solver) -> CostTable:
-    """A short measurement, where nobody measured before the start. Whatever the pages hold takes the same time."""
-    geometry = pool.geometry
-    pages = page_multiple(geometry.page_tokens, geometry.head_dim)
-    call = SolverCall(engines.config, solver, scattered_view(pool, min(pages, engines.max_pages or pages)))
+    """A short measurement over a short history, where nobody measured before the start."""
+    call = SolverCall(engines.config, solver, scattered_view(pool, pages=1))
     costs: list[Cost] = []
     for batch in sorted({1, min(2, engines.max_batch), engines.max_batch}):
         costs += measure("perform", [batch], call, repeats=3)
