@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +18,19 @@ from engine_builder.checkpoint import load_checkpoint, random_model, save_checkp
 from engine_builder.config import preset
 from engine_builder.manifest import Manifest
 from engine_builder.model.steps import step_specs
+from triton_models import launch
 from triton_models.gpu import serving
 from triton_models.gpu.cuda_runtime import CudaRuntime, DeviceArray
 from triton_models.gpu.device_pool import DevicePool
+from triton_models.gpu.devices import Devices
+from triton_models.gpu.rehearsal import rehearse
 from triton_models.gpu.torch_engine import tensor_of
+from triton_models.runtime import cost_probe
 from triton_models.runtime.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet
 from triton_models.runtime.kv_cache import Span
+from triton_models.runtime.kv_pool import SHM_DIRECTORY
 from triton_models.runtime.link import HostLink
-from triton_models.runtime.local import AgentUnit, LocalRuntime
+from triton_models.runtime.local import AgentUnit, LocalRuntime, UserUnit
 
 pytestmark = pytest.mark.engine
 PAGES, PAGE_TOKENS = 8, 16
@@ -70,19 +76,19 @@ def the_model_itself(directory: Path, engines: EngineSet) -> EngineSet:
     return replace(engines, engines={step: ModelStep(spec) for step, spec in specs.items()}, link=HostLink())
 
 
+def user_unit(engines: EngineSet, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    audio, video = engines.config.audio, engines.config.video
+    pcm = rng.standard_normal(audio.unit_samples, dtype=np.float32) * np.float32(0.1)
+    return pcm, rng.integers(0, 256, (4, video.height, video.width, 3), dtype=np.uint8)
+
+
 def converse(engines: EngineSet) -> list[AgentUnit]:
     """Two sessions side by side, two units each; one has a prompt, the other types."""
-    audio, video = engines.config.audio, engines.config.video
 
     async def talk(runtime: LocalRuntime, seed: int, **options: object) -> list[AgentUnit]:
         rng = np.random.default_rng(seed)
         session = await runtime.open(seed=seed, **options)  # type: ignore[arg-type]
-        units = []
-        for unit in range(2):
-            pcm = rng.standard_normal(audio.unit_samples, dtype=np.float32) * np.float32(0.1)
-            frames = rng.integers(0, 256, (4, video.height, video.width, 3), dtype=np.uint8)
-            units.append(await session.step(pcm, frames, text="hi" if unit else ""))
-        return units
+        return [await session.step(*user_unit(engines, rng), text="hi" if unit else "") for unit in range(2)]
 
     async def both(runtime: LocalRuntime) -> list[AgentUnit]:
         talks = talk(runtime, 1, prompt="be kind"), talk(runtime, 2)
@@ -135,6 +141,75 @@ def test_new_kv_goes_from_engine_to_pool_on_the_device(directories):
 
 def tensor(array: DeviceArray) -> np.ndarray:
     return tensor_of(array, torch.device("cpu")).numpy()
+
+
+def test_the_rehearsal_meets_every_size(directories):
+    """After it no call of the serving runtime makes a graph, and the pool is as it was."""
+    engines = EngineSet.load(directories / "torch-cuda", (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu")
+    with LocalRuntime(engines, pages=64, page_tokens=PAGE_TOKENS) as runtime:
+        solver = engines.link.solver(engines["perform"], runtime.pool, 4)
+        rehearse(engines, runtime.pool, solver)
+        think, perceive = engines["think"], engines["perceive"]
+        assert {(key[0], key[1], key[4][-1]) for key in think._calls} == {(r, 64, i) for r in (1, 2) for i in (1, 5)}
+        assert set(perceive._calls) == {1, 2}
+        assert set(solver._ticks) == {(1, 64), (2, 64)}
+        assert not tensor(runtime.pool.k).any()
+        made = (dict(think._calls), dict(perceive._calls))
+        talk = runtime.converse([UserUnit(*user_unit(engines, np.random.default_rng(0)))] * 2, prompt="be kind")
+        assert len(talk) == 2
+        assert made == (think._calls, perceive._calls)
+
+
+def test_costs_are_measured_over_the_pool_that_serves(directories, monkeypatch):
+    monkeypatch.setattr(cost_probe, "REPEATS", 1)
+    directory = directories / "torch-cuda"
+    table = cost_probe.probe(directory, PAGE_TOKENS, 1, device="cpu")
+    assert table.steps == ("perceive", "perform", "render", "slot", "think")
+    assert {(c.batch, c.history) for c in table.costs if c.step == "perform"} == {(1, 1024), (2, 1024)}
+    assert all(c.ms > 0 for c in table.costs)
+    assert cost_probe.load_costs(directory, 1, "cpu") is not None
+    assert cost_probe.load_costs(directory, 1) is None  # those of a GPU are others
+    assert not list(SHM_DIRECTORY.glob("wst-probe-*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
+@pytest.mark.parametrize(
+    ("target", "device", "message"),
+    [
+        ("torch-cuda", "", "expected NVIDIA GPU 0, found none"),
+        ("torch-cuda", "1", "expected NVIDIA GPU 1, found none"),
+        ("tensorrt-rtx", "cpu", "expected a GPU, got device cpu"),
+        ("tensorrt", "", "expected the package tensorrt, got none; NVIDIA's container has it"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_is_loaded(directories, tmp_path, target, device, message, capsys):
+    directory = shutil.copytree(directories / "torch-cuda", tmp_path / "engines")
+    replace(Manifest.load(directory), target=target).save(directory)
+    with pytest.raises(EngineError, match=message):
+        EngineSet.load(directory, PERFORMER_STEPS, device=device)
+    arguments = ["--engines", str(directory), "--runs", str(tmp_path), "--device", device]
+    assert launch.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_devices():
+    assert Devices.parse("") == Devices("0", "0", False)
+    assert Devices.parse("2").gpus == [2]
+    assert Devices.parse("1,0") == Devices("1", "0", True)
+    assert not Devices.parse("1,1").apart
+    assert Devices.parse("cpu,cpu").apart
+    assert Devices.parse("cpu").gpus == []
+    for bad in ("gpu", "0,", "0,cpu", "-1"):
+        with pytest.raises(ValueError, match="device: expected a GPU number"):
+            Devices.parse(bad)
+
+
+def test_the_pool_of_a_plan_cannot_be_resized(directories):
+    manifest = replace(Manifest.load(directories / "torch-cuda"), target="tensorrt-rtx")
+    with pytest.raises(launch.LaunchError, match="--pages 7: these plans were built for a pool of 2048 pages"):
+        launch.check_pool(manifest, 7, "")
+    torch_pool = launch.check_pool(replace(manifest, target="torch-cuda", precision="bfloat16"), 7, "")
+    assert torch_pool == 2 * 1 * 7 * 16 * 2 * 16 * 2  # k and v, layers, pages, page, heads, size, bytes
 
 
 def test_engines_for_a_cpu_are_refused(directories, tmp_path):
