@@ -6,15 +6,21 @@ import fnmatch
 import json
 import re
 import shlex
+import tomllib
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 BASE_PATH = "/opt/tritonserver/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # of Triton's image
+
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @dataclass
@@ -124,3 +130,31 @@ def _matches(path: str, rule: str) -> bool:
         return any(fnmatch.fnmatchcase(part, rule[3:]) for part in path.split("/"))
     parts, wanted = path.split("/"), rule.split("/")
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+
+
+def requirements(extras: list[str]) -> list[Requirement]:
+    """What pyproject.toml asks for. KeyError for an extra that it does not have."""
+    groups = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
+    return [Requirement(text) for group in groups for text in group]
+
+
+def closure(extras: list[str], python: dict[str, str] | None = None) -> set[str]:
+    """Names of all that pip would install for these extras, by the metadata of what is installed here.
+
+    python: marker variables, for another version than this one.
+    """
+
+    def holds(requirement: Requirement, *wanted: str) -> bool:
+        marker = requirement.marker
+        return marker is None or any(marker.evaluate({**(python or {}), "extra": extra}) for extra in ("", *wanted))
+
+    todo = [requirement for requirement in requirements(extras) if holds(requirement)]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while todo:
+        requirement = todo.pop()
+        key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        if key not in seen:
+            seen.add(key)
+            inner = [Requirement(text) for text in metadata.requires(requirement.name) or []]
+            todo += [each for each in inner if holds(each, *requirement.extras)]
+    return {name for name, _ in seen}

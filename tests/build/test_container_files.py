@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tomllib
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,16 @@ from packaging.utils import canonicalize_name
 
 from client.web import cli as gateway
 from engine_builder import cli as builder
-from tests.build.container_files import BUILD, ROOT, compose, dockerfile, in_context
+from tests.build.container_files import (
+    BUILD,
+    PROJECT,
+    ROOT,
+    closure,
+    compose,
+    dockerfile,
+    in_context,
+    requirements,
+)
 from triton_models import launch
 
 pytestmark = pytest.mark.unit
@@ -25,8 +32,6 @@ pytestmark = pytest.mark.unit
 ARGUMENTS, STAGES = dockerfile()
 IMAGES = ("builder", "server", "appliance", "gateway")
 TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch-cuda")
-EXTRAS: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-BASE: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 COMPOSE = compose()
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PYTHON = {"python_version": "3.12", "python_full_version": "3.12.3"}  # of Ubuntu 24.04, on which Triton's image stands
@@ -104,52 +109,29 @@ def constraints() -> dict[str, str]:
     return found
 
 
-def closure(extras: list[str]) -> set[str]:
-    """Everything that pip would install for these extras on the image's Python, by what is installed here."""
-    todo = [Requirement(text) for text in [*BASE, *(text for extra in extras for text in EXTRAS[extra])]]
-    seen: set[tuple[str, frozenset[str]]] = set()
-    while todo:
-        requirement = todo.pop()
-        key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
-        if key in seen:
-            continue
-        seen.add(key)
-        for text in metadata.requires(requirement.name) or []:
-            inner = Requirement(text)
-            wanted = (
-                (inner.marker.evaluate({**PYTHON, "extra": extra}) for extra in ("", *requirement.extras))
-                if inner.marker
-                else (True,)
-            )
-            if any(wanted):
-                todo.append(inner)
-    return {name for name, _ in seen}
-
-
 @pytest.mark.parametrize("target", TARGETS)
 def test_packages_of_a_target_are_pinned_and_no_more_than_needed(target: str) -> None:
     assert STAGES["packages"].extras(TARGET=target) == [f"serve-{target}"]
     assert STAGES["builder"].extras(TARGET=target) == ["build", f"serve-{target}"]
-    serving = closure([f"serve-{target}"])
+    serving = closure([f"serve-{target}"], PYTHON)
     pins = constraints()
-    assert (serving | closure(["build"])) - set(pins) == set()
+    assert (serving | closure(["build"], PYTHON)) - set(pins) == set()
     assert ("torch" in serving) == (target == "torch-cuda")
     assert not serving & {"nvidia-pytriton", "pytest", "onnx", "matplotlib"}, "pytriton brings an old tritonserver"
 
 
 def test_packages_of_the_gateway_are_pinned() -> None:
     assert STAGES["gateway-packages"].extras() == ["gateway"]
-    packages = closure(["gateway"])
+    packages = closure(["gateway"], PYTHON)
     assert packages - set(constraints()) == set()
     assert not packages & {"torch", "onnxruntime", "nvidia-pytriton", "matplotlib"}
 
 
 def test_pins_agree_with_the_project() -> None:
     pins = constraints()
-    for text in [*BASE, *(text for group in EXTRAS.values() for text in group)]:
-        requirement = Requirement(text)
+    for requirement in requirements(list(PROJECT["optional-dependencies"])):
         if requirement.marker is None or requirement.marker.evaluate(PYTHON):
-            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), str(requirement)
 
 
 # -- the build context -------------------------------------------------------------------------------------------------
