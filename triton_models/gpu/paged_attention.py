@@ -192,11 +192,13 @@ def _online_softmax(scores, values, acc, top, total):
     """One tile of keys: scores float32 [ROWS, KEYS] in units of log2 with -inf where hidden, values [KEYS, SIZE]."""
     higher = tl.maximum(top, tl.max(scores, axis=1))
     safe = tl.where(higher == float("-inf"), 0.0, higher)  # a row that has seen no key yet: exp2(-inf - 0) = 0
-    p = tl.exp2(scores - safe[:, None])
+    # The matrix units take p in the precision of V. What is summed is what is multiplied: the weights then add up to
+    # one whatever was rounded, and a part that all values share comes out exact.
+    p = narrow(tl.exp2(scores - safe[:, None]), values.dtype)
     fade = tl.exp2(top - safe)
-    total = total * fade + tl.sum(p, axis=1)
+    total = total * fade + tl.sum(p.to(tl.float32), axis=1)
     acc = acc * fade[:, None]
-    acc = tl.dot(operand(narrow(p, values.dtype)), operand(values), acc, input_precision="ieee")
+    acc = tl.dot(operand(p), operand(values), acc, input_precision="ieee")
     return acc, higher, total
 
 
