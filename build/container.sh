@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Containers: images, engines, a server with a gateway. Reads TARGET, CHECKPOINT, ENGINES, BUILD_FLAGS, COMPOSE_FLAGS.
+# Containers: images, engines, a server with a gateway. Reads TARGET, CHECKPOINT, ENGINES, BUILD_FLAGS, COMPOSE_FLAGS and
+# TRITON_IMAGE, PYTHON_IMAGE (other base images, such as a digest that was checked).
 # usage: build/container.sh image | engine | up | down
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,7 +39,8 @@ engine() {
   local gpu=()
   [ "$TARGET" != tensorrt ] || gpu=(--gpus all)
   mkdir -p "$(dirname "$ENGINES")"
-  "$DOCKER" build --file build/Dockerfile --target builder --build-arg "TARGET=$TARGET" --tag "wan-streamer-triton/builder:$TARGET" .
+  "$DOCKER" build --file build/Dockerfile --target builder --build-arg "TARGET=$TARGET" --build-arg TRITON_IMAGE \
+    --tag "wan-streamer-triton/builder:$TARGET" .
   # shellcheck disable=SC2086
   "$DOCKER" run --rm --network none --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
     --user "$(id -u):$(id -g)" "${gpu[@]}" \

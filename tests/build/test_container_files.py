@@ -213,7 +213,7 @@ def test_the_server_has_what_serving_needs_and_no_more() -> None:
         "context": "..",
         "dockerfile": "build/Dockerfile",
         "target": "server",
-        "args": {"TARGET": "onnxruntime"},
+        "args": ["TARGET=onnxruntime", "TRITON_IMAGE", "PYTHON_IMAGE"],
     }
     assert "test" not in server["healthcheck"], "the image's own"
     assert COMPOSE["networks"]["metrics"] == {"internal": True}
