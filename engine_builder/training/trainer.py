@@ -35,7 +35,7 @@ LOG_FIELDS = ("step", "seconds", "rate", "total", "state", "text", "audio", "vid
 class TrainingPlan:
     """Everything that decides the result of a run, apart from the model's sizes."""
 
-    steps: int = 3000
+    steps: int = 2400
     batch: int = 12
     units: int = 24
     recent: int = 16
