@@ -1,21 +1,20 @@
 """Everything that touches Triton's Python backend, shared by the three model.py.
 
-BLS calls are plain `exec` from a pool of threads, to models that are *not* decoupled but answer later, from their
-worker thread, through the response sender of the request (allowed since Triton 24.06). So `execute` never blocks and a
-model owns its batching. Decoupled BLS calls, the obvious way, corrupt the heap of the calling stub in Triton 24.10:
-with 8 calls under way it died or hung within 10,000 calls in 5 of 6 runs ("malloc(): unaligned fastbin chunk"), while
-this form went through 150,000. It is also the faster one: 0.4 ms a call instead of 0.6 (p50, 2 CPUs, 60 kB).
+BLS calls are plain `exec` from the threads of the units, to models that are *not* decoupled but answer later, from
+their worker thread, through the response sender of the request (allowed since Triton 24.06). So `execute` never blocks
+and a model owns its batching. Decoupled BLS calls, the obvious way, corrupt the heap of the calling stub in Triton
+24.10: with 8 calls under way it died or hung within 10,000 calls in 5 of 6 runs ("malloc(): unaligned fastbin chunk"),
+while this form went through 150,000. It is also the faster one: 0.4 ms a call instead of 0.6 (p50, 2 CPUs, 60 kB).
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _TRITON_CODES = {"INVALID_ARGUMENT": "INVALID_ARG", "RESOURCE_EXHAUSTED": "UNAVAILABLE", "ABORTED": "CANCELLED"}
 
 MESSAGE = "message"  # the one tensor of `thinker` and `performer`, both ways
-MAX_CALLS = 256  # BLS calls under way at once; more wait for a thread
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +70,7 @@ class TritonReply:
     def __init__(self, sender: Any) -> None:
         self._sender = sender
         self._open = True
+        self._lock = threading.Lock()
 
     def send(self, response: UnitResponse) -> None:
         texts = {"state": response.state, "text": response.text, "info": json.dumps(response.info)}
@@ -88,20 +87,22 @@ class TritonReply:
         self._do(lambda: self._sender.send(_failure(error)))
 
     def finish(self) -> None:
-        self._do(lambda: self._sender.send(flags=FINAL))
-        self._open = False
+        self._do(lambda: self._sender.send(flags=FINAL), last=True)
 
     def cancelled(self) -> bool:
-        return self._open and self._sender.is_cancelled()
+        with self._lock:
+            return self._open and self._sender.is_cancelled()
 
-    def _do(self, send: Callable[[], None]) -> None:
-        if not self._open:
-            return
-        try:
-            send()
-        except Exception as error:
-            self._open = False
-            _log.warning("a response could not be sent: %s", error)
+    def _do(self, send: Callable[[], None], last: bool = False) -> None:
+        with self._lock:
+            if not self._open:
+                return
+            try:
+                send()
+            except Exception as error:
+                last = True
+                _log.warning("a response could not be sent: %s", error)
+            self._open = not last
 
 
 class JobServer:
@@ -151,15 +152,12 @@ class JobServer:
 
 
 class Caller:
-    """Async BLS calls of one model: `await caller(job)` is its result, or raises SessionError."""
+    """BLS calls of one model, from any thread: `caller(job)` is its result, or raises SessionError."""
 
-    def __init__(self, model: str, threads: ThreadPoolExecutor) -> None:
-        self._model, self._threads = model, threads
+    def __init__(self, model: str) -> None:
+        self._model = model
 
-    async def __call__(self, job: object) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, job)
-
-    def _run(self, job: object) -> Any:
+    def __call__(self, job: object) -> Any:
         request = pb_utils.InferenceRequest(
             model_name=self._model,
             requested_output_names=[MESSAGE],
@@ -172,12 +170,6 @@ class Caller:
         if response.has_error():
             raise wire.read_error(response.error().message(), self._model)
         return _unpack(response.output_tensors())
-
-
-def callers(max_sessions: int) -> tuple[Caller, Caller]:
-    """Callers of `thinker` and of `performer`. A call under way holds a thread; a session has rarely more than one."""
-    threads = ThreadPoolExecutor(min(2 * max_sessions, MAX_CALLS), thread_name_prefix="bls")
-    return Caller("thinker", threads), Caller("performer", threads)
 
 
 def _send_outcome(sender: Any, future: Future[Any]) -> None:

@@ -86,7 +86,7 @@ def test_counters_grow_gauges_move_and_values_are_observed_once(exporter: Any) -
     assert series("kv_pages")["free"].value == 6
     assert series("thinker_engine_seconds_total")["think"].value == pytest.approx(0.05)
     assert series("thinker_batch_rows")["think"].observed == [3, 1]
-    assert series("thinker_batch_rows")["render"].observed == []
+    assert series("thinker_batch_rows")["perceive"].observed == []
 
 
 def test_the_last_look_is_at_the_end(exporter: Any) -> None:

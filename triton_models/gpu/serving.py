@@ -1,7 +1,7 @@
 """What the serving runtime asks for on a GPU: engines of any GPU target, and the link that fits them.
 
-A role has a CUDA stream of its own, so that perceive, think and render overlap with perform (between processes on one
-GPU only under CUDA MPS; without it the driver lets them take turns).
+A role has a CUDA stream of its own, so that perceive and think overlap with perform and render (between processes on
+one GPU only under CUDA MPS; without it the driver lets them take turns).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ all buffers is scratch: it stands for rows that only fill a batch bucket, and fo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -37,6 +38,7 @@ class SolverBank:
         self._backbone, self._limits, self._lane = backbone, limits, lane
         self._pools, self._page_tokens = (k_pool, v_pool), int(k_pool.shape[2])
         self.slots = slots
+        self.engine_ns = 0
         self._free = list(range(slots - 1, -1, -1))
 
         def zeros(*shape: int) -> Tensor:
@@ -122,8 +124,11 @@ class SolverBank:
             "tau": np.array(taus, dtype=np.float32),
             "step": np.array(steps, dtype=np.float32),
         }
+        begin = time.perf_counter_ns()
         _launch(call, inputs, batch)
-        return call.wait(batch)["finite"].astype(bool)
+        finite = call.wait(batch)["finite"].astype(bool)
+        self.engine_ns += time.perf_counter_ns() - begin
+        return finite
 
     def _evaluate(self, t: Mapping[str, Tensor], pages: int) -> dict[str, Tensor]:
         index = self._index.narrow(pages, self._page_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ class UnitResponse:
 
 
 class Reply(Protocol):
-    """The way back to the client of one request. Nothing may raise; after `finish` all calls do nothing."""
+    """The way back to the client of one request. From any thread; nothing may raise; after `finish` all do nothing."""
 
     def send(self, response: UnitResponse) -> None: ...
 
@@ -54,32 +54,25 @@ class Reply(Protocol):
 
 
 @dataclass(eq=False)
-class Stages:
-    """How far a unit has come, for the unit behind it."""
-
-    thought: asyncio.Event = field(default_factory=asyncio.Event)  # its e is used up: the next may be perceived
-    rendered: asyncio.Event = field(default_factory=asyncio.Event)  # its z is in the thinker: the next may be thought
-
-    @classmethod
-    def over(cls) -> Stages:
-        """What stands before unit 0."""
-        stages = cls()
-        stages.thought.set()
-        stages.rendered.set()
-        return stages
-
-
-@dataclass(eq=False)
 class Conversation:
-    """One session, beside its place in the session table. `epoch` is the one it was opened with in both models."""
+    """One session, beside its place in the session table. `epoch` is the one it was opened with in both models.
+
+    How far it has come is told by units: e of unit `thought` is used up, so the next may be perceived; z of unit
+    `solved` is here, so the next may be thought; unit `answered` is on its way to the client. `changed` is notified of
+    each, and of the end (`over`); its lock is that of the whole loop.
+    """
 
     session: Session
     epoch: int
     held: Reply | None  # stays open until the session ends (`hold_open`)
-    newest: Stages = field(default_factory=Stages.over)
+    changed: threading.Condition
+    thought: int = -1
+    solved: int = -1
+    answered: int = -1
+    z: tuple[Float32, Float32] | None = None  # latents of unit `solved`: video [n_v, c_v], audio [n_a, c_a]
+    over: bool = False  # released: what is still under way is for nobody
+    calls: int = 0  # that are in the thinker or the performer
     unanswered: dict[int, Reply] = field(default_factory=dict)  # by unit; at most max_in_flight
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)  # of its units
-    calls: set[asyncio.Future[Any]] = field(default_factory=set)  # that are in the thinker or the performer
     output: Output = field(default_factory=Output)
     typed: int = 0  # text tokens that wait in the thinker for later units
     failure: SessionError | None = None
@@ -102,12 +95,10 @@ class Conversation:
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """One accepted unit on its way through the stages. `before` are those of the unit before it."""
+    """One accepted unit on its way through the stages."""
 
     talk: Conversation
     accepted: Accepted
     request: UnitRequest
     text: str
     arrival_ns: int
-    before: Stages
-    stages: Stages

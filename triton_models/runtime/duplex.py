@@ -1,56 +1,52 @@
 """The thinker/performer loop: how a user unit becomes an agent unit, and how sessions share one server (DESIGN 4).
 
     request k --> accept --> perceive(k) --> think(k) --KV slice--> perform(k) --> z_k --> render(k) --> response k
-    request k+1 --> accept --> perceive(k+1), while k is performed and rendered --> think(k+1) waits for z_k
+                             '------ thinker -------'               '------- performer -------'
+    request k+1 --> accept --> perceive(k+1), while k is performed and rendered --> think(k+1) takes z_k along
 
 `Duplex._timeline` is that line; read it first. Everything else is about ends: every request that arrives gets exactly
 one response or one error, and its stream is finalised, whatever happens (`_release` is the one way out of a session).
 
-No Triton here: the caller injects `call_thinker` and `call_performer`, two async functions that take a job of
-`messages.py` and return its result or raise SessionError. All methods run on one event loop.
+No Triton here: the caller injects `call_thinker` and `call_performer`, which take a job of `messages.py`, block, and
+return its result or raise SessionError. A unit has a thread from its request to its response, because every hand-over
+between threads costs it a wake-up; one lock guards all sessions and is never held over a call or a response.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from engine_builder.config import ModelConfig
 
 from . import validate
 from .admission import Admission
-from .conversation import Conversation, Reply, Stages, Turn, UnitRequest, UnitResponse
+from .conversation import Conversation, Reply, Turn, UnitRequest, UnitResponse
 from .duplex_meter import UNIT_NS, DuplexMeter
-from .messages import (
-    CloseJob,
-    OpenJob,
-    PerceiveJob,
-    PerformJob,
-    PerformResult,
-    RenderJob,
-    RenderResult,
-    SessionError,
-    ThinkJob,
-    ThinkResult,
-)
+from .messages import CloseJob, OpenJob, PerceiveJob, PerformJob, PerformResult, SessionError, ThinkJob, ThinkResult
 from .session import Accepted, Session, SessionTable
 from .thinker_session import MAX_QUEUED_TEXT
 from .tracing import Tracer
 
-POLL_SECONDS = 0.5  # how long a vanished client or an idle session goes unnoticed
 STALL_SECONDS = 10.0  # a call that takes longer will not come back: its process died under it, or hangs
-SMOOTHING = 0.1  # weight of the newest measurement in the running estimate of what follows the solver
+SMOOTHING = 0.1  # weight of the newest measurement in the running estimates of what is still to come
+MAX_THREADS = 256  # units under way at once; more wait for a thread
 
 _log = logging.getLogger(__name__)
 
-Call = Callable[[Any], Awaitable[Any]]
+Call = Callable[[Any], Any]
+
+
+class Over(Exception):
+    """The session has ended under its unit: nobody waits for the rest."""
 
 
 class Duplex:
-    """All sessions of one server.
+    """All sessions of one server. Every method may be called from any thread.
 
     call_thinker, call_performer   run a job in that model
     count_tokens                   how many tokens a typed text is
@@ -65,7 +61,6 @@ class Duplex:
         *,
         admission: Admission | None = None,
         degrade: bool = True,
-        poll_seconds: float = POLL_SECONDS,
         stall_seconds: float = STALL_SECONDS,
         clock: Callable[[], int] = time.monotonic_ns,
         tracer: Tracer | None = None,
@@ -81,102 +76,96 @@ class Duplex:
         self._config = config
         self._call_thinker, self._call_performer = call_thinker, call_performer
         self._count_tokens = count_tokens
-        self._poll_seconds, self._stall_seconds = poll_seconds, stall_seconds
+        self._stall_seconds = stall_seconds
         self._clock, self._tracer = clock, tracer
         self._admission, self._degrade = admission, degrade
+        self._lock = threading.RLock()
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="unit")
         self._conversations: dict[str, Conversation] = {}
-        self._background: set[asyncio.Task[None]] = set()
-        self._calls: dict[asyncio.Future[Any], float] = {}  # under way, since when
-        self._after_solver_ns = 0.0  # running estimate: from the end of perform to the response
+        self._calls: dict[object, tuple[float, str, Conversation]] = {}  # under way: since when, what, for whom
+        self._freeing = 0  # sessions that ended and still hold something in the models
+        # Running estimates, for deadlines: from the last solver step, and from the think call, to the response.
+        self._after_solver_ns = self._after_think_ns = 0.0
 
     # -- one unit, from socket to socket -----------------------------------------------------------------------
     def serve(self, request: UnitRequest, reply: Reply) -> None:
         """Takes one request; its answer goes to `reply` later. Call it in the order of arrival. Never raises."""
         arrival = self._clock()
-        try:
-            self._keep_promise(request)
-            text = self._check(request)
-            accepted = self.table.accept(
-                request.key,
-                request.unit,
-                start=request.start,
-                end=request.end,
-                options=request.options,
-                now_ns=arrival,
-            )
-            talk = self._conversation(accepted, reply)
-        except Exception as error:
-            self._refuse(request, reply, error)
-            return
-        self.meter.accepted(accepted, arrival)
-        talk.unanswered[accepted.unit] = reply
-        talk.typed = max(0, talk.typed + self._tokens(text) - self._config.language.text_tokens)
-        turn = Turn(talk, accepted, request, text, arrival, before=talk.newest, stages=Stages())
-        talk.newest = turn.stages
-        self._spawn(self._unit(turn), talk.tasks)
+        with self._lock:
+            try:
+                self._keep_promise(request)
+                text = self._check(request)
+                accepted = self.table.accept(
+                    request.key,
+                    request.unit,
+                    start=request.start,
+                    end=request.end,
+                    options=request.options,
+                    now_ns=arrival,
+                )
+                talk = self._conversation(accepted, reply)
+            except Exception as error:
+                self._refuse(request, reply, error)
+                return
+            self.meter.accepted(accepted, arrival)
+            talk.unanswered[accepted.unit] = reply
+            talk.typed = max(0, talk.typed + self._tokens(text) - self._config.language.text_tokens)
+        self._threads.submit(self._unit, Turn(talk, accepted, request, text, arrival))
 
-    async def _unit(self, turn: Turn) -> None:
-        """One unit's task: ends in its response, or in the end of its session."""
-        talk, session, unit = turn.talk, turn.talk.session, turn.accepted.unit
+    def _unit(self, turn: Turn) -> None:
+        """One unit's thread: ends in its response, or in the end of its session."""
+        talk, unit = turn.talk, turn.accepted.unit
         try:
-            response = await self._timeline(turn)
+            self._answer(turn, self._timeline(turn))
+        except Over:
+            pass
         except SessionError as error:
             self._fail(talk, error)
-            return
         except Exception as error:
-            _log.exception("unit %d of session %r failed", unit, session.key)
+            _log.exception("unit %d of session %r failed", unit, talk.session.key)
             self._fail(talk, SessionError("INTERNAL", f"unit {unit}: {type(error).__name__}: {error}"))
-            return
-        reply = talk.unanswered.pop(unit, None)
-        fresh = self.table.fence(session, turn.accepted.epoch)
-        if reply is not None:
-            reply.send(response if fresh else talk.output.blank(response))
-            self.units += 1
-            sent = self._clock()
-            self.meter.answered(turn.accepted, response.info, turn.arrival_ns, sent)
-            if self._tracer:
-                self._tracer.answered(session.name, unit, response.info, turn.arrival_ns, sent)
-            if reply is not talk.held:
-                reply.finish()
-        self.table.finish(session, unit, self._clock())
 
-    async def _timeline(self, turn: Turn) -> UnitResponse:
-        """perceive -> think -> perform -> render, each as soon as the unit before allows it."""
-        talk, before, request = turn.talk, turn.before, turn.request
+    def _timeline(self, turn: Turn) -> UnitResponse:
+        """perceive and think -> perform and render, each as soon as the unit before allows it."""
+        talk, request = turn.talk, turn.request
         options, unit = talk.session.options, turn.accepted.unit
         name, epoch = talk.session.name, talk.epoch
         think, perform = self._call_thinker, self._call_performer
+        due = turn.arrival_ns + UNIT_NS
 
         if turn.accepted.started:
             retention = options.retention.to_json()
-            await self._call(talk, think, OpenJob(name, epoch, options.prompt, options.seed, retention))
+            self._call(talk, think, OpenJob(name, epoch, options.prompt, options.seed, retention))
 
-        await before.thought.wait()
+        self._await(talk, "thought", unit - 1)
         heard: PerceiveJob | None = PerceiveJob(name, epoch, unit, request.pcm, request.frames)
-        if not before.rendered.is_set():  # z of the unit before is still being made: perceive meanwhile
-            await self._call(talk, think, heard)
+        if talk.solved < unit - 1:  # z of the unit before is still being made: perceive meanwhile
+            self._call(talk, think, heard)
             heard = None  # otherwise it goes along with the think job, which saves a call
-            await before.rendered.wait()
+            self._await(talk, "solved", unit - 1)
 
-        thought: ThinkResult = await self._call(talk, think, ThinkJob(name, epoch, unit, turn.text, heard))
-        turn.stages.thought.set()
+        began = self._clock()
+        z_video, z_audio = talk.z or (None, None)
+        latest = due - round(self._after_think_ns)
+        thinking = ThinkJob(name, epoch, unit, turn.text, heard, z_video, z_audio, latest)
+        thought: ThinkResult = self._call(talk, think, thinking)
+        self._reach(talk, thought=unit)
 
-        deadline = turn.arrival_ns + UNIT_NS - round(self._after_solver_ns)
+        deadline = due - round(self._after_solver_ns)
         steps, origin, history = options.solver_steps, thought.origin, thought.history
         solving = PerformJob(name, epoch, unit, thought.seed, steps, deadline, origin, history)
-        solved: PerformResult = await self._call(talk, perform, solving)
-        solved_ns = self._clock()
+        solved: PerformResult = self._call(talk, perform, solving)
+        if solved.pcm is None or solved.frames is None:
+            raise SessionError("INTERNAL", f"unit {unit}: expected pcm and frames of the performer, got none")
+        self._reach(talk, solved=unit, z=(solved.z_video, solved.z_audio))
 
-        shown: RenderResult = await self._call(
-            talk, think, RenderJob(name, epoch, unit, solved.z_video, solved.z_audio)
-        )
-        turn.stages.rendered.set()
-
+        self._await(talk, "answered", unit - 1)
         now = self._clock()
-        self._after_solver_ns += SMOOTHING * (now - solved_ns - self._after_solver_ns)
-        late = turn.arrival_ns + UNIT_NS if self._degrade else now
-        pcm, frames, measures = talk.output.shorten(shown, solved.steps, steps, now, late)
-        engines = {**thought.ms, "perform": solved.ms["perform"], **shown.ms}
+        self._after_solver_ns += SMOOTHING * (now - solved.solved_ns - self._after_solver_ns)
+        self._after_think_ns += SMOOTHING * (now - began - self._after_think_ns)
+        late = due if self._degrade else now
+        pcm, frames, measures = talk.output.shorten(solved.pcm, solved.frames, solved.steps, steps, now, late)
+        engines = {**thought.ms, "perform": solved.ms["perform"], "render": solved.ms["render"]}
         total = (now - turn.arrival_ns) / 1e6
         ms = {"queue": total - sum(engines.values()), **engines, "total": total}  # queue: all that was not engine time
         info: dict[str, Any] = {
@@ -192,27 +181,63 @@ class Duplex:
                 info["notice"] = notice
         return UnitResponse(unit, thought.state, thought.text, pcm, frames, info)
 
-    async def _call(self, talk: Conversation, call: Call, job: object) -> Any:
-        """A call that never takes for ever, and that goes on to its end if the unit's task is cancelled under it."""
+    def _answer(self, turn: Turn, response: UnitResponse) -> None:
+        talk, session, unit = turn.talk, turn.talk.session, turn.accepted.unit
+        with self._lock:
+            reply = talk.unanswered.pop(unit, None)
+            fresh = self.table.fence(session, turn.accepted.epoch)
+            self.table.leave(session, unit)
+        if reply is not None:
+            reply.send(response if fresh else talk.output.blank(response))
+        with self._lock:
+            self._reach(talk, answered=unit)
+            if reply is not None:
+                self.units += 1
+                sent = self._clock()
+                self.meter.answered(turn.accepted, response.info, turn.arrival_ns, sent)
+                if self._tracer:
+                    self._tracer.answered(session.name, unit, response.info, turn.arrival_ns, sent)
+                if reply is not talk.held:
+                    reply.finish()
+            self.table.finish(session, unit, self._clock())
+
+    def _call(self, talk: Conversation, call: Call, job: object) -> Any:
+        """A call to a model. One that never returns is found by `poll`, which ends the session."""
         begin = self._clock() if self._tracer else 0
-        future = asyncio.ensure_future(call(job))
-        talk.calls.add(future)
-        self._calls[future] = time.monotonic()
-        future.add_done_callback(lambda f: self._called(talk, f))
-        await asyncio.wait({future}, timeout=self._stall_seconds)
-        if not future.done():
-            what = type(job).__name__.removesuffix("Job").lower()
-            raise SessionError("UNAVAILABLE", f"{what}: no result in {self._stall_seconds:g} s")
-        result = future.result()
+        token, what = object(), type(job).__name__.removesuffix("Job").lower()
+        with self._lock:
+            if talk.over:
+                raise Over
+            talk.calls += 1
+            self._calls[token] = time.monotonic(), what, talk
+        try:
+            result = call(job)
+        finally:
+            with self._lock:
+                talk.calls -= 1
+                del self._calls[token]
+                if talk.over:
+                    talk.changed.notify_all()
+        if talk.over:
+            raise Over
         if self._tracer:
-            self._tracer.hop(job, result, begin, self._clock())
+            with self._lock:
+                self._tracer.hop(job, result, begin, self._clock())
         return result
 
-    def _called(self, talk: Conversation, future: asyncio.Future[Any]) -> None:
-        talk.calls.discard(future)
-        self._calls.pop(future, None)
-        if not future.cancelled():
-            future.exception()  # marks it as seen: the unit's task may be gone
+    def _await(self, talk: Conversation, stage: str, unit: int) -> None:
+        """Until the session has come to `unit` in `stage`. Raises Over."""
+        with self._lock:
+            while getattr(talk, stage) < unit and not talk.over:
+                talk.changed.wait()
+            if talk.over:
+                raise Over
+
+    def _reach(self, talk: Conversation, **stages: Any) -> None:
+        with self._lock:
+            for stage, value in stages.items():
+                setattr(talk, stage, value)
+            talk.changed.notify_all()
 
     # -- arrivals ----------------------------------------------------------------------------------------------
     def _admit(self, session: Session) -> None:
@@ -261,7 +286,8 @@ class Duplex:
         session = accepted.session
         held = reply if session.options.hold_open else None
         if accepted.started:
-            talk = self._conversations[session.name] = Conversation(session, accepted.epoch, held)
+            changed = threading.Condition(self._lock)
+            talk = self._conversations[session.name] = Conversation(session, accepted.epoch, held, changed)
             return talk
         talk = self._conversations[session.name]
         if accepted.resumed:
@@ -284,8 +310,9 @@ class Duplex:
 
     # -- ends --------------------------------------------------------------------------------------------------
     def _fail(self, talk: Conversation, error: SessionError) -> None:
-        talk.failure = talk.failure or error
-        self.table.end(talk.session, str(error))
+        with self._lock:
+            talk.failure = talk.failure or error
+            self.table.end(talk.session, str(error))
 
     def _release(self, session: Session, reason: str) -> None:
         """The one way out: called once per session by the table. Tells the client and frees everything."""
@@ -298,71 +325,86 @@ class Duplex:
         if error is None and reason != "completed":
             code = "UNAVAILABLE" if self.table.closing else "ABORTED"
             error = SessionError(code, f"session {session.key!r} has ended: {reason}")
+        talk.over = True
+        talk.changed.notify_all()
         talk.dismiss(error)
-        current = asyncio.current_task()
-        for task in talk.tasks:
-            if task is not current:
-                task.cancel()
-        self._spawn(self._free(talk), self._background)
+        self._freeing += 1
+        self._threads.submit(self._free, talk)
 
-    async def _free(self, talk: Conversation) -> None:
+    def _free(self, talk: Conversation) -> None:
         """Closes the session in both models: in the performer first, for it still reads the thinker's pages."""
-        job = CloseJob(talk.session.name, talk.epoch)
         try:
-            for call in (self._call_performer, self._call_thinker):
-                try:
-                    await self._call(talk, call, job)
-                except Exception as error:
-                    _log.warning("closing session %r: %s", talk.session.key, error)
-                # What was under way when the session ended comes back before its pages are given to somebody else.
-                if talk.calls:
-                    await asyncio.wait(set(talk.calls), timeout=self._stall_seconds)
+            overtaken = self._close(talk, "performer", self._call_performer)
+            if overtaken:  # a job that was on its way to the performer may have come after the close
+                self._close(talk, "performer", self._call_performer)
+            self._close(talk, "thinker", self._call_thinker)
         finally:
-            if self._admission is not None:
-                self._admission.release(talk.session.name)
+            with self._lock:
+                self._freeing -= 1
+                if self._admission is not None:
+                    self._admission.release(talk.session.name)
+
+    def _close(self, talk: Conversation, where: str, call: Call) -> bool:
+        """Closes the session in one model, and waits for what is under way: it comes back before its pages are given
+        to somebody else. True if something was."""
+        token = object()
+        with self._lock:
+            self._calls[token] = time.monotonic(), f"close in the {where}", talk
+        try:
+            call(CloseJob(talk.session.name, talk.epoch))
+        except Exception as error:
+            _log.warning("closing session %r: %s", talk.session.key, error)
+        with self._lock:
+            del self._calls[token]
+            under_way = talk.calls > 0
+            talk.changed.wait_for(lambda: talk.calls == 0, self._stall_seconds)
+            return under_way
 
     # -- the watch ---------------------------------------------------------------------------------------------
-    async def watch(self) -> None:
-        """Looks for clients that have gone and for idle sessions, for ever: Triton reports neither."""
-        while True:
-            await asyncio.sleep(self._poll_seconds)
-            try:
-                self.poll()
-            except Exception:
-                _log.exception("the watch over the sessions failed")
-
     def poll(self) -> None:
-        """One round of `watch`."""
-        for talk in list(self._conversations.values()):
-            if any(reply.cancelled() for reply in talk.replies()) and self.table.detach(talk.session, self._clock()):
-                self.meter.lost(len(talk.unanswered))
-                talk.dismiss(None)
-        self.table.expire(self._clock())
+        """One round of the watch: clients that have gone and sessions that are idle, for Triton reports neither, and
+        calls that do not come back."""
+        with self._lock:
+            streams = [(talk, talk.replies()) for talk in self._conversations.values()]
+        # Asking costs a message to the server, and units go on meanwhile.
+        gone = [talk for talk, replies in streams if any(reply.cancelled() for reply in replies)]
+        with self._lock:
+            for talk in gone:
+                if not talk.over and self.table.detach(talk.session, self._clock()):
+                    self.meter.lost(len(talk.unanswered))
+                    talk.dismiss(None)
+            now = time.monotonic()
+            for since, what, talk in list(self._calls.values()):
+                if not talk.over and now - since > self._stall_seconds:
+                    self._fail(talk, SessionError("UNAVAILABLE", f"{what}: no result in {self._stall_seconds:g} s"))
+            self.table.expire(self._clock())
 
     def drain(self) -> None:
         """Takes no more units: sessions end with their last answer, or at once if none is owed."""
-        self.table.drain()
+        with self._lock:
+            self.table.drain()
 
     def abandon(self, reason: str) -> None:
         """Ends every session now with UNAVAILABLE, as when the thinker is dead and no unit can be finished."""
-        self.table.closing = True
-        for talk in list(self._conversations.values()):
-            self._fail(talk, SessionError("UNAVAILABLE", reason))
+        with self._lock:
+            self.table.closing = True
+            for talk in list(self._conversations.values()):
+                self._fail(talk, SessionError("UNAVAILABLE", reason))
+
+    def stop(self) -> None:
+        """Takes no more work; threads whose call does not return are left to the end of the process."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def status(self) -> dict[str, Any]:
         """Sessions now, counters so far, and for how long the oldest call has been under way."""
-        since = min(self._calls.values(), default=None)
-        return {
-            "sessions": len(self.table),
-            "closing": self.table.closing,
-            "freeing": len(self._background),
-            "units": self.units,
-            "dropped": self.table.dropped,
-            **self.meter.metrics.snapshot(),
-            "oldest_call_s": 0.0 if since is None else round(time.monotonic() - since, 3),
-        }
-
-    def _spawn(self, work: Coroutine[Any, Any, None], keep: set[asyncio.Task[None]]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        keep.add(task)  # the loop itself keeps no strong reference
-        task.add_done_callback(keep.discard)
+        with self._lock:
+            since = min((since for since, _, _ in self._calls.values()), default=None)
+            return {
+                "sessions": len(self.table),
+                "closing": self.table.closing,
+                "freeing": self._freeing,
+                "units": self.units,
+                "dropped": self.table.dropped,
+                **self.meter.metrics.snapshot(),
+                "oldest_call_s": 0.0 if since is None else round(time.monotonic() - since, 3),
+            }

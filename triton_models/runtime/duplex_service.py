@@ -1,8 +1,7 @@
-"""The thread of the `duplex` model: the event loop of `Duplex`, its watch, its heartbeat and the launcher's notices."""
+"""What stands around the `Duplex` of a server: its watch, its heartbeat and the launcher's notices."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
@@ -21,13 +20,13 @@ from .status import Heartbeat, read_notice
 from .tokenizer import TextTokenizer
 from .tracing import Tracer
 
-NOTICE_SECONDS = 0.1  # how often the loop looks for a notice, and shows that it turns
+NOTICE_SECONDS = 0.1  # how often the watch looks for a notice, and shows that no lock is held for ever
 
 _log = logging.getLogger(__name__)
 
 
 class DuplexService:
-    """Runs a `Duplex` from `start` to `stop`. `serve` may be called from any one thread, in the order of arrival."""
+    """Runs a `Duplex` from `start` to `stop`. Call `serve` in the order of arrival."""
 
     def __init__(self, settings: DuplexSettings, call_thinker: Call, call_performer: Call) -> None:
         """Reads sizes and tokenizer of the engine directory; raises ManifestError or ValueError if they are not it."""
@@ -55,7 +54,6 @@ class DuplexService:
             lambda text: len(tokenizer.encode(text)),
             admission=books,
             degrade=settings.degrade,
-            poll_seconds=settings.poll_ms / 1000,
             tracer=self._tracer,
             limits=limits,
             max_sessions=settings.max_sessions,
@@ -63,9 +61,9 @@ class DuplexService:
             idle_ns=settings.idle_ms * 1_000_000,
             grace_ns=settings.grace_ms * 1_000_000,
         )
-        self._directory = Path(settings.status)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="duplex", daemon=True)
+        self._directory, self._poll_seconds = Path(settings.status), settings.poll_ms / 1000
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._heartbeat = Heartbeat(self._directory, "duplex", self.status)
         self._turned, self._state = time.monotonic(), self._duplex.status()
 
@@ -78,38 +76,36 @@ class DuplexService:
         self._heartbeat.start()
 
     def serve(self, request: UnitRequest, reply: Reply) -> None:
-        self._loop.call_soon_threadsafe(self._duplex.serve, request, reply)
+        self._duplex.serve(request, reply)
 
     def stop(self) -> None:
-        """Ends what is still open, and the loop."""
+        """Ends what is still open, tells the clients, and ends the watch."""
         self._heartbeat.stop()
-        self._loop.call_soon_threadsafe(self._duplex.abandon, "the server is shutting down")
-        self._loop.call_soon_threadsafe(self._loop.call_later, NOTICE_SECONDS, self._loop.stop)
+        self._duplex.abandon("the server is shutting down")
+        self._stopped.set()
         self._thread.join(2.0)
+        time.sleep(NOTICE_SECONDS)  # for the closes to reach the models
+        self._duplex.stop()
         if self._tracer:
             self._tracer.close()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        work = [self._loop.create_task(self._duplex.watch()), self._loop.create_task(self._listen())]
-        self._loop.run_forever()
-        tasks = {*work, *asyncio.all_tasks(self._loop)}
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-
-    async def _listen(self) -> None:
-        """Follows the launcher's notice, of which there is at most one in the life of a server."""
-        told = False
-        while True:
-            self._turned, self._state = time.monotonic(), self._duplex.status()
-            notice = None if told else read_notice(self._directory)
-            if notice is not None:
-                told = True
-                _log.info("notice of the launcher: %s (%s)", notice.kind, notice.reason)
-                self._duplex.drain() if notice.kind == "drain" else self._duplex.abandon(notice.reason)
-            await asyncio.sleep(NOTICE_SECONDS)
+    def _watch(self) -> None:
+        """Polls the sessions, and follows the launcher's notice, of which there is at most one in a server's life."""
+        told, polled = False, time.monotonic()
+        while not self._stopped.wait(NOTICE_SECONDS):
+            try:
+                self._turned, self._state = time.monotonic(), self._duplex.status()
+                if self._turned - polled >= self._poll_seconds:
+                    polled = self._turned
+                    self._duplex.poll()
+                notice = None if told else read_notice(self._directory)
+                if notice is not None:
+                    told = True
+                    _log.info("notice of the launcher: %s (%s)", notice.kind, notice.reason)
+                    self._duplex.drain() if notice.kind == "drain" else self._duplex.abandon(notice.reason)
+            except Exception:
+                _log.exception("the watch over the sessions failed")
 
     def status(self) -> dict[str, Any]:
-        """Called in the heartbeat's thread: a loop that hangs shows in `loop_s`."""
+        """Called in the heartbeat's thread: a watch that hangs shows in `loop_s`."""
         return {**self._state, "loop_s": round(time.monotonic() - self._turned, 3)}

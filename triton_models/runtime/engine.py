@@ -17,8 +17,8 @@ from .link import HostLink, Link
 
 Tensors = Mapping[str, np.ndarray]
 
-THINKER_STEPS = ("perceive", "think", "render")
-PERFORMER_STEPS = ("perform",)
+THINKER_STEPS = ("perceive", "think")
+PERFORMER_STEPS = ("perform", "render")
 TARGET = "onnxruntime"  # what runs here; GPU targets are loaded by `triton_models.gpu`
 
 

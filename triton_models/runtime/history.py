@@ -1,4 +1,4 @@
-"""Histories of a batch: page tables of different length as two rectangular tensors."""
+"""Rows of a batch as one tensor: arrays of one shape, and page tables of different length."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import numpy as np
 
 from .kv_cache import NULL_PAGE
 from .messages import HistoryView, Int64
+
+
+def stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """[B, ..]; a batch of one is no copy."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def stack_views(views: Sequence[HistoryView], multiple: int) -> dict[str, Int64]:

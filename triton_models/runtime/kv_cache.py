@@ -201,7 +201,8 @@ class PageTable:
         pages = [page for stream in self._streams for page in stream.pages]
         if not pages:
             return HistoryView(np.array([NULL_PAGE], dtype=np.int64), np.zeros((1, 2), dtype=np.int64))
-        ranges = np.tile(np.array([0, size], dtype=np.int64), (len(pages), 1))
+        ranges = np.zeros((len(pages), 2), dtype=np.int64)
+        ranges[:, 1] = size
         row = 0
         for stream in self._streams:
             if stream.pages:

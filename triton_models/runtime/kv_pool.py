@@ -196,7 +196,9 @@ class KVPool:
                 raise ValueError(f"spans: expected pages 1..{g.num_pages - 1} of {g.page_tokens} tokens, got {span}")
         start = 0
         for span in spans:
-            tokens = token_indices[start : start + span.count]
+            tokens: Any = token_indices[start : start + span.count]
+            if span.count == 1:  # a slot, the usual case: a slice is quicker than a list of one
+                tokens = slice(int(tokens[0]), int(tokens[0]) + 1)
             end = span.offset + span.count
             self.k[:, span.page, span.offset : end] = k_new[:, tokens]
             self.v[:, span.page, span.offset : end] = v_new[:, tokens]

@@ -31,13 +31,13 @@ from .messages import (
     PerceiveJob,
     PerformJob,
     PerformResult,
-    RenderJob,
-    RenderResult,
+    SessionError,
     ThinkJob,
     ThinkResult,
     UInt8,
 )
 from .performer import Performer
+from .renderer import Renderer
 from .scheduler import StepScheduler
 from .thinker import Thinker
 from .tokenizer import TextTokenizer
@@ -102,7 +102,7 @@ class LocalRuntime:
                 scheduler = StepScheduler(table, engines.max_batch, degrade=costs is not None)
             self.performer = Performer(engines, self.pool, scheduler)
             self.think_worker = ThinkerWorker(self.thinker)
-            self.perform_worker = PerformerWorker(self.performer)
+            self.perform_worker = PerformerWorker(self.performer, Renderer(engines, self.performer.metrics))
         except BaseException:
             self._free_pool()
             raise
@@ -178,14 +178,16 @@ class LocalSession:
     def __init__(self, runtime: LocalRuntime, name: str, epoch: int, steps: int) -> None:
         self.name, self.epoch, self.steps = name, epoch, steps
         self.unit = 0  # the next one
+        self._z: tuple[Float32 | None, Float32 | None] = (None, None)  # of the unit before
         self._runtime = runtime
 
     async def step(self, pcm: Float32, frames: UInt8, text: str = "") -> AgentUnit:
         """One user unit in, one agent unit out. Raises SessionError."""
         begin = time.monotonic_ns()
         unit = self.unit
+        heard = PerceiveJob(self.name, self.epoch, unit, pcm, frames)
         thought: ThinkResult = await self._runtime.call_thinker(
-            ThinkJob(self.name, self.epoch, unit, text, PerceiveJob(self.name, self.epoch, unit, pcm, frames))
+            ThinkJob(self.name, self.epoch, unit, text, heard, *self._z)
         )
         performed: PerformResult = await self._runtime.call_performer(
             PerformJob(
@@ -199,9 +201,9 @@ class LocalSession:
                 history=thought.history,
             )
         )
-        rendered: RenderResult = await self._runtime.call_thinker(
-            RenderJob(self.name, self.epoch, unit, performed.z_video, performed.z_audio)
-        )
+        if performed.pcm is None or performed.frames is None:
+            raise SessionError("INTERNAL", f"unit {unit}: expected pcm and frames of the performer, got none")
+        self._z = performed.z_video, performed.z_audio
         self.unit += 1
         total = (time.monotonic_ns() - begin) / 1e6
         return AgentUnit(
@@ -209,12 +211,12 @@ class LocalSession:
             state=thought.state,
             text=thought.text,
             slots=thought.slots,
-            pcm=rendered.pcm,
-            frames=rendered.frames,
+            pcm=performed.pcm,
+            frames=performed.frames,
             z_video=performed.z_video,
             z_audio=performed.z_audio,
             steps=performed.steps,
-            ms={**thought.ms, **performed.ms, **rendered.ms, "total": total},
+            ms={**thought.ms, **performed.ms, "total": total},
         )
 
     async def close(self) -> None:

@@ -75,13 +75,20 @@ class PerceiveJob:
 
 @dataclass(frozen=True)
 class ThinkJob:
-    """Runs the context block and the slots of `unit`; its perception must be there (or comes along as `perceive`)."""
+    """Runs the context block and the slots of `unit`; its perception must be there (or comes along as `perceive`).
+
+    z_video [n_v, c_v] and z_audio [n_a, c_a]: clean latents of the unit before, which open the block; unit 0 has none.
+    latest_ns: the unit is late unless its call starts by then; None: nothing is known of a deadline.
+    """
 
     session: str
     epoch: int
     unit: int
     text: str = ""
     perceive: PerceiveJob | None = None
+    z_video: Float32 | None = None
+    z_audio: Float32 | None = None
+    latest_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,8 @@ class ThinkResult:
 
 @dataclass(frozen=True)
 class PerformJob:
+    """Solves one unit over its history and renders it. `deadline_ns`: when the solver should be done."""
+
     session: str
     epoch: int
     unit: int
@@ -112,7 +121,10 @@ class PerformJob:
 
 @dataclass(frozen=True)
 class PerformResult:
-    """Clean latents of one unit: z_video [n_v, c_v], z_audio [n_a, c_a]; `steps` may be fewer than asked when late."""
+    """Clean latents of one unit: z_video [n_v, c_v], z_audio [n_a, c_a]; `steps` may be fewer than asked when late.
+
+    pcm float32 [N] and frames uint8 [4, H, W, 3] are what the renderer made of them; None before it did.
+    """
 
     session: str
     epoch: int
@@ -120,11 +132,16 @@ class PerformResult:
     z_video: Float32
     z_audio: Float32
     steps: int
-    ms: dict[str, float] = field(default_factory=dict)  # queue, perform
+    solved_ns: int = 0  # when the last solver step was done
+    pcm: Float32 | None = None
+    frames: UInt8 | None = None
+    ms: dict[str, float] = field(default_factory=dict)  # queue, perform, render
 
 
 @dataclass(frozen=True)
 class RenderJob:
+    """Clean latents of one unit on their way from the solver to the renderer, which share a process."""
+
     session: str
     epoch: int
     unit: int

@@ -24,7 +24,8 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 OTHER_ROWS = (0, *ROWS)
 
 STAGES = ("queue", "perceive", "think", "perform", "render", "total")
-THINKER_STEPS = ("prompt", "perceive", "think", "render")
+THINKER_STEPS = ("prompt", "perceive", "think")
+PERFORMER_STEPS = ("perform", "render")
 PARTS = ("tritonserver", "duplex", "thinker", "performer")
 
 
@@ -56,7 +57,7 @@ def _spec(name: str, kind: Kind, text: str, series: Series | str, **more: float 
 
 def _engine(steps: Iterable[str]) -> tuple[MetricSpec, ...]:
     steps = tuple(steps)
-    role = "performer" if steps == ("perform",) else "thinker"  # a family belongs to one process
+    role = "performer" if "perform" in steps else "thinker"  # a family belongs to one process
     return (
         _spec(
             f"{role}_batch_rows",
@@ -174,7 +175,7 @@ PERFORMER = (
         buckets=LATE_SECONDS,
     ),
     _spec("solver_steps_skipped_total", "counter", "Solver steps left out to be on time.", "steps.skipped"),
-    *_engine(("perform",)),
+    *_engine(PERFORMER_STEPS),
 )
 LAUNCHER = (
     _spec("ready", "gauge", "1 if sessions are taken, else 0.", "ready"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .degradation import Ladder, Measure
-from .messages import Float32, RenderResult, UInt8
+from .messages import Float32, UInt8
 
 if TYPE_CHECKING:
     from .conversation import UnitResponse
@@ -22,11 +22,10 @@ class Output:
     last_frame: UInt8 | None = None  # [H, W, 3]
 
     def shorten(
-        self, shown: RenderResult, steps: int, steps_asked: int, ready_ns: int, deadline_ns: int
+        self, pcm: Float32, frames: UInt8, steps: int, steps_asked: int, ready_ns: int, deadline_ns: int
     ) -> tuple[Float32, UInt8, list[Measure]]:
         """pcm [N], frames [4, H, W, 3] as they are sent, and the measures that were taken, in order."""
         measures = self.ladder.judge(steps, steps_asked, ready_ns, deadline_ns)
-        pcm, frames = shown.pcm, shown.frames
         if "repeat_frame" in measures and self.last_frame is not None:
             frames = np.repeat(self.last_frame[None], len(frames), axis=0)
         if "silence" in measures:

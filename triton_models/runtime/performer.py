@@ -45,6 +45,7 @@ class _Solve:
     index: int = 0
     started_ns: int = -1  # of its first tick
     done: int = 0  # evaluations so far
+    engine_ns: int = 0  # of the engine calls it had a row in
 
     @property
     def tau(self) -> float:
@@ -117,6 +118,7 @@ class Performer:
             return []
         solves = [self._solves[row.job] for row in rows]
         self._start(solves, begin)
+        engine_begin = self._solver.engine_ns
         try:
             finite = self._solver.tick(
                 [solve.slot for solve in solves],
@@ -128,8 +130,10 @@ class Performer:
             self.metrics.count("perform.crashed")
             failure = SessionError("INTERNAL", f"perform: the engine call failed ({error})")
             return [(self._drop(row.job).job, failure) for row in rows]
+        engine_ns = self._solver.engine_ns - engine_begin
         finished: list[Outcome] = []
         for b, (row, solve) in enumerate(zip(rows, solves, strict=True)):
+            solve.engine_ns += engine_ns
             if not finite[b]:
                 what = f"perform {solve.job.unit} of session {solve.job.session!r}"
                 finished.append((solve.job, SessionError("INTERNAL", f"{what}: NaN or Inf in the velocity")))
@@ -172,10 +176,9 @@ class Performer:
 
     def _result(self, solve: _Solve, now: int) -> PerformResult:
         job = solve.job
-        queue, perform = (solve.started_ns - solve.joined_ns) / 1e6, (now - solve.started_ns) / 1e6
-        ms = {"queue": queue, "perform": perform}
+        ms = {"queue": (solve.started_ns - solve.joined_ns) / 1e6, "perform": solve.engine_ns / 1e6}
         z_video, z_audio = self._solver.take(solve.slot)
-        return PerformResult(job.session, job.epoch, job.unit, z_video, z_audio, solve.done, ms)
+        return PerformResult(job.session, job.epoch, job.unit, z_video, z_audio, solve.done, now, ms=ms)
 
     def _drop(self, key: Hashable) -> _Solve:
         self._scheduler.leave(key)

@@ -16,6 +16,7 @@ from .kv_cache import BlockManager
 from .kv_pool import Pool
 from .options import OptionLimits
 from .performer import Performer
+from .renderer import Renderer
 from .scheduler import StepScheduler
 from .settings import RoleSettings
 from .solver import Solver
@@ -35,7 +36,7 @@ class ThinkerRole:
 
     @classmethod
     def start(cls, settings: RoleSettings) -> ThinkerRole:
-        """Loads perceive, think and render, makes the pool and starts the worker."""
+        """Loads perceive and think, makes the pool and starts the worker."""
         engines = EngineSet.load(Path(settings.engines), THINKER_STEPS, settings.threads, settings.device)
         tokenizer = TextTokenizer.load(engines.tokenizer_path, engines.config.language)
         pool = engines.link.create(settings.pool, engines.config, settings.pages, settings.page_tokens)
@@ -63,7 +64,7 @@ class PerformerRole:
 
     @classmethod
     def start(cls, settings: RoleSettings) -> PerformerRole:
-        """Loads perform, maps the thinker's pool and starts the worker."""
+        """Loads perform and render, maps the thinker's pool and starts the worker."""
         directory = Path(settings.engines)
         engines = EngineSet.load(directory, PERFORMER_STEPS, settings.threads, settings.device)
         if engines.manifest is None:
@@ -76,7 +77,7 @@ class PerformerRole:
         usual = usual_history(engines.config, OptionLimits.of(engines.manifest).retention)
         scheduler = StepScheduler(costs, engines.max_batch, history=usual, degrade=settings.degrade)
         performer = Performer(engines, pool, scheduler, solver=solver)
-        worker = PerformerWorker(performer)
+        worker = PerformerWorker(performer, Renderer(engines, performer.metrics, settings.max_sessions))
         worker.start()
         return cls(worker, performer, pool)
 

@@ -42,6 +42,7 @@ class Session:
     state: State = "open"
     next_unit: int = 0
     in_flight: set[int] = field(default_factory=set)
+    leaving: set[int] = field(default_factory=set)  # of those: whose answer is being sent
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,14 @@ class SessionTable:
         accepted = self._place(session, unit, end, now_ns)
         return replace(accepted, epoch=self.interrupt(session)) if interrupts else accepted
 
+    def leave(self, session: Session, unit: int) -> None:
+        """The unit's answer goes out now, so its client may send another one before `finish` is called."""
+        session.leaving.add(unit)
+
     def finish(self, session: Session, unit: int, now_ns: int) -> bool:
         """The unit was answered, dropped or failed. True if that was the last one of a draining session, now ended."""
         session.in_flight.discard(unit)
+        session.leaving.discard(unit)
         if session.state in ("open", "draining"):  # a detached session's grace time runs from its detachment
             session.seen_ns = now_ns
         if session.state == "draining" and not session.in_flight:
@@ -252,10 +258,11 @@ class SessionTable:
             else:
                 what = "repeated" if unit == expected - 1 else "the clock went back"
             raise SessionError("INVALID_ARGUMENT", f"unit_index: expected {expected}, got {unit} ({what})")
-        if len(session.in_flight) >= self.max_in_flight:
+        unanswered = len(session.in_flight) - len(session.leaving)
+        if unanswered >= self.max_in_flight:
             raise SessionError(
                 "RESOURCE_EXHAUSTED",
-                f"unit_index: {len(session.in_flight)} units of session {session.key!r} are unanswered, expected at "
+                f"unit_index: {unanswered} units of session {session.key!r} are unanswered, expected at "
                 f"most {self.max_in_flight} before unit {unit}; send it again after the next response",
             )
         session.next_unit = unit + 1

@@ -5,6 +5,7 @@ Every pass commits its K/V at once, row by row, and a row whose numbers are not 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,11 +14,13 @@ import numpy as np
 from engine_builder.layout import UnitLayout, rope_tables
 
 from .engine import EngineSet
-from .history import page_multiple, stack_views
+from .history import page_multiple, stack, stack_views
 from .kv_pool import Pool
-from .messages import Int64, SessionError
+from .messages import Float32, Int64, SessionError
 from .retention import Kind
 from .thinker_session import ThinkerSession
+
+_FIRST = np.zeros(1, dtype=np.int64)  # the one token of a slot pass
 
 Outputs = dict[str, np.ndarray]  # logits [B, V] of the last token; k_new, v_new [L, B, T, Hkv, D]
 
@@ -31,6 +34,8 @@ class ThinkRow:
     text: list[int]  # typed ids of this unit, at most language.text_tokens
     slots: list[int] = field(default_factory=list)  # fed and committed so far
     token: int = -1  # chosen and not fed yet
+    cos: Float32 | None = None  # RoPE of the unit's whole span: block, then slots [span, D / 2]
+    sin: Float32 | None = None
     error: SessionError | None = None
 
 
@@ -40,6 +45,7 @@ class ThinkPass:
     def __init__(self, engines: EngineSet, pool: Pool) -> None:
         self.config = engines.config
         self.layout = UnitLayout.of(self.config)
+        self.engine_ms = 0.0  # inside engine calls so far
         self._engine = engines["think"]
         self._pool = pool
         self._page_multiple = page_multiple(pool.geometry.page_tokens, self.config.backbone.head_dim)
@@ -48,6 +54,8 @@ class ThinkPass:
         self._not_text = np.zeros(language.vocab_size, dtype=bool)  # never chosen for a text slot; <eou> may be
         self._not_text[list(language.special_ids)] = True
         self._not_text[language.eou_id] = False
+        self._absent: dict[int, Outputs] = {}  # by rows: what a pass without a block has in place of its parts
+        self._masks = [self._block_mask(count) for count in range(language.text_tokens + 1)]  # by typed tokens
 
     def prefill(self, session: ThinkerSession, start: int, count: int) -> None:
         """Commits prompt tokens from `start` on, at most `count`: causal, the earlier ones seen as history.
@@ -56,7 +64,8 @@ class ThinkPass:
         """
         ids = np.array([session.prompt[start : start + count]], dtype=np.int64)
         tokens = ids.shape[1]
-        out = self._run([session], ids, np.arange(start, start + tokens)[None], np.tri(tokens, dtype=bool)[None])
+        rope = rope_tables(self.config.backbone, np.arange(start, start + tokens)[None])
+        out = self._run([session], ids, rope, np.tri(tokens, dtype=bool)[None])
         if not _finite_pass(0, out):
             raise SessionError("INTERNAL", f"prompt of session {session.id!r}: the think engine gave NaN or Inf")
         spans = session.table.append("prompt", -1, tokens)
@@ -76,23 +85,22 @@ class ThinkPass:
         sessions = [row.session for row in rows]
         ids = np.full((len(rows), language.text_tokens + 1), language.pad_id, dtype=np.int64)
         ids[:, -1] = language.query_id
-        positions = np.empty((len(rows), lay.slot_offset), dtype=np.int64)
-        mask = np.ones((len(rows), lay.slot_offset, lay.slot_offset), dtype=bool)
+        starts = [lay.block_positions(row.session.origin, row.unit)[0] for row in rows]
+        cos, sin = rope_tables(self.config.backbone, np.array(starts)[:, None] + np.arange(lay.span))
         for b, row in enumerate(rows):
             ids[b, : len(row.text)] = row.text
-            positions[b] = lay.block_positions(row.session.origin, row.unit)
-            mask[b, :, lay.text_offset + len(row.text) : lay.query_offset] = False  # nobody sees padding ..
-        padding = np.arange(lay.text_offset, lay.query_offset)
-        mask[:, padding, padding] = True  # .. but itself, so that every softmax has a key
+            row.cos, row.sin = cos[b], sin[b]
         out = self._run(
             sessions,
             ids,
-            positions,
-            mask,
-            z_video=np.stack([session.z_video for session in sessions]),
-            z_audio=np.stack([session.z_audio for session in sessions]),
-            e_video=np.stack([session.e_video for session in sessions]),
-            e_audio=np.stack([session.e_audio for session in sessions]),
+            (cos[:, : lay.slot_offset], sin[:, : lay.slot_offset]),
+            stack([self._masks[len(row.text)] for row in rows]),
+            {
+                "z_video": stack([session.z_video for session in sessions]),
+                "z_audio": stack([session.z_audio for session in sessions]),
+                "e_video": stack([session.e_video for session in sessions]),
+                "e_audio": stack([session.e_audio for session in sessions]),
+            },
         )
         for b, row in enumerate(rows):
             tokens = lay.committed_tokens(len(row.text))  # the query, last of them, is forgotten with sights and sounds
@@ -100,17 +108,27 @@ class ThinkPass:
             self._commit(row, b, out, {"av": av, "language": tokens[lay.text_offset : -1]})
             row.token = int(self._state_ids[np.argmax(out["logits"][b, self._state_ids])])
 
+    def _block_mask(self, typed: int) -> np.ndarray:
+        """bool [T, T] of a block with `typed` text tokens; the rest of their places is padding."""
+        lay = self.layout
+        mask = np.ones((lay.slot_offset, lay.slot_offset), dtype=bool)
+        mask[:, lay.text_offset + typed : lay.query_offset] = False  # nobody sees padding ..
+        padding = np.arange(lay.text_offset, lay.query_offset)
+        mask[padding, padding] = True  # .. but itself, so that every softmax has a key
+        return mask
+
     def _slot(self, rows: Sequence[ThinkRow], slot: int) -> None:
         """Feeds slot token number `slot` of rows whose block is committed; the logits choose the next token."""
-        where = [self.layout.slot_position(row.session.origin, row.unit, slot) for row in rows]
+        where = slice(self.layout.slot_offset + slot, self.layout.slot_offset + slot + 1)
+        tables = [(row.cos[where], row.sin[where]) for row in rows if row.cos is not None and row.sin is not None]
         out = self._run(
             [row.session for row in rows],
             np.array([[row.token] for row in rows], dtype=np.int64),
-            np.array(where, dtype=np.int64)[:, None],
+            (stack([cos for cos, _ in tables]), stack([sin for _, sin in tables])),
             np.ones((len(rows), 1, 1), dtype=bool),
         )
         for b, row in enumerate(rows):
-            self._commit(row, b, out, {"language": np.zeros(1, dtype=np.int64)})
+            self._commit(row, b, out, {"language": _FIRST})
             row.slots.append(row.token)
             row.token = int(np.argmax(np.where(self._not_text, -np.inf, out["logits"][b])))
 
@@ -122,6 +140,8 @@ class ThinkPass:
             return
         try:
             for kind, tokens in groups.items():
+                if not len(tokens):
+                    continue
                 spans = row.session.table.append(kind, row.unit, len(tokens))
                 self._pool.write(spans, out["k_new"][:, b], out["v_new"][:, b], tokens)
         except SessionError as error:  # OutOfPages
@@ -131,34 +151,38 @@ class ThinkPass:
         self,
         sessions: Sequence[ThinkerSession],
         ids: Int64,
-        positions: Int64,
+        rope: tuple[Float32, Float32],
         mask: np.ndarray,
-        **block: np.ndarray,
+        block: Outputs | None = None,
     ) -> Outputs:
-        c, rows = self.config, len(sessions)
-        absent = {  # parts that a pass does not have come with zero tokens
-            "z_video": (rows, 0, c.video.latent_dim),
-            "z_audio": (rows, 0, c.audio.latent_dim),
-            "e_video": (rows, 0, c.backbone.hidden_size),
-            "e_audio": (rows, 0, c.backbone.hidden_size),
+        """One engine call. rope: cos and sin [B, T, D / 2]; block: latents and embeddings, None in other passes."""
+        inputs = {
+            **(self._no_block(len(sessions)) if block is None else block),
+            "ids": ids,
+            "rope_cos": rope[0],
+            "rope_sin": rope[1],
+            "block_mask": mask,
+            **stack_views([session.table.view() for session in sessions], self._page_multiple),
+            "k_pool": self._pool.k,
+            "v_pool": self._pool.v,
         }
-        cos, sin = rope_tables(c.backbone, positions)
-        return self._engine.run(
-            {
-                **{name: block.get(name, np.zeros(shape, dtype=np.float32)) for name, shape in absent.items()},
-                "ids": ids,
-                "rope_cos": cos,
-                "rope_sin": sin,
-                "block_mask": mask,
-                **stack_views([session.table.view() for session in sessions], self._page_multiple),
-                "k_pool": self._pool.k,
-                "v_pool": self._pool.v,
-            }
-        )
+        begin = time.perf_counter()
+        try:
+            return self._engine.run(inputs)
+        finally:
+            self.engine_ms += (time.perf_counter() - begin) * 1e3
+
+    def _no_block(self, rows: int) -> Outputs:
+        """Parts that a pass does not have come with zero tokens."""
+        if rows not in self._absent:
+            c = self.config
+            widths = {"z_video": c.video.latent_dim, "z_audio": c.audio.latent_dim}
+            widths |= {"e_video": c.backbone.hidden_size, "e_audio": c.backbone.hidden_size}
+            self._absent[rows] = {name: np.zeros((rows, 0, width), np.float32) for name, width in widths.items()}
+        return self._absent[rows]
 
 
 def _finite_pass(b: int, out: Outputs) -> bool:
     if "finite" in out:  # K and V are on a device, which has looked at them
         return bool(out["finite"][b])
-    kv = (out[name][:, b] for name in ("k_new", "v_new"))
-    return all(bool(np.isfinite(array).all()) for array in (out["logits"][b], *kv))
+    return all(bool(np.isfinite(array).all()) for array in (out["logits"][b], out["k_new"][:, b], out["v_new"][:, b]))

@@ -1,10 +1,9 @@
-"""The thinker: perceives user units, thinks context blocks into committed K/V, renders committed latents.
+"""The thinker: perceives user units and thinks context blocks into committed K/V.
 
-Three batched calls carry one unit of a session, in this order; the unit clock of the session enforces it:
+Two batched calls carry one unit of a session, in this order; the unit clock of the session enforces it:
 
     perceive(k)   encoder state, e_k                                              needs think(k-1)
-    think(k)      evict, block pass, slot passes, K/V of unit k committed         needs perceive(k) and render(k-1)
-    render(k)     takes z_k from the performer; decoder state, PCM and frames     needs think(k)
+    think(k)      evict, block pass, slot passes, K/V of unit k committed         needs perceive(k), and brings z_{k-1}
 
 A row that fails never touches its neighbours: its result is a SessionError and nothing that is not finite is committed.
 Refused input (INVALID_ARGUMENT) leaves the session as it was; a failure after its history was touched ends the session,
@@ -18,9 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import numpy as np
-
 from . import validate
+from .codec_step import CodecStep
 from .engine import EngineSet
 from .kv_cache import BlockManager
 from .kv_pool import Pool
@@ -28,14 +26,12 @@ from .messages import (
     CloseJob,
     OpenJob,
     PerceiveJob,
-    RenderJob,
-    RenderResult,
     SessionError,
     ThinkJob,
     ThinkResult,
 )
 from .metrics import Metrics
-from .think_pass import Outputs, ThinkPass, ThinkRow
+from .think_pass import ThinkPass, ThinkRow
 from .thinker_session import ThinkerSession
 from .thinker_sessions import ThinkerSessions
 from .tokenizer import TextTokenizer
@@ -65,6 +61,7 @@ class Thinker:
         self._blocks = blocks
         self._tokenizer = tokenizer
         self._pass = ThinkPass(engines, pool)
+        self._encoder = CodecStep(engines, "perceive", ("e_audio", "e_video", "state_out"), self.metrics)
         self._sessions = ThinkerSessions(engines, pool, blocks, tokenizer, max_sessions)
 
     # -- opening and closing -----------------------------------------------------------------------------------
@@ -147,24 +144,16 @@ class Thinker:
                 results[i] = SessionError("INVALID_ARGUMENT", str(error))
                 continue
             rows.append((i, session, job))
-        for batch in self._batches(rows):
-            begin = time.perf_counter()
-            inputs = {
-                "pcm": np.stack([job.pcm for _, _, job in batch]),
-                "frames": np.stack([job.frames for _, _, job in batch]),
-                "state": np.stack([session.encoder_state for _, session, _ in batch]),
-            }
-            out, error = self._run("perceive", inputs)
-            ms = self._timed("perceive", begin, len(batch))
-            for b, (i, session, job) in enumerate(batch):
-                failed = error or _not_finite(b, out, "perceive", job, ("e_audio", "e_video", "state_out"))
-                if failed:
-                    results[i] = self._fail(session, failed)
-                    continue
-                session.e_audio, session.e_video = out["e_audio"][b].copy(), out["e_video"][b].copy()
-                session.encoder_state = out["state_out"][b].copy()
-                session.perceived, session.perceive_ms = job.unit, ms
-                results[i] = ms
+        inputs = [{"pcm": job.pcm, "frames": job.frames, "state": session.encoder_state} for _, session, job in rows]
+        outcomes = self._encoder.run(inputs, [f"{job.unit} of session {job.session!r}" for _, _, job in rows])
+        for (i, session, job), outcome in zip(rows, outcomes, strict=True):
+            if isinstance(outcome, SessionError):
+                results[i] = self._fail(session, outcome)
+                continue
+            out, ms = outcome
+            session.e_audio, session.e_video, session.encoder_state = out["e_audio"], out["e_video"], out["state_out"]
+            session.perceived, session.perceive_ms = job.unit, ms
+            results[i] = ms
         return [results[i] for i in range(len(jobs))]
 
     # -- think -------------------------------------------------------------------------------------------------
@@ -185,10 +174,11 @@ class Thinker:
             except ValueError as error:
                 results[i] = SessionError("INVALID_ARGUMENT", str(error))
         for batch in self._batches(rows):
-            begin = time.perf_counter()
+            begin, engine_begin = time.perf_counter(), self._pass.engine_ms
             thinking = [row for _, _, row in batch]
             crashed = self._guarded("think", lambda thinking=thinking: self._pass.think(thinking))
-            ms = self._timed("think", begin, len(batch))
+            self._timed("think", begin, len(batch))
+            ms = self._pass.engine_ms - engine_begin
             for i, job, row in batch:
                 error = crashed or row.error
                 results[i] = self._fail(row.session, error) if error else self._thought(job, row, ms)
@@ -197,8 +187,17 @@ class Thinker:
     def _begin(self, session: ThinkerSession, job: ThinkJob) -> ThinkRow:
         """Checks the job, queues its text and evicts: after this the history has moved to `job.unit`."""
         session.check_think(job.unit)
-        text = validate.text(job.text)
-        session.queue_text(self._tokenizer.encode(text) if text else [])
+        if job.unit > 0:
+            v, a = self.config.video, self.config.audio
+            if job.z_video is None or job.z_audio is None:
+                raise ValueError(f"z: think {job.unit} expected the latents of unit {job.unit - 1}, got none")
+            z_video = validate.latents("z_video", job.z_video, v.tokens, v.latent_dim)
+            z_audio = validate.latents("z_audio", job.z_audio, a.tokens, a.latent_dim)
+        else:
+            z_video, z_audio = session.z_video, session.z_audio  # zeros
+        if job.text:
+            session.queue_text(self._tokenizer.encode(validate.text(job.text)))
+        session.z_video, session.z_audio = z_video, z_audio
         evicted = session.table.evict(job.unit)
         self._pool.scrub(evicted)
         self.metrics.count("pages.evicted", len(evicted))
@@ -220,51 +219,10 @@ class Thinker:
             ms={"perceive": session.perceive_ms, "think": ms},
         )
 
-    # -- render ------------------------------------------------------------------------------------------------
-    def render(self, jobs: Sequence[RenderJob]) -> list[RenderResult | SessionError]:
-        """Decodes clean latents, which thereby become z_{k-1} of the next block. One job of a session in a call."""
-        results: dict[int, RenderResult | SessionError] = {}
-        rows: list[tuple[int, ThinkerSession, RenderJob]] = []
-        v, a = self.config.video, self.config.audio
-        for i, job, session in self._sessions.admitted(jobs, results):
-            try:
-                session.check_render(job.unit)
-                validate.latents("z_video", job.z_video, v.tokens, v.latent_dim)
-                validate.latents("z_audio", job.z_audio, a.tokens, a.latent_dim)
-            except ValueError as error:
-                results[i] = SessionError("INVALID_ARGUMENT", str(error))
-                continue
-            rows.append((i, session, job))
-        for batch in self._batches(rows):
-            begin = time.perf_counter()
-            inputs = {
-                "z_video": np.stack([job.z_video for _, _, job in batch]),
-                "z_audio": np.stack([job.z_audio for _, _, job in batch]),
-                "state": np.stack([session.decoder_state for _, session, _ in batch]),
-            }
-            out, error = self._run("render", inputs)
-            ms = self._timed("render", begin, len(batch))
-            for b, (i, session, job) in enumerate(batch):
-                failed = error or _not_finite(b, out, "render", job, ("pcm", "state_out"))
-                if failed:
-                    results[i] = self._fail(session, failed)
-                    continue
-                session.z_video, session.z_audio = inputs["z_video"][b].copy(), inputs["z_audio"][b].copy()
-                session.decoder_state = out["state_out"][b].copy()
-                session.rendered = job.unit
-                pcm, frames = out["pcm"][b].copy(), out["frames"][b].copy()
-                results[i] = RenderResult(session.id, job.epoch, job.unit, pcm, frames, ms={"render": ms})
-        return [results[i] for i in range(len(jobs))]
-
     # -- inside ------------------------------------------------------------------------------------------------
     def _batches(self, rows: list[Item]) -> Iterator[list[Item]]:
         for start in range(0, len(rows), self._engines.max_batch):
             yield rows[start : start + self._engines.max_batch]
-
-    def _run(self, step: str, inputs: Outputs) -> tuple[Outputs, SessionError | None]:
-        out: Outputs = {}
-        error = self._guarded(step, lambda: out.update(self._engines[step].run(inputs)))
-        return out, error
 
     def _guarded(self, step: str, call: Callable[[], None]) -> SessionError | None:
         """Runs an engine call; a failure of the engine itself is logged and becomes the error of all its rows."""
@@ -288,13 +246,3 @@ class Thinker:
         ms = (time.perf_counter() - begin) * 1000.0
         self.metrics.time(step, ms, rows)
         return ms
-
-
-def _not_finite(
-    b: int, out: Outputs, step: str, job: PerceiveJob | RenderJob, names: Sequence[str]
-) -> SessionError | None:
-    """The error of batch row `b` if one of its outputs holds NaN or Inf."""
-    bad = [name for name in names if not np.isfinite(out[name][b]).all()]
-    if not bad:
-        return None
-    return SessionError("INTERNAL", f"{step} {job.unit} of session {job.session!r}: NaN or Inf in {', '.join(bad)}")

@@ -30,8 +30,7 @@ class ThinkerSession:
     table: PageTable
     text_stream: TextStream
     encoder_state: Float32  # [Sp]
-    decoder_state: Float32  # [Sr]
-    z_video: Float32  # z of unit `rendered`, [n_v, c_v]
+    z_video: Float32  # z of the unit before `thought`, [n_v, c_v]
     z_audio: Float32  # [n_a, c_a]
     e_video: Float32  # e of unit `perceived`, [n_ev, d]
     e_audio: Float32  # [n_ea, d]
@@ -39,7 +38,6 @@ class ThinkerSession:
     ready: bool = False  # the prompt is in the history
     perceived: int = -1
     thought: int = -1
-    rendered: int = -1
     perceive_ms: float = 0.0
     failure: SessionError | None = None
 
@@ -70,7 +68,6 @@ class ThinkerSession:
             table=table,
             text_stream=text_stream,
             encoder_state=zeros(state_sizes["perceive"]),
-            decoder_state=zeros(state_sizes["render"]),
             z_video=zeros(v.tokens, v.latent_dim),
             z_audio=zeros(a.tokens, a.latent_dim),
             e_video=zeros(v.perceive_tokens, d),
@@ -88,15 +85,9 @@ class ThinkerSession:
         _expect_stage("perceive", unit, "think", self.thought, unit - 1)
 
     def check_think(self, unit: int) -> None:
-        """ValueError unless e of `unit` and z of the unit before are here."""
+        """ValueError unless e of `unit` is here."""
         _expect("think", unit, self.thought + 1)
         _expect_stage("think", unit, "perceive", self.perceived, unit)
-        _expect_stage("think", unit, "render", self.rendered, unit - 1)
-
-    def check_render(self, unit: int) -> None:
-        """ValueError unless `unit` was thought and is the next one to render."""
-        _expect("render", unit, self.rendered + 1)
-        _expect_stage("render", unit, "think", self.thought, unit)
 
     def queue_text(self, ids: list[int]) -> None:
         """Appends typed text; ValueError if more would wait than MAX_QUEUED_TEXT tokens."""

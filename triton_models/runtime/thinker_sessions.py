@@ -9,11 +9,11 @@ from . import retention
 from .engine import EngineSet
 from .kv_cache import BlockManager, PageTable, TooManyPages
 from .kv_pool import Pool
-from .messages import OpenJob, PerceiveJob, RenderJob, SessionError, ThinkJob
+from .messages import OpenJob, PerceiveJob, SessionError, ThinkJob
 from .thinker_session import ThinkerSession
 from .tokenizer import TextTokenizer
 
-Job = TypeVar("Job", PerceiveJob, ThinkJob, RenderJob)
+Job = TypeVar("Job", PerceiveJob, ThinkJob)
 Result = TypeVar("Result")
 
 

@@ -4,8 +4,8 @@
 
 Hops of the thinker/performer loop are timed where the loop sees them, so a span holds the BLS call; `engine_ms` is what
 the other process says it spent computing. What one call does in sequence is told apart by those times: an encode that
-went along with its think call stands at the call's beginning, `solve` at the end of the performer's, and `exchange`,
-the way of the KV slice to the solver's first step, is what comes before it.
+went along with its think call stands at the call's beginning, `decode` at the end of the performer's, `solve` before
+it, and `exchange`, the way of the KV slice to the solver's first step, is what comes first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .messages import OpenJob, PerceiveJob, PerformJob, PerformResult, RenderJob, RenderResult, ThinkJob, ThinkResult
+from .messages import OpenJob, PerceiveJob, PerformJob, PerformResult, ThinkJob, ThinkResult
 
 MAX_BYTES = 2**30  # of one file: about 70 hours of one session
 MAX_WAITING = 1024  # units that wait to be written; more are lost, for no unit waits for a disk
@@ -130,11 +130,15 @@ def _spans(job: object, result: object, begin: int, end: int) -> list[Span]:
         encode = {"engine_ms": result.ms["perceive"]}
         return [Span("encode", begin, parted, encode), Span("think", parted, end, think)]
     if isinstance(job, PerformJob) and isinstance(result, PerformResult):
-        parted = max(begin, end - round(result.ms["perform"] * 1e6))
+        solved = min(max(begin, result.solved_ns), end)
+        parted = max(begin, solved - round(result.ms["perform"] * 1e6))
         exchange, solve = {"queue_ms": result.ms["queue"]}, {"engine_ms": result.ms["perform"], "steps": result.steps}
-        return [Span("exchange", begin, parted, exchange), Span("solve", parted, end, solve)]
-    if isinstance(job, RenderJob) and isinstance(result, RenderResult):
-        return [Span("decode", begin, end, {"engine_ms": result.ms["render"]})]
+        decode = {"engine_ms": result.ms.get("render", 0.0)}
+        return [
+            Span("exchange", begin, parted, exchange),
+            Span("solve", parted, solved, solve),
+            Span("decode", solved, end, decode),
+        ]
     return []
 
 

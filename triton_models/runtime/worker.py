@@ -16,14 +16,26 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from .gather import GatherWindow
-from .messages import CloseJob, OpenJob, PerceiveJob, PerformJob, RenderJob, SessionError, ThinkJob
+from .messages import (
+    CloseJob,
+    OpenJob,
+    PerceiveJob,
+    PerformJob,
+    PerformResult,
+    RenderJob,
+    RenderResult,
+    SessionError,
+    ThinkJob,
+)
 from .performer import Key, Outcome, Performer, job_key
+from .renderer import Renderer
 from .thinker import Thinker
 
-Job = OpenJob | PerceiveJob | ThinkJob | RenderJob | PerformJob | CloseJob
+Job = OpenJob | PerceiveJob | ThinkJob | PerformJob | CloseJob
 Item = tuple[Job, Future[Any]]
 
 IDLE_SECONDS = 1.0  # an idle thread looks after its invariants this often
@@ -131,7 +143,7 @@ class Worker(ABC):
 
 
 class ThinkerWorker(Worker):
-    """Batches perceive, think and render jobs over sessions; advances openings one prompt chunk a turn."""
+    """Batches perceive and think jobs over sessions; advances openings one prompt chunk a turn."""
 
     def __init__(self, thinker: Thinker, capacity: int = 1024, gather_ns: int = GATHER_NS) -> None:
         super().__init__("thinker", capacity)
@@ -169,16 +181,15 @@ class ThinkerWorker(Worker):
         for job, future in items:
             if isinstance(job, OpenJob):
                 self._step_opening(job, self._thinker.open_stepwise(job), future)
-        # Render before think before perceive: what a client waits for most goes first.
-        self._batch(items, RenderJob, self._thinker.render)
         for job, future in items:
             if isinstance(job, ThinkJob):
                 now = time.monotonic_ns()
                 self._thinking[job.session] = job, future
-                self._window.add(job.session, now + self._window.window_ns, now)
+                latest = now + self._window.window_ns
+                self._window.add(job.session, latest if job.latest_ns is None else min(latest, job.latest_ns), now)
         self._batch(items, PerceiveJob, self._thinker.perceive)
         for job, future in items:
-            if not isinstance(job, CloseJob | OpenJob | RenderJob | ThinkJob | PerceiveJob):
+            if not isinstance(job, CloseJob | OpenJob | ThinkJob | PerceiveJob):
                 _resolve(future, SessionError("INTERNAL", f"the thinker takes no {type(job).__name__}"))
 
     def _think(self, now: bool = False) -> None:
@@ -234,11 +245,11 @@ class ThinkerWorker(Worker):
 
 
 class PerformerWorker(Worker):
-    """Runs solver steps while there are jobs; new ones join between two steps."""
+    """Runs solver steps while there are jobs; new ones join between two steps. What a step finished is rendered."""
 
-    def __init__(self, performer: Performer, capacity: int = 1024) -> None:
+    def __init__(self, performer: Performer, renderer: Renderer, capacity: int = 1024) -> None:
         super().__init__("performer", capacity)
-        self._performer = performer
+        self._performer, self._renderer = performer, renderer
         self._futures: dict[Key, Future[Any]] = {}
 
     def _wait_seconds(self) -> float:
@@ -256,6 +267,7 @@ class PerformerWorker(Worker):
                     _resolve(future, error)
             elif isinstance(job, CloseJob):
                 self._finish(self._performer.leave(job))
+                self._renderer.close(job.session, job.epoch)
                 _resolve(future, None)
             else:
                 _resolve(future, SessionError("INTERNAL", f"the performer takes no {type(job).__name__}"))
@@ -265,14 +277,30 @@ class PerformerWorker(Worker):
         """Nothing to look after: the performer allocates nothing."""
 
     def _finish(self, outcomes: Sequence[Outcome]) -> None:
+        if not outcomes:
+            return
+        solved: list[tuple[Future[Any], PerformResult]] = []
         for job, result in outcomes:
-            _resolve(self._futures.pop(job_key(job)), result)
+            future = self._futures[job_key(job)]
+            if isinstance(result, PerformResult):
+                solved.append((future, result))
+            else:
+                _resolve(future, result)
+        jobs = [RenderJob(r.session, r.epoch, r.unit, r.z_video, r.z_audio) for _, r in solved]
+        for (future, result), shown in zip(solved, self._renderer.render(jobs), strict=True):
+            _resolve(future, _with_render(result, shown) if isinstance(shown, RenderResult) else shown)
+        for job, _ in outcomes:
+            del self._futures[job_key(job)]
 
     def _abandon(self, error: SessionError) -> None:
         self._performer.clear()
         futures, self._futures = self._futures, {}
         for future in futures.values():
             _resolve(future, error)
+
+
+def _with_render(solved: PerformResult, shown: RenderResult) -> PerformResult:
+    return replace(solved, pcm=shown.pcm, frames=shown.frames, ms={**solved.ms, **shown.ms})
 
 
 def _resolve(future: Future[Any], result: object) -> None:

@@ -6,11 +6,14 @@ that a leak between rows or sessions changes a number and batched must equal sol
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +28,19 @@ from triton_models.runtime.messages import (
     OpenJob,
     PerceiveJob,
     RenderJob,
-    RenderResult,
     SessionError,
     ThinkJob,
     ThinkResult,
 )
 from triton_models.runtime.thinker import Thinker
 from triton_models.runtime.tokenizer import TextTokenizer
+
+# Tests are imported one by one (importlib mode), so a module that they share is put where they find it.
+_spec = importlib.util.spec_from_file_location("duplex_bench", Path(__file__).with_name("duplex_bench.py"))
+assert _spec is not None
+assert _spec.loader is not None
+sys.modules["duplex_bench"] = duplex_bench = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(duplex_bench)
 
 Tensors = dict[str, np.ndarray]
 
@@ -157,18 +166,25 @@ class Bench:
         return PerceiveJob(session, 1, unit, pcm, np.full((4, 16, 16, 3), unit % 256, np.uint8))
 
     def spoken(self, session: str, unit: int, level: float = 0.2) -> RenderJob:
-        return RenderJob(session, 1, unit, np.full((1, 2), level, np.float32), np.full((2, 3), -level, np.float32))
+        return RenderJob(session, 1, unit, *self.latents(level))
+
+    def latents(self, level: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+        """z of some unit, as the performer would have solved it."""
+        return np.full((1, 2), level, np.float32), np.full((2, 3), -level, np.float32)
+
+    def asks(self, session: str, unit: int, text: str = "", level: float | None = 0.1, z: float = 0.1) -> ThinkJob:
+        """A think job that brings z of the unit before (of level `z`) and its perception (None: it was perceived)."""
+        heard = None if level is None else self.hear(session, unit, level)
+        return ThinkJob(session, 1, unit, text, heard, *(self.latents(z) if unit else ()))
 
     def think(self, *jobs: ThinkJob) -> list[ThinkResult | SessionError]:
         return self.thinker.think(jobs)
 
-    def unit(self, session: str, unit: int, text: str = "", level: float = 0.1) -> tuple[ThinkResult, RenderResult]:
-        """One whole unit, which must succeed."""
-        thought = self.think(ThinkJob(session, 1, unit, text, self.hear(session, unit, level)))[0]
+    def unit(self, session: str, unit: int, text: str = "", level: float = 0.1) -> ThinkResult:
+        """One whole unit, which must succeed; the unit before was as loud."""
+        thought = self.think(self.asks(session, unit, text, level, level))[0]
         assert isinstance(thought, ThinkResult), thought
-        rendered = self.thinker.render([self.spoken(session, unit, level)])[0]
-        assert isinstance(rendered, RenderResult), rendered
-        return thought, rendered
+        return thought
 
     def history(self, thought: ThinkResult) -> np.ndarray:
         """K of layer 0 that a result's view shows, in order."""
@@ -203,3 +219,17 @@ def make_bench(pool_name: str) -> Iterator[Callable[..., Bench]]:
 @pytest.fixture
 def bench(make_bench: Callable[..., Bench]) -> Bench:
     return make_bench()
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Any]]:
+    """Makes a `DuplexBench`; its threads end with the test."""
+    made: list[Any] = []
+
+    def build(**options: Any) -> Any:
+        made.append(duplex_bench.DuplexBench(**options))
+        return made[-1]
+
+    yield build
+    for bench in made:
+        bench.close()

@@ -96,8 +96,13 @@ def test_units_in_flight_and_sessions_are_bounded() -> None:
     desk.send(1, 1)
     desk.refuse("RESOURCE_EXHAUSTED", "2 units of session 1 are unanswered, expected at most 2 before unit 2", 1, 2)
     desk.refuse("RESOURCE_EXHAUSTED", "1 are open, this server takes 1", 2, 0, start=True)
-    desk.table.finish(session, 0, 1)
+    desk.table.leave(session, 0)  # a client answers quicker than a send returns
     assert desk.send(1, 2).unit == 2
+    desk.refuse("RESOURCE_EXHAUSTED", "2 units of session 1 are unanswered", 1, 3)
+    desk.table.finish(session, 0, 1)
+    desk.refuse("RESOURCE_EXHAUSTED", "2 units of session 1 are unanswered", 1, 3)
+    desk.table.finish(session, 1, 1)
+    assert desk.send(1, 3).unit == 3
 
 
 def test_a_refused_admission_leaves_nothing() -> None:

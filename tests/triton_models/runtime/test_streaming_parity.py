@@ -37,6 +37,7 @@ from triton_models.runtime.messages import (
     ThinkResult,
 )
 from triton_models.runtime.performer import Performer
+from triton_models.runtime.renderer import Renderer
 from triton_models.runtime.scheduler import StepScheduler
 from triton_models.runtime.thinker import Thinker
 from triton_models.runtime.tokenizer import TextTokenizer
@@ -137,6 +138,8 @@ class Duo:
         self.thinker = Thinker(engines, self.pool, self.blocks, self.tokenizer)
         scheduler = StepScheduler(CostTable.linear({"perform": (1.0, 0.1)}), whole.max_batch, degrade=False)
         self.performer = Performer(engines, self.view, scheduler)
+        self.renderer = Renderer(engines)
+        self.z: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of the unit before
 
     def _owner(self, page: int) -> str:
         return next((name for name in self.names if page in self.blocks.owned(name)), "")
@@ -165,15 +168,19 @@ class Duo:
                 )
                 self.performer.join(job)
             renders: list[RenderJob] = []
+            self.z = {}
             while self.performer.pending:
                 for job, result in self.performer.tick():
                     assert isinstance(result, PerformResult), result
                     renders.append(RenderJob(job.session, 1, unit, result.z_video, result.z_audio))
-            for job, result in zip(renders, self.thinker.render(renders), strict=True):
+            for job, result in zip(renders, self.renderer.render(renders), strict=True):
+                self.z[job.session] = job.z_video, job.z_audio
                 assert isinstance(result, RenderResult), result
                 self._log_perform(logs[job.session], job, result)
         for script in scripts:
             self.thinker.close(CloseJob(script.name, 1))
+            self.renderer.close(script.name, 1)
+        self.z = {}
         return logs
 
     def _hear(self, script: Script, unit: int) -> ThinkJob:
@@ -182,7 +189,7 @@ class Duo:
         pcm = rng.normal(0, 0.2, c.audio.unit_samples).clip(-1, 1).astype(np.float32)
         frames = rng.integers(0, 256, (4, c.video.height, c.video.width, 3), dtype=np.uint8)
         perceive = PerceiveJob(script.name, 1, unit, pcm, frames)
-        return ThinkJob(script.name, 1, unit, script.texts.get(unit, ""), perceive)
+        return ThinkJob(script.name, 1, unit, script.texts.get(unit, ""), perceive, *self.z.get(script.name, ()))
 
     def _log_think(self, log: Log, thought: ThinkResult) -> None:
         passes = self.think.take(thought.session)

@@ -17,8 +17,6 @@ from triton_models.runtime.messages import (
     PerceiveJob,
     PerformJob,
     PerformResult,
-    RenderJob,
-    RenderResult,
     ThinkJob,
     ThinkResult,
 )
@@ -47,11 +45,10 @@ def unit_of(tracer: Tracer, session: str, unit: int, begin: int, *, along: bool)
     thought = ThinkResult(session, 1, unit, "listen", "", VIEW, 0, 0, (), {"perceive": 2.0, "think": 8.0})
     tracer.hop(ThinkJob(session, 1, unit, "", heard if along else None), thought, now, now + 12 * MS)
     now += 12 * MS
-    solved = PerformResult(session, 1, unit, NONE, NONE, 2, {"queue": 3.0, "perform": 15.0})
-    tracer.hop(PerformJob(session, 1, unit, 0, 2, 0, 0, VIEW), solved, now, now + 20 * MS)
+    ms = {"queue": 3.0, "perform": 15.0, "render": 4.0}
+    solved = PerformResult(session, 1, unit, NONE, NONE, 2, now + 20 * MS, NONE[0], PICTURE, ms)
+    tracer.hop(PerformJob(session, 1, unit, 0, 2, 0, 0, VIEW), solved, now, now + 25 * MS)
     now += 20 * MS
-    shown = RenderResult(session, 1, unit, NONE[0], PICTURE, {"render": 4.0})
-    tracer.hop(RenderJob(session, 1, unit, NONE, NONE), shown, now, now + 5 * MS)
     tracer.answered(session, unit, INFO, begin, now + 6 * MS)
 
 

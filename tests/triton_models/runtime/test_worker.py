@@ -17,12 +17,12 @@ from triton_models.runtime.messages import (
     OpenJob,
     PerformJob,
     PerformResult,
-    RenderResult,
     SessionError,
     ThinkJob,
     ThinkResult,
 )
 from triton_models.runtime.performer import Performer
+from triton_models.runtime.renderer import Renderer
 from triton_models.runtime.scheduler import StepScheduler
 from triton_models.runtime.worker import PerformerWorker, ThinkerWorker, Worker
 
@@ -57,6 +57,10 @@ def performer_of(bench: Bench) -> Performer:
     return Performer(bench.engines, bench.pool, StepScheduler(costs, bench.engines.max_batch))
 
 
+def performing(bench: Bench) -> PerformerWorker:
+    return PerformerWorker(performer_of(bench), Renderer(bench.engines))
+
+
 def until_stopping(worker: Worker) -> None:
     end = time.monotonic() + WAIT
     while not worker._stopping:
@@ -81,18 +85,45 @@ class Gate:
 
 
 def test_a_unit_goes_through_both_workers(bench: Bench, started: Callable[[Worker], Any]) -> None:
-    thinker, performer = started(ThinkerWorker(bench.thinker)), started(PerformerWorker(performer_of(bench)))
+    thinker, performer = started(ThinkerWorker(bench.thinker)), started(performing(bench))
     thinker.submit(OpenJob("a", 1, "red green")).result(WAIT)
+    z: tuple[np.ndarray, ...] = ()
     for unit in range(3):
-        thought = thinker.submit(ThinkJob("a", 1, unit, "", bench.hear("a", unit))).result(WAIT)
+        thought = thinker.submit(ThinkJob("a", 1, unit, "", bench.hear("a", unit), *z)).result(WAIT)
         assert isinstance(thought, ThinkResult)
         job = PerformJob("a", 1, unit, thought.seed, 2, 2**62, thought.origin, thought.history)
         performed = performer.submit(job).result(WAIT)
         assert isinstance(performed, PerformResult)
-        rendered = thinker.submit(bench.spoken("a", unit)).result(WAIT)
-        assert isinstance(rendered, RenderResult)
-    thinker.submit(CloseJob("a", 1)).result(WAIT)
+        assert performed.pcm is not None
+        assert performed.frames is not None
+        assert set(performed.ms) == {"queue", "perform", "render"}
+        z = performed.z_video, performed.z_audio
+    for worker in (performer, thinker):
+        worker.submit(CloseJob("a", 1)).result(WAIT)
     assert bench.blocks.used == 0
+    assert len(performer._renderer) == 0
+
+
+def test_what_one_step_finished_is_rendered_in_one_call(bench: Bench, started: Callable[[Worker], Any]) -> None:
+    worker = performing(bench)
+    futures = [worker.submit(perform_job(name)) for name in "abc"]
+    started(worker)
+    for future in futures:
+        assert isinstance(future.result(WAIT), PerformResult)
+    assert bench.fake("render").batches == [3]
+
+
+def test_a_render_that_fails_fails_its_unit_alone(bench: Bench, started: Callable[[Worker], Any]) -> None:
+    def spoil(_: object, outputs: dict[str, np.ndarray]) -> None:
+        outputs["pcm"][0] = np.nan
+
+    bench.fake("render").spoil = spoil
+    worker = performing(bench)
+    futures = [worker.submit(perform_job(name)) for name in "ab"]
+    started(worker)
+    outcomes = [future.exception(WAIT) for future in futures]
+    assert sum(isinstance(outcome, SessionError) for outcome in outcomes) == 1
+    assert outcomes.count(None) == 1
 
 
 def test_jobs_of_a_session_keep_their_order_in_one_turn(bench: Bench, started: Callable[[Worker], Any]) -> None:
@@ -100,15 +131,13 @@ def test_jobs_of_a_session_keep_their_order_in_one_turn(bench: Bench, started: C
     worker = ThinkerWorker(bench.thinker)
     futures = [worker.submit(bench.hear("a", 0)), worker.submit(bench.hear("b", 0))]
     futures += [worker.submit(ThinkJob(name, 1, 0)) for name in "ab"]
-    futures += [worker.submit(bench.spoken(name, 0)) for name in "ab"]
-    futures += [worker.submit(ThinkJob("b", 1, 1, "", bench.hear("b", 1)))]
+    futures += [worker.submit(bench.asks("b", 1))]
     futures += [worker.submit(CloseJob("a", 1)), worker.submit(bench.hear("a", 1))]
     started(worker)
     for future in futures[:-1]:
         future.result(WAIT)
     with pytest.raises(SessionError, match="NOT_FOUND"):
         futures[-1].result(WAIT)
-    assert bench.fake("render").batches == [2]
     assert bench.fake("perceive").batches == [2, 1]
 
 
@@ -126,8 +155,7 @@ def test_a_single_session_waits_for_nobody(bench: Bench, started: Callable[[Work
     worker = started(ThinkerWorker(bench.thinker, gather_ns=10 * WAIT * 10**9))
     worker.submit(OpenJob("a", 1)).result(WAIT)
     for unit in range(3):
-        assert isinstance(worker.submit(ThinkJob("a", 1, unit, "", bench.hear("a", unit))).result(WAIT), ThinkResult)
-        assert isinstance(worker.submit(bench.spoken("a", unit)).result(WAIT), RenderResult)
+        assert isinstance(worker.submit(bench.asks("a", unit)).result(WAIT), ThinkResult)
 
 
 def test_a_think_job_that_waits_for_company_goes_with_its_session(
@@ -142,13 +170,20 @@ def test_a_think_job_that_waits_for_company_goes_with_its_session(
     with pytest.raises(SessionError, match="expected 1, the next one to perceive, got 0"):
         worker.submit(bench.hear("a", 0)).result(WAIT)  # a second job of the session ends the wait
     assert isinstance(waiting.result(WAIT), ThinkResult)
-    worker.submit(bench.spoken("a", 0)).result(WAIT)
-    waiting = worker.submit(ThinkJob("a", 1, 1, "", bench.hear("a", 1)))
+    waiting = worker.submit(bench.asks("a", 1))
     worker.submit(CloseJob("a", 0)).result(WAIT)  # of an older epoch
     worker.submit(CloseJob("a", 1)).result(WAIT)
     with pytest.raises(SessionError, match="ABORTED: session 'a' was closed"):
         waiting.result(WAIT)
     assert isinstance(worker.submit(ThinkJob("b", 1, 0)).result(WAIT), ThinkResult), "nobody else is left to wait for"
+
+
+def test_a_deadline_ends_the_wait_for_company(bench: Bench, started: Callable[[Worker], Any]) -> None:
+    worker = started(ThinkerWorker(bench.thinker, gather_ns=10 * WAIT * 10**9))
+    for name in "ab":
+        worker.submit(OpenJob(name, 1)).result(WAIT)
+    job = ThinkJob("a", 1, 0, "", bench.hear("a", 0), latest_ns=time.monotonic_ns() + 10_000_000)
+    assert isinstance(worker.submit(job).result(WAIT), ThinkResult)
 
 
 def test_stop_fails_think_jobs_that_wait_for_company(bench: Bench, started: Callable[[Worker], Any]) -> None:
@@ -230,7 +265,7 @@ def test_stop_before_start_fails_the_queue_of_nobody(bench: Bench) -> None:
 
 def test_stop_fails_openings_and_solves_under_way(bench: Bench, started: Callable[[Worker], Any]) -> None:
     gates = [Gate(bench.fake("think")), Gate(bench.fake("perform"))]
-    thinker, performer = started(ThinkerWorker(bench.thinker)), started(PerformerWorker(performer_of(bench)))
+    thinker, performer = started(ThinkerWorker(bench.thinker)), started(performing(bench))
     opening = thinker.submit(OpenJob("a", 1, "red green blue " * 100))
     solving = performer.submit(perform_job("b", steps=16))
     stoppers = [threading.Thread(target=worker.stop) for worker in (thinker, performer)]
@@ -285,7 +320,7 @@ def test_a_crashed_performer_turn_fails_every_solve_under_way(
     bench: Bench, started: Callable[[Worker], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     performer = performer_of(bench)
-    worker = PerformerWorker(performer)
+    worker = PerformerWorker(performer, Renderer(bench.engines))
     futures = [worker.submit(perform_job(name)) for name in "ab"]
     with monkeypatch.context() as patch:
         patch.setattr(performer, "tick", lambda: 1 // 0)
@@ -298,7 +333,7 @@ def test_a_crashed_performer_turn_fails_every_solve_under_way(
 
 def test_a_closed_session_leaves_the_performer(bench: Bench, started: Callable[[Worker], Any]) -> None:
     gate = Gate(bench.fake("perform"))
-    worker = started(PerformerWorker(performer_of(bench)))
+    worker = started(performing(bench))
     solving = worker.submit(perform_job("a", steps=16))
     assert gate.entered.wait(WAIT)
     close = worker.submit(CloseJob("a", 1))
@@ -309,7 +344,7 @@ def test_a_closed_session_leaves_the_performer(bench: Bench, started: Callable[[
 
 
 def test_jobs_of_the_other_worker_and_bad_jobs_are_refused(bench: Bench, started: Callable[[Worker], Any]) -> None:
-    thinker, performer = started(ThinkerWorker(bench.thinker)), started(PerformerWorker(performer_of(bench)))
+    thinker, performer = started(ThinkerWorker(bench.thinker)), started(performing(bench))
     with pytest.raises(SessionError, match="INTERNAL: the thinker takes no PerformJob"):
         thinker.submit(perform_job("a")).result(WAIT)
     with pytest.raises(SessionError, match="INTERNAL: the performer takes no OpenJob"):

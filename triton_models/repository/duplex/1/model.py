@@ -18,7 +18,7 @@ from triton_models.runtime.messages import SessionError  # noqa: E402
 class TritonPythonModel:
     def initialize(self, args):
         given = settings.read(settings.DuplexSettings, backend.parameters(args))
-        self._service = DuplexService(given, *backend.callers(given.max_sessions))
+        self._service = DuplexService(given, backend.Caller("thinker"), backend.Caller("performer"))
         self._service.start()
         self._metrics = Exporter("duplex", self._service.status, self._service.metrics.take)
         self._metrics.start()

@@ -1,4 +1,4 @@
-"""The `performer` model: the flow-matching solver of all sessions, batched by the runtime's worker thread."""
+"""The `performer` model: solver and renderer of all sessions, batched by the runtime's worker thread."""
 
 import locale
 

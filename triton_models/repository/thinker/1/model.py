@@ -1,4 +1,4 @@
-"""The `thinker` model: perceive, think and render of all sessions, batched by the runtime's worker thread."""
+"""The `thinker` model: perceive and think of all sessions, batched by the runtime's worker thread."""
 
 import locale
 

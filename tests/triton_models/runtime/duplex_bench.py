@@ -1,0 +1,225 @@
+"""A `Duplex` over models that are not there: stages can be held back or fail, and a test waits until nothing moves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engine_builder.config import ModelConfig
+from triton_models.runtime.conversation import Conversation, UnitRequest, UnitResponse
+from triton_models.runtime.duplex import MAX_THREADS, Duplex
+from triton_models.runtime.messages import (
+    CloseJob,
+    HistoryView,
+    OpenJob,
+    PerceiveJob,
+    PerformJob,
+    PerformResult,
+    SessionError,
+    ThinkJob,
+    ThinkResult,
+)
+
+CONFIG = ModelConfig()
+WAIT = 20.0  # seconds until a hung test gives up
+
+
+def within(event: threading.Event) -> None:
+    assert event.wait(WAIT)
+
+
+@dataclass
+class Recorder:
+    """A `Reply` that remembers what was said, and complains about anything after the end."""
+
+    said: list[UnitResponse | SessionError] = field(default_factory=list)
+    finished: threading.Event = field(default_factory=threading.Event)
+    spoke: threading.Event = field(default_factory=threading.Event)
+    gone: bool = False
+
+    def _say(self, what: UnitResponse | SessionError) -> None:
+        assert not self.finished.is_set(), f"{what} after the end"
+        self.said.append(what)
+        self.spoke.set()
+
+    def send(self, response: UnitResponse) -> None:
+        self._say(response)
+
+    def fail(self, error: SessionError) -> None:
+        self._say(error)
+
+    def finish(self) -> None:
+        assert not self.finished.is_set(), "finished twice"
+        self.finished.set()
+
+    def cancelled(self) -> bool:
+        return self.gone
+
+    @property
+    def errors(self) -> list[str]:
+        return [str(item) for item in self.said if isinstance(item, SessionError)]
+
+    @property
+    def units(self) -> list[int]:
+        return [item.unit for item in self.said if isinstance(item, UnitResponse)]
+
+
+class Gate:
+    """Holds calls back while it is shut; knows how many stand before it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._open = False
+        self.waiting = 0
+
+    def wait(self) -> None:
+        with self._changed:
+            if self._open:
+                return
+            self.waiting += 1
+            assert self._changed.wait_for(lambda: self._open, WAIT)
+
+    def set(self) -> None:
+        with self._changed:
+            self._open, self.waiting = True, 0  # they move from this moment on, whenever they wake up
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        self._open = False
+
+
+@dataclass
+class Models:
+    """Both models. `log` has every job in the order of its start; `gates` hold a stage back; `errors` are raised."""
+
+    clock: Callable[[], int]
+    log: list[tuple[str, Any]] = field(default_factory=list)
+    gates: dict[tuple[str, int], Gate] = field(default_factory=dict)
+    errors: dict[tuple[str, int], Exception] = field(default_factory=dict)
+    steps: int = 4
+
+    def call(self, job: Any) -> Any:
+        what = type(job).__name__.removesuffix("Job").lower()
+        unit = getattr(job, "unit", 0)
+        self.log.append((what, job))
+        if gate := self.gates.get((what, unit)):
+            gate.wait()
+        if error := self.errors.get((what, unit)):
+            raise error
+        match job:
+            case ThinkJob():
+                history = HistoryView(np.array([1 + unit], np.int64), np.array([[0, 1]], np.int64))
+                ms = {"perceive": 1.0, "think": 2.0}
+                return ThinkResult(job.session, job.epoch, unit, "listen", f"t{unit}", history, 3, 7, (3,), ms)
+            case PerformJob():
+                z = np.full((2, 2), unit, np.float32)
+                pcm, frames = np.full(4, unit, np.float32), np.zeros((1, 1, 1, 3), np.uint8)
+                ms = {"queue": 0.5, "perform": 4.0, "render": 1.0}
+                return PerformResult(job.session, job.epoch, unit, z, z, self.steps, self.clock(), pcm, frames, ms)
+            case PerceiveJob():
+                return 1.0
+            case OpenJob() | CloseJob():
+                return None
+
+    def jobs(self, what: str) -> list[Any]:
+        return [job for kind, job in list(self.log) if kind == what]
+
+    @property
+    def order(self) -> list[tuple[str, int]]:
+        return [(what, getattr(job, "unit", 0)) for what, job in list(self.log)]
+
+    def hold(self, what: str, unit: int) -> Gate:
+        return self.gates.setdefault((what, unit), Gate())
+
+
+@dataclass
+class Clock:
+    now: int = 10**12
+
+    def __call__(self) -> int:
+        self.now += 1_000_000  # a millisecond passes between two looks
+        return self.now
+
+
+class CountingThreads(ThreadPoolExecutor):
+    """Knows how much of what was submitted is not done."""
+
+    def __init__(self) -> None:
+        super().__init__(MAX_THREADS)
+        self._counting = threading.Lock()
+        self.under_way = 0
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        with self._counting:
+            self.under_way += 1
+        future = super().submit(*args, **kwargs)
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, future: Future[Any]) -> None:
+        with self._counting:
+            self.under_way -= 1
+
+
+class DuplexBench:
+    """`options` as for `Duplex`."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = Clock()
+        self.models = Models(self.clock)
+        self.duplex = Duplex(CONFIG, self.models.call, self.models.call, len, clock=self.clock, **options)
+        self.threads = self.duplex._threads = CountingThreads()
+        self._talks: set[Conversation] = set()
+
+    def unit(
+        self,
+        key: int | str,
+        unit: int,
+        *,
+        start: bool | None = None,
+        end: bool = False,
+        options: str = "",
+        **changes: Any,
+    ) -> Recorder:
+        pcm, frames = np.zeros(2560, np.float32), np.zeros((4, 64, 64, 3), np.uint8)
+        request = UnitRequest(
+            key,
+            unit == 0 if start is None else start,
+            end,
+            unit,
+            changes.get("pcm", pcm),
+            changes.get("frames", frames),
+            changes.get("text", b""),
+            options.encode(),
+        )
+        reply = Recorder()
+        with self.duplex._lock:
+            self.duplex.serve(request, reply)
+            self._talks |= set(self.duplex._conversations.values())
+        return reply
+
+    def settled(self) -> None:
+        """Until every thread is done, or waits for a gate or for another unit."""
+        end = time.monotonic() + WAIT
+        while self._moving():
+            assert time.monotonic() < end, "it does not come to rest"
+            time.sleep(0.001)
+
+    def _moving(self) -> bool:
+        with self.duplex._lock:
+            # A thread that was notified is no waiter any more, even before it wakes up.
+            waiting = sum(len(talk.changed._waiters) for talk in self._talks)  # pyright: ignore
+            held = sum(gate.waiting for gate in list(self.models.gates.values()))
+            return self.threads.under_way != waiting + held
+
+    def close(self) -> None:
+        for gate in self.models.gates.values():
+            gate.set()
+        self.duplex.abandon("the test is over")
+        self.threads.shutdown()
