@@ -13,6 +13,7 @@ ENGINES ?= build/engines/tutor
 BUILD_FLAGS ?=
 SERVE_FLAGS ?=
 WEB_FLAGS ?=
+DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 
 .PHONY: help
@@ -50,7 +51,8 @@ serve: $(ENGINES)/manifest.json  ## Start Triton with ENGINES on loopback (Ctrl-
 
 .PHONY: demo
 demo: $(ENGINES)/manifest.json  ## A real conversation through a real server -> build/runs/demo/
-	$(PY) -m client.demo --engines $(ENGINES) --out build/runs/demo
+	$(PY) -m engine_builder.training.demo_user --out build/media
+	$(PY) -m client.demo --engines $(ENGINES) --script build/media --out build/runs/demo $(DEMO_FLAGS)
 
 .PHONY: web
 web: $(ENGINES)/manifest.json  ## Server, gateway and browser page on loopback: http://127.0.0.1:8080/
@@ -79,13 +81,13 @@ BENCH_FLAGS ?=
 
 .PHONY: train
 train: $(VENV)/.ready  ## Train the number tutor from scratch (CPU, about 100 minutes): build/runs/train/
-	build/system_packages.sh espeak-ng
+	build/system_packages.sh --optional espeak-ng
 	build/system_packages.sh --optional libtcmalloc-minimal4
 	$(PY) -m engine_builder.training train --run build/runs/train $(TRAIN_FLAGS)
 
 .PHONY: eval
 eval: $(ENGINES)/manifest.json  ## Judge ENGINES in closed loop on held-out voices: build/runs/eval/
-	build/system_packages.sh espeak-ng
+	build/system_packages.sh --optional espeak-ng
 	$(PY) -m tests.eval --engines $(ENGINES) --out build/runs/eval $(EVAL_FLAGS)
 
 # perf_analyzer comes with this tritonclient only, which needs other versions of everything: an environment of its own.
@@ -126,4 +128,4 @@ test: lint .venv-perf/bin/perf_analyzer  ## Lint, types and the whole test suite
 
 .PHONY: clean
 clean:  ## Remove outputs (engines, runs, checkpoints made here); keeps .venv/
-	rm -rf build/engines build/runs build/checkpoints build/cache
+	rm -rf build/engines build/runs build/checkpoints build/cache build/media

@@ -1,4 +1,8 @@
-"""`make demo`: a recorded person talks with a served model in real time; film, timeline and report are written.
+"""`make demo`: a scripted user talks with a served model in real time; film, timeline and report are written.
+
+The script (`--script DIR`, made by `make demo`) has spoken words, an interruption and coloured cards in front of a
+recorded face, and says what is due; the report counts what the model got right. Without it, or with `--media recorded`,
+the user is a recording of a man who reads from a novel, with a few digits typed in between.
 
 Starts a server of its own (`python -m triton_models.launch`, as a process: the client imports nothing of it) and stops
 it afterwards; with --url it talks to one that runs already.
@@ -20,10 +24,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
+from client import script as script_module
+from client.captions import printable
 from client.errors import DuplexError, MediaError
 from client.live import Request, hold, summarise, write_files
-from client.source import TypedText, read_source
+from client.script import Script, Verdicts, judge
+from client.source import TypedText, UserSource, read_source
+from client.units import UnitShape
 
 MEDIA = Path(__file__).parent / "demo_media"
 CREDITS = {
@@ -31,6 +40,7 @@ CREDITS = {
     "face": "Intel sample-videos, head-pose-face-detection-male (CC BY 4.0), cropped and repeated",
 }
 # Typed in the reader's pauses: the shipped model knows digits, not Jane Austen. It still speaks when he goes on.
+PROMPTS = {"en": "english", "de": "german"}  # of the script's language
 TYPED = (TypedText(4.0, "7"), TypedText(11.7, "3"), TypedText(20.9, "nine"), TypedText(26.2, "1"))
 START_SECONDS, STOP_SECONDS = 120.0, 30.0
 
@@ -89,13 +99,21 @@ def _tail(log: Path, lines: int = 4) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 a conversation was held to its end, 1 it failed on the way, 2 it could not start."""
+    """Exit status: 0 a conversation was held to its end, 1 it failed on the way or was late, 2 it could not start.
+
+    What the model gets wrong is reported and is no failure.
+    """
     parser = argparse.ArgumentParser(prog="python -m client.demo", description=__doc__)
     parser.add_argument("--engines", type=Path, default=Path("build/engines/tiny"), metavar="DIR", help="what the "
                         "demo's own server serves (default %(default)s)")  # fmt: skip
     parser.add_argument("--url", metavar="HOST:PORT", help="talk to this server and start none")
     parser.add_argument("--out", type=Path, default=Path("build/runs/demo"), metavar="DIR", help="where the files go "
                         "(default %(default)s)")  # fmt: skip
+    parser.add_argument("--media", choices=("scripted", "recorded"), default="scripted", help="the user: see above")
+    parser.add_argument("--script", type=Path, default=Path("build/media"), metavar="DIR", help="the script's folder "
+                        "(default %(default)s)")  # fmt: skip
+    parser.add_argument("--on-time", type=float, default=0.95, metavar="SHARE", help="of the units, below which the "
+                        "demo has failed, whatever the model said (default %(default)s)")  # fmt: skip
     parser.add_argument("--seconds", type=float, metavar="S", help="stop after this long (default: all, half a minute)")
     args = parser.parse_args(arguments)
     console = Console(stderr=True)
@@ -116,26 +134,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _talk(url: str, args: argparse.Namespace, console: Console) -> int:
-    console.print("half a minute of real time: a recorded man speaks, the model answers", style="dim")
-    talk = asyncio.run(
-        hold(
-            Request(url, options={"seed": 0, "prompt": "english"}),
-            lambda shape: read_source(
-                shape,
-                audio=MEDIA / "user_speech.flac",
-                video=MEDIA / "user_face.mp4",
-                typed=TYPED,
-                loop=True,
-                seconds=args.seconds,
-            ),
-            args.out,
-            console,
+    script = _script(args, console)
+    prompt = "english"
+    if script is not None:
+        prompt = PROMPTS.get(script.language, prompt)
+        console.print(
+            "half a minute of real time: a scripted user speaks, shows and types, the model answers", style="dim"
         )
-    )
+    else:
+        console.print("half a minute of real time: a recorded man speaks, the model answers", style="dim")
+
+    def read(shape: UnitShape) -> UserSource:
+        if script is not None:
+            return script.source(shape, args.seconds)
+        return read_source(
+            shape,
+            audio=MEDIA / "user_speech.flac",
+            video=MEDIA / "user_face.mp4",
+            typed=TYPED,
+            loop=True,
+            seconds=args.seconds,
+        )
+
+    talk = asyncio.run(hold(Request(url, options={"seed": 0, "prompt": prompt}), read, args.out, console))
+    judged = judge(script, talk) if script is not None else None
+    credits = CREDITS if script is None else {"speech": script.voices, "face": f"{CREDITS['face']}, cards drawn in"}
     with talk.recording:
-        data = write_files(talk, args.out, console, media=CREDITS)
+        data = write_files(talk, args.out, console, media=credits, judged=judged)
     summarise(data, args.out, console)
+    if judged is not None:
+        _say(judged, console)
+    if data["on_time"]["share"] < args.on_time:
+        console.print(f"[red]fewer than {args.on_time:.0%} of the units were on time[/red]")
+        return 1
     return 1 if talk.errors else 0
+
+
+def _script(args: argparse.Namespace, console: Console) -> Script | None:
+    """The scripted user, or None with a word why the recorded one takes his place. Raises MediaError for a bad one."""
+    if args.media == "recorded":
+        return None
+    if not (args.script / script_module.NAME).exists():
+        console.print(f"no script in {escape(str(args.script))} (`make demo` makes it, with espeak-ng): recorded user")
+        return None
+    return Script.read(args.script)
+
+
+def _say(judged: Verdicts, console: Console) -> None:
+    """What the user did, what the model made of it, and how fast."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("at", "user", "due", "agent", "answer", "silent"):
+        table.add_column(column, justify="right" if column in ("at", "answer", "silent") else "left")
+    for row, item in zip(judged.summary()["events"], judged.items, strict=True):
+        times = [f"{ms:.0f} ms" if ms is not None else "" for ms in (row["response_ms"], row["stop_ms"])]
+        given = escape(printable(row["given"])) or ("kept" if item.right else "not kept")
+        style = None if item.right else "red"
+        table.add_row(f"{row['at_seconds']:.1f} s", row["user"], row["expected"], given, *times, style=style)
+    console.print(table)
+    console.print(f"the model got {judged.right} of {len(judged.items)} right")
 
 
 def _interrupted(number: int, frame: object) -> None:

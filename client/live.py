@@ -18,6 +18,7 @@ from client import media_out, report, timeline
 from client.captions import printable
 from client.conversation import Conversation, UnitRecord, converse
 from client.errors import MediaError
+from client.script import Verdicts
 from client.source import UserSource
 from client.stream import DuplexClient
 from client.units import UnitShape
@@ -68,11 +69,18 @@ def write_files(
     *,
     weights: str | None = None,
     media: dict[str, str] | None = None,
+    judged: Verdicts | None = None,
 ) -> dict[str, Any]:
-    """Writes report.json, timeline.png and conversation.mp4 into `folder`; returns the report."""
+    """Writes report.json, timeline.png and conversation.mp4 into `folder`; returns the report.
+
+    judged: what the agent made of a script, if the user followed one.
+    """
     data = report.build(talk, weights=weights, media=media)
+    if judged is not None:
+        data["script"] = judged.summary()
     report.write(data, folder / "report.json")
-    timeline.draw(talk, folder / "timeline.png", weights=data["weights"])
+    marks = judged.marks() if judged is not None else ()
+    timeline.draw(talk, folder / "timeline.png", weights=data["weights"], marks=marks)
     if talk.units:
         with _progress(console) as bar:
             task = bar.add_task("", total=len(talk.units), info="writing conversation.mp4")

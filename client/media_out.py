@@ -20,11 +20,12 @@ from client.captions import turns
 from client.conversation import Conversation, UnitRecord
 from client.errors import MediaError
 from client.speech import active, level_db
-from client.units import FPS, FRAMES_PER_UNIT, UNIT_MS, Float32, UInt8
+from client.units import FPS, FRAMES_PER_UNIT, UNIT_MS, UNIT_SECONDS, Float32, UInt8
 
 MIN_DELAY, MAX_DELAY = 2, 25  # units; unit k is spoken during unit k, complete at k + 1, on time until k + 2
 OUTPUT_RATE = 48_000  # plays everywhere
 CAPTION_UNITS = 25  # four seconds after its last word a caption goes
+CAPTION_SECONDS = 1.6  # a user's caption stays at least so long
 
 
 def write_conversation(
@@ -149,7 +150,11 @@ class _Captions:
         count = len(talk.units) + delay
         self._typed = [""] * count
         self._said = [""] * count
-        for record in talk.units:
+        for caption in talk.source.captions:
+            last = max(caption.stop, caption.start + CAPTION_SECONDS)
+            for unit in range(int(caption.start / UNIT_SECONDS), min(int(last / UNIT_SECONDS) + 1, count)):
+                self._typed[unit] = caption.text
+        for record in talk.units if not talk.source.captions else ():
             if record.user_text:
                 self._fill(self._typed, record.index, f"types: {record.user_text}")
         records = {u.index: u for u in talk.units}

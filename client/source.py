@@ -25,6 +25,15 @@ class TypedText:
     text: str
 
 
+@dataclass(frozen=True)
+class Caption:
+    """What the user does during [start, stop) seconds, in words, for pictures of the conversation."""
+
+    start: float
+    stop: float
+    text: str
+
+
 @dataclass(frozen=True, eq=False)
 class UserSource:
     """Everything that the user will say and show. `units` may be walked more than once."""
@@ -35,6 +44,7 @@ class UserSource:
     video: VideoFile | None
     typed: dict[int, str] = field(default_factory=dict)  # unit -> text
     files: dict[str, str] = field(default_factory=dict)  # what it was read from, for the report
+    captions: tuple[Caption, ...] = ()  # instead of what is typed
 
     def units(self) -> Iterator[UserUnit]:
         """Units 0 .. count-1, the last with `end`; pictures are decoded on the way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,26 +30,36 @@ STATES = {"listen": "#eef2f6", "speak": "#fde5c3"}
 STATE_SPARE = ("#dcefe4", "#e9e0f7", "#f8dede", "#fff6cc")
 INCHES_PER_UNIT, MIN_INCHES, MAX_INCHES = 0.085, 12.0, 30.0
 CEILING = 2.0  # the axis ends at this multiple of the deadline; taller bars get their number written on
-ROWS = 3  # lines of text above the bars
+ROWS = 4  # lines of text above the bars
+MARK_ROWS = 3  # lines of marks below the voices
 
 
-def draw(talk: Conversation, path: Path, *, weights: str) -> None:
+@dataclass(frozen=True)
+class Mark:
+    """Something that the agent did at `seconds` (or failed to do), written beside its voice."""
+
+    seconds: float
+    text: str
+    good: bool = True
+
+
+def draw(talk: Conversation, path: Path, *, weights: str, marks: Sequence[Mark] = ()) -> None:
     """Writes the picture. Works for any number of units sent, including none."""
     units = talk.units
     width = float(np.clip(len(units) * INCHES_PER_UNIT, MIN_INCHES, MAX_INCHES))
     figure = Figure(figsize=(width, 7.2), dpi=110, facecolor="white")
     grid = figure.add_gridspec(
-        4, 1, height_ratios=(0.8, 3.4, 0.75, 0.75), hspace=0.09, left=0.85 / width, right=1 - 0.3 / width, top=0.87,
-        bottom=0.09,
+        5, 1, height_ratios=(1.0, 3.4, 0.75, 0.75, 0.75 if marks else 0.001), hspace=0.09, left=0.85 / width,
+        right=1 - 0.3 / width, top=0.87, bottom=0.09,
     )  # fmt: skip
-    text, bars, user, agent = (figure.add_subplot(cell) for cell in grid)
+    text, bars, user, agent, marked = (figure.add_subplot(cell) for cell in grid)
     end = max(len(units), 1) * UNIT_SECONDS
-    for axes in (text, bars, user, agent):
+    for axes in (text, bars, user, agent, marked):
         axes.set_xlim(0, end)
         for side in ("top", "right", "left", "bottom"):
             axes.spines[side].set_visible(axes is bars and side in ("left", "bottom"))
             axes.spines[side].set_color("#cbd2d9")
-        axes.tick_params(colors=SOFT, labelsize=9, length=0, labelbottom=axes is agent)
+        axes.tick_params(colors=SOFT, labelsize=9, length=0, labelbottom=axes is marked)
     _title(figure, talk, weights, width)
     legend = _bars(bars, units)
     if legend:
@@ -59,9 +70,10 @@ def draw(talk: Conversation, path: Path, *, weights: str) -> None:
     shape = talk.shape
     spoken = talk.source.pcm[: len(units) * shape.samples]
     _voice(user, "user", spoken, shape.sample_rate, USER)
-    _states(agent, units)
+    _states(agent, marked, units)
     _voice(agent, "agent", talk.recording.pcm(len(units)), shape.sample_rate, AGENT)
-    agent.set_xlabel("seconds of conversation", color=SOFT, fontsize=9)
+    _marks(marked, (user, agent), marks, second=end / (width - 1.15))
+    marked.set_xlabel("seconds of conversation", color=SOFT, fontsize=9)
     figure.savefig(path)
 
 
@@ -141,7 +153,11 @@ def _text(axes: Axes, talk: Conversation, width: float) -> None:
     second = axes.get_xlim()[1] / (width - 1.15)  # seconds per inch
     free = [0.0] * ROWS
     said: list[tuple[Turn, str]] = [(t, AGENT) for t in turns(talk.units)]
-    said += [(Turn(u.index, u.index, u.user_text), USER) for u in talk.units if u.user_text]
+    if talk.source.captions:
+        heard = [(int(c.start / UNIT_SECONDS), c.text) for c in talk.source.captions]
+        said += [(Turn(unit, unit, words), USER) for unit, words in heard if unit < len(talk.units)]
+    else:
+        said += [(Turn(u.index, u.index, u.user_text), USER) for u in talk.units if u.user_text]
     for turn, colour in sorted(said, key=lambda pair: pair[0].first):
         at = turn.first * UNIT_SECONDS
         text = printable(turn.text).strip()
@@ -165,8 +181,22 @@ def _voice(axes: Axes, name: str, pcm: Float32, rate: int, colour: str) -> None:
     axes.set_ylabel(name, color=colour, fontsize=10, fontweight="bold", rotation=0, ha="right", va="center")
 
 
-def _states(axes: Axes, units: Sequence[UnitRecord]) -> None:
-    """The agent's state behind its voice, one colour a state."""
+def _marks(axes: Axes, above: Sequence[Axes], marks: Sequence[Mark], second: float) -> None:
+    """Responses and stops: a line through the voices and what it was, each on the row that is free."""
+    axes.set_ylim(MARK_ROWS, 0)
+    axes.set_yticks([])
+    free = [0.0] * MARK_ROWS
+    for mark in sorted(marks, key=lambda m: m.seconds):
+        colour = INK if mark.good else LATE
+        for other in above:
+            other.axvline(mark.seconds, color=colour, linewidth=1.0, linestyle=(0, (2, 2)), zorder=4)
+        row = min(range(MARK_ROWS), key=lambda r: (free[r] > mark.seconds, r if free[r] <= mark.seconds else free[r]))
+        axes.text(mark.seconds, row + 0.55, mark.text, color=colour, fontsize=9, va="center", ha="left", clip_on=True)
+        free[row] = mark.seconds + (0.075 * len(mark.text) + 0.15) * second
+
+
+def _states(axes: Axes, lowest: Axes, units: Sequence[UnitRecord]) -> None:
+    """The agent's state behind its voice, one colour a state; which is said below `lowest`."""
     spare = iter(STATE_SPARE * 4)
     colours = dict(STATES)
     handles = {}
@@ -180,5 +210,6 @@ def _states(axes: Axes, units: Sequence[UnitRecord]) -> None:
         axes.axvspan(left, left + UNIT_SECONDS, color=colour, linewidth=0, zorder=0)
         handles.setdefault(unit.state, Patch(color=colour, label=printable(unit.state)))
     if handles:
-        axes.legend(handles=list(handles.values()), loc="upper right", bbox_to_anchor=(1.0, -0.3), ncols=len(handles),
-                    frameon=False, fontsize=9, handlelength=1.2, handleheight=1.0, borderaxespad=0.2)  # fmt: skip
+        axes.legend(handles=list(handles.values()), loc="upper right", bbox_to_anchor=(1.0, 0.0), ncols=len(handles),
+                    bbox_transform=lowest.transAxes, frameon=False, fontsize=9, handlelength=1.2, handleheight=1.0,
+                    borderaxespad=1.6)  # fmt: skip

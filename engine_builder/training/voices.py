@@ -8,19 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import espeak
 from .words import BACKCHANNELS, LANGUAGES, user_words
 
 Pcm = NDArray[np.float32]
 SAMPLE_RATE = 16_000
-_ESPEAK_RATE = 22_050
 _TRIM_FRAME = 160  # 10 ms
 _TRIM_LEVEL = 0.03  # of the loudest frame: keeps the fricatives of "six" and "sechs"
 
@@ -40,10 +38,6 @@ _HELD_OUT_TIMBRES = ("m5", "f3", "Andrea", "Benjamin", "Ed2", "Michel", "Mike", 
 
 # Words a minute. Short words are the hard ones, so training has users who speak faster than any that is judged.
 _FASTEST = {"train": 235, "held_out": 210}
-
-
-class SpeechToolMissing(RuntimeError):
-    """espeak-ng is not installed; the message says how to install it."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +70,8 @@ def user_voices(split: str, count: int, seed: int = 5) -> list[Voice]:
 
 def render(text: str, voice: Voice, language: str) -> Pcm:
     """`text` (a word or [[phonemes]]) spoken at 16 kHz, silence trimmed, peak 0.5. Raises SpeechToolMissing."""
-    if shutil.which("espeak-ng") is None:
-        raise SpeechToolMissing("espeak-ng: not found; install it with `apt-get install espeak-ng`")
-    command = ["espeak-ng", "-v", voice.espeak_voice(language), "-p", str(voice.pitch), "-s", str(voice.speed)]
-    done = subprocess.run([*command, "--stdout", text], capture_output=True, check=True, timeout=30)
-    # espeak-ng streams a WAV header with unknown lengths: 44 bytes, then 16-bit mono PCM.
-    raw = np.frombuffer(done.stdout[44 : len(done.stdout) - (len(done.stdout) - 44) % 2], dtype="<i2")
-    if raw.size < _ESPEAK_RATE // 50:
+    raw = espeak.speak(text, voice.espeak_voice(language), voice.pitch, voice.speed)
+    if raw.size < espeak.RATE // 50:
         raise RuntimeError(f"espeak-ng: no audio for {text!r} with voice {voice.espeak_voice(language)}")
     return _normalise(trim(resample(raw.astype(np.float32) / 32768.0)))
 
@@ -92,7 +81,7 @@ def resample(pcm: Pcm) -> Pcm:
     size = pcm.size + (-pcm.size) % 441  # 441 samples become 320
     padded = np.zeros(size, dtype=np.float64)
     padded[: pcm.size] = pcm
-    target = size * SAMPLE_RATE // _ESPEAK_RATE
+    target = size * SAMPLE_RATE // espeak.RATE
     spectrum = np.fft.rfft(padded)[: target // 2 + 1]
     return (np.fft.irfft(spectrum, target) * (target / size)).astype(np.float32)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import urllib.request
@@ -132,6 +133,7 @@ async def test_a_server_that_shuts_down_says_so_and_leaves_what_was_said(mini_en
 
 async def test_the_demo_from_start_to_end(mini_engines, tmp_path):
     arguments = ["--engines", str(mini_engines), "--out", str(tmp_path / "demo"), "--seconds", "1.6"]
+    arguments += ["--media", "recorded", "--on-time", "0"]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "client.demo", *arguments, cwd=demo.MEDIA.parents[1]
     )
@@ -145,6 +147,26 @@ async def test_the_demo_from_start_to_end(mini_engines, tmp_path):
     assert facts["state"] == "stopped"
     assert report["weights"] == facts["weights"]
     assert not [name for name in os.listdir("/dev/shm") if name.startswith(facts["shm_prefix"])]
+
+
+async def test_the_demo_counts_what_a_model_got_right(mini_engines, tmp_path):
+    folder = tmp_path / "script"
+    folder.mkdir()
+    shutil.copyfile(demo.MEDIA / "user_speech.flac", folder / "user.flac")
+    shutil.copyfile(demo.MEDIA / "user_face.mp4", folder / "user.mp4")
+    item = {"start": 0.3, "stop": 0.6, "caption": "says: seven", "words": ["eight"], "interrupts": False, "cut": False}
+    events = [{**item, "kind": "say", "text": ""}]
+    script = {"format": 1, "language": "en", "seconds": 1.6, "voices": "a reader", "events": events}
+    (folder / "script.json").write_text(json.dumps(script))
+    arguments = ["--engines", str(mini_engines), "--out", str(tmp_path / "demo"), "--script", str(folder)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "client.demo", *arguments, "--on-time", "0", cwd=demo.MEDIA.parents[1]
+    )
+    assert await asyncio.wait_for(process.wait(), 120) == 0, "a model that knows nothing is no fault of the server"
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert (report["script"]["right"], report["script"]["of"]) == (0, 1)
+    assert report["script"]["events"][0]["expected"] == "eight"
+    assert "cards drawn in" in report["config"]["input"]["face"]
 
 
 async def test_a_server_that_cannot_start_says_why(tmp_path):

@@ -9,6 +9,7 @@ else uses. Files are written after every job, so that Ctrl-C keeps what was done
 from __future__ import annotations
 
 import argparse
+import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -58,6 +59,8 @@ class Evaluation:
                     continue
                 self.results.add(item)
                 bar.update(task, description=item.part.name)
+                if not self.console.is_terminal and self.results.played[item.part.name] >= item.part.talks:
+                    self.console.print(f"[{self._seconds():5.0f} s] {item.part.name}", highlight=False)
                 self.write()
 
     def serve(self) -> None:
@@ -115,8 +118,11 @@ class Evaluation:
             "ceilings": self.ceilings,
             "conversations": dict(results.played),
             "mistakes": [[*pair, n] for pair, n in total.mistakes.most_common(20)],
-            "seconds": round(time.perf_counter() - self._begin, 1),
+            "seconds": round(self._seconds(), 1),
         }
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._begin
 
     def write(self, complete: bool = False) -> dict[str, Any]:
         """summary.json and table.md; with `complete` the plots as well."""
@@ -136,6 +142,10 @@ class Evaluation:
         return report.misses(summary)
 
 
+def _interrupted(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Exit status: 0 all targets met, 1 some missed, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m tests.eval", description=__doc__)
@@ -153,6 +163,8 @@ def main() -> int:
     console = Console()
     evaluation = Evaluation(parser.parse_args(), console)
     complete = False
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
     try:
         console.print("voices and judges ...")
         prepare(evaluation.sources)

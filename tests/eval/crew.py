@@ -103,6 +103,7 @@ class Crew:
 def _work(sources: Sources, jobs: Any, results: Any, stop: Any) -> None:
     """The body of a worker process. Ctrl-C is for the parent, which then sets `stop`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
     try:
         import torch
 
@@ -114,7 +115,7 @@ def _work(sources: Sources, jobs: Any, results: Any, stop: Any) -> None:
 
             def on_unit(unit: int, talks: int = last - first) -> None:
                 nonlocal told
-                if stop.is_set():
+                if stop.is_set() or os.getppid() != parent:  # nobody is left to tell
                     raise _Stopped
                 if (unit + 1) % _TELL == 0:
                     results.put(Progress(_TELL * talks))
@@ -128,5 +129,5 @@ def _work(sources: Sources, jobs: Any, results: Any, stop: Any) -> None:
     except BaseException:
         results.put(traceback.format_exc())
     finally:
-        if stop.is_set():
+        if stop.is_set() or os.getppid() != parent:
             results.cancel_join_thread()
