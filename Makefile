@@ -118,7 +118,7 @@ lint: $(VENV)/.ready  ## ruff (style, errors), pyright (types), hadolint and the
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
-	$(VENV)/bin/hadolint build/Dockerfile
+	$(VENV)/bin/hadolint build/Dockerfile tests/build/standin.Dockerfile
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec build/compose.yaml build/compose.gpu.yaml
 
 .PHONY: test

@@ -20,6 +20,11 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 BASE_PATH = "/opt/tritonserver/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # of Triton's image
 
+# Named by pyproject.toml and not installed here: gigabytes from NVIDIA's own index.
+ELSEWHERE = {
+    "tensorrt-cu13": ["tensorrt-cu13-libs==11.4.0.106", "tensorrt-cu13-bindings==11.4.0.106"],
+    "tensorrt-cu13-libs": [],
+}
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -155,6 +160,7 @@ def closure(extras: list[str], python: dict[str, str] | None = None) -> set[str]
         key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
         if key not in seen:
             seen.add(key)
-            inner = [Requirement(text) for text in metadata.requires(requirement.name) or []]
+            known = ELSEWHERE.get(key[0])
+            inner = [Requirement(text) for text in (metadata.requires(key[0]) or [] if known is None else known)]
             todo += [each for each in inner if holds(each, *requirement.extras)]
     return {name for name, _ in seen}

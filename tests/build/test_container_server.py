@@ -22,7 +22,7 @@ import pytest
 
 from engine_builder.manifest import Manifest
 from tests.build.container_box import Box, Spec
-from tests.build.container_files import ROOT, Stage, closure, compose, dockerfile
+from tests.build.container_files import ELSEWHERE, ROOT, Stage, closure, compose, dockerfile
 from triton_models.installation import BACKEND_FILES, find_server
 
 pytestmark = [
@@ -54,16 +54,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def environment(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """/opt/venv of an image: the packages of the extras that its stage installs, nothing else."""
 
-    def make(stage: str) -> Path:
+    def make(stage: str, target: str = "onnxruntime") -> Path:
         (line,) = [run for run in STAGES[stage].rest("RUN") if "-m venv" in run]
         command = line[line.index("python3 -m venv") : line.index(" &&")].split()
         place = tmp_path_factory.mktemp(stage) / "venv"
         assert command.pop() == "/opt/venv"
         subprocess.run([sys.executable, *command[1:], place], check=True, timeout=60)
-        for name in closure(STAGES[stage].extras(TARGET="onnxruntime")):
+        for name in closure(STAGES[stage].extras(TARGET=target)) - set(ELSEWHERE):
             distribution = metadata.distribution(name)
             for file in distribution.files or []:
                 top = file.parts[0]
@@ -103,9 +103,7 @@ def image_spec(stage: Stage, root: Path, venv: Path, command: list[str], service
 
 # -- the images ------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def engines(
-    mini_checkpoint: Path, environment: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def engines(mini_checkpoint: Path, environment: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Engines by the builder image, run as `make up` runs it: no network, nothing to write to but the volume."""
     place = tmp_path_factory.mktemp("volume")
     stage = STAGES["builder"]
@@ -121,7 +119,7 @@ def engines(
 
 @pytest.fixture(scope="module")
 def server(
-    engines: Path, triton: Path, environment: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    engines: Path, triton: Path, environment: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Box]:
     place = tmp_path_factory.mktemp("server")
     stage, service = STAGES["server"], compose()["services"]["server"]
@@ -155,6 +153,23 @@ def test_the_builder_leaves_good_engines(engines: Path) -> None:
     Manifest.load(engines).verify(engines, target="onnxruntime")
     assert [path.name for path in engines.parent.iterdir()] == ["mini"]
     assert engines.stat().st_mode & 0o005 == 0o005, "UID 10001 reads them, whoever built them"
+
+
+@pytest.mark.parametrize(
+    ("target", "modules"),
+    [
+        ("torch-cuda", "torch_engine, captured, kernels, performer_group, weights"),
+        ("tensorrt", "tensorrt_engine, staging"),
+        ("tensorrt-rtx", "tensorrt_engine, staging"),
+    ],
+)
+def test_packages_of_gpu_targets_are_what_their_modules_import(
+    target: str, modules: str, environment: Callable[..., Path]
+) -> None:
+    python = environment("packages", target) / "bin" / "python"
+    code = f"import triton_models.launch; from triton_models.gpu import serving, devices, device_pool, {modules}"
+    found = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
 
 
 def test_the_server_is_locked_in(server: Box) -> None:
@@ -200,7 +215,7 @@ def test_the_healthcheck_knows_a_launcher_that_hangs(server: Box) -> None:
 
 @pytest.fixture(scope="module")
 def web(
-    server: Box, environment: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    server: Box, environment: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Box, list[str]]]:
     """The gateway in the network of the server, and its healthcheck."""
     place = tmp_path_factory.mktemp("web")
