@@ -16,6 +16,8 @@ SERVER_CODES = (
 )
 _CODED = re.compile(rf"\b({'|'.join(SERVER_CODES)}): (.*)", re.DOTALL)
 _REFUSALS = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
+# Triton's sequence batcher answers by itself for an id that was never started, or that it has forgotten.
+_NEVER_STARTED = "must specify the START flag"
 
 
 class MediaError(ValueError):
@@ -38,11 +40,15 @@ class DuplexError(Exception):
 
 
 def from_server(text: str, *, session_open: bool) -> DuplexError:
-    """Reads the contract's `CODE: field: what was expected, got what`; anything else is Triton's own and INTERNAL.
+    """Reads the contract's `CODE: field: what was expected, got what`; anything else is Triton's own and INTERNAL, but
+    for an id that was never started, which is NOT_FOUND as in the contract.
 
     session_open: a unit of this session was answered before. Without one a refusal means that the start was refused,
     and there is no session that could go on.
     """
     found = _CODED.search(text)
-    code, message = (found[1], found[2]) if found else ("INTERNAL", text)
+    if found:
+        code, message = found[1], found[2]
+    else:
+        code, message = "NOT_FOUND" if _NEVER_STARTED in text else "INTERNAL", text
     return DuplexError(code, message, fatal=not (code in _REFUSALS and session_open))

@@ -1,16 +1,28 @@
-"""The wire contract of the `duplex` model, in one place: metadata -> shapes, unit -> request, response -> unit."""
+"""The wire contract of the `duplex` model, in one place: metadata -> shapes, unit -> request, response -> unit.
+
+Messages are those of the KServe protocol as they are; a layer of tensor objects over them costs a unit 0.3 ms.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from tritonclient.grpc import InferInput, InferResult
+from tritonclient.grpc import service_pb2
 
 from client.errors import DuplexError
 from client.units import FRAMES_PER_UNIT, UNIT_MS, UnitResponse, UnitShape, UserUnit
+
+kserve: Any = service_pb2  # its names are made at import: no type checker sees them
+_DTYPES = {"FP32": np.dtype(np.float32), "UINT8": np.dtype(np.uint8), "INT64": np.dtype(np.int64)}
+_INDEX = struct.Struct("<q")
+_LENGTH = struct.Struct("<I")
+
+Found = tuple[Any, bytes]  # InferOutputTensor and its raw content
 
 
 class TensorMetadata(Protocol):
@@ -40,68 +52,83 @@ def read_shape(model: str, inputs: Sequence[TensorMetadata]) -> UnitShape:
     return UnitShape(samples=pcm[0], height=frames[1], width=frames[2])
 
 
-def _tensor(name: str, value: np.ndarray, datatype: str) -> InferInput:
-    tensor = InferInput(name, list(value.shape), datatype)
-    tensor.set_data_from_numpy(value)
-    return tensor
-
-
-def _bytes(name: str, text: str) -> InferInput:
-    return _tensor(name, np.array([text.encode()], dtype=np.object_), "BYTES")
-
-
 def encode(
     model: str,
     unit: UserUnit,
     session_id: int | str,
     options: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """One request of the stream, in the form that tritonclient's `stream_infer` takes.
+) -> Any:
+    """One request of the stream, a ModelInferRequest.
 
     options: given with the first unit of a session and only there; it makes the request a start.
     """
-    inputs = [
-        _tensor("pcm", np.ascontiguousarray(unit.pcm), "FP32"),
-        _tensor("frames", np.ascontiguousarray(unit.frames), "UINT8"),
-        _tensor("unit_index", np.array([unit.index], dtype=np.int64), "INT64"),
-    ]
+    request = kserve.ModelInferRequest(model_name=model, id=str(unit.index))
+    sequence = request.parameters["sequence_id"]
+    if isinstance(session_id, str):
+        sequence.string_param = session_id
+    else:
+        sequence.int64_param = session_id
+    request.parameters["sequence_start"].bool_param = options is not None
+    request.parameters["sequence_end"].bool_param = unit.end
+    _put(request, "pcm", "FP32", unit.pcm.shape, unit.pcm.tobytes())
+    _put(request, "frames", "UINT8", unit.frames.shape, unit.frames.tobytes())
+    _put(request, "unit_index", "INT64", (1,), _INDEX.pack(unit.index))
     if unit.text:
-        inputs.append(_bytes("text", unit.text))
+        _put_text(request, "text", unit.text)
     if options is not None:
-        inputs.append(_bytes("options", json.dumps(dict(options))))
+        _put_text(request, "options", json.dumps(dict(options)))
     elif unit.interrupt:
-        inputs.append(_bytes("options", json.dumps({"interrupt": True})))
-    return {
-        "model_name": model,
-        "inputs": inputs,
-        "request_id": str(unit.index),
-        "sequence_id": session_id,
-        "sequence_start": options is not None,
-        "sequence_end": unit.end,
-    }
+        _put_text(request, "options", json.dumps({"interrupt": True}))
+    return request
 
 
-def _read(result: InferResult, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    value = result.as_numpy(name)
-    if value is None or value.shape != shape or value.dtype != dtype:
-        got = "nothing" if value is None else f"{value.dtype} {list(value.shape)}"
-        raise DuplexError("INTERNAL", f"{name}: expected {np.dtype(dtype)} {list(shape)} from the server, got {got}")
-    return value
+def _put(request: Any, name: str, datatype: str, shape: Sequence[int], data: bytes) -> None:
+    request.inputs.add(name=name, datatype=datatype, shape=shape)
+    request.raw_input_contents.append(data)
 
 
-def decode(result: InferResult, shape: UnitShape, received: float) -> UnitResponse:
-    """One response of the stream. Raises DuplexError (INTERNAL) when it breaks the contract."""
-    text = {name: _read(result, name, (1,), np.object_)[0] for name in ("state", "text", "info")}
+def _put_text(request: Any, name: str, text: str) -> None:
+    data = text.encode()
+    _put(request, name, "BYTES", (1,), _LENGTH.pack(len(data)) + data)
+
+
+def decode(result: Any, shape: UnitShape, received: float) -> UnitResponse:
+    """One response of the stream, a ModelInferResponse. Raises DuplexError (INTERNAL) when it breaks the contract."""
+    found = {t.name: (t, data) for t, data in zip(result.outputs, result.raw_output_contents, strict=False)}
+    state, text, info = (_read_text(found, name) for name in ("state", "text", "info"))
     try:
-        info = json.loads(text["info"])
+        facts = json.loads(info)
     except ValueError as error:
-        raise DuplexError("INTERNAL", f"info: expected JSON from the server, got {text['info'][:80]!r}") from error
+        raise DuplexError("INTERNAL", f"info: expected JSON from the server, got {info[:80]!r}") from error
     return UnitResponse(
-        unit_index=int(_read(result, "unit_index", (1,), np.int64)[0]),
-        state=text["state"].decode(errors="replace"),
-        text=text["text"].decode(errors="replace"),
-        pcm=_read(result, "pcm", (shape.samples,), np.float32),
-        frames=_read(result, "frames", shape.frames, np.uint8),
-        info=info if isinstance(info, dict) else {},
+        unit_index=int(_read(found, "unit_index", (1,), "INT64")[0]),
+        state=state.decode(errors="replace"),
+        text=text.decode(errors="replace"),
+        pcm=_read(found, "pcm", (shape.samples,), "FP32"),
+        frames=_read(found, "frames", shape.frames, "UINT8"),
+        info=facts if isinstance(facts, dict) else {},
         received=received,
     )
+
+
+def _read(found: Mapping[str, Found], name: str, shape: tuple[int, ...], datatype: str) -> np.ndarray:
+    """A tensor as a view of the message."""
+    tensor, data = found.get(name, (None, b""))
+    dtype = _DTYPES[datatype]
+    size = math.prod(shape) * dtype.itemsize
+    if tensor is None or tensor.datatype != datatype or tuple(tensor.shape) != shape or len(data) != size:
+        raise DuplexError("INTERNAL", f"{name}: expected {dtype} {list(shape)} from the server, got {_got(tensor)}")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _read_text(found: Mapping[str, Found], name: str) -> bytes:
+    """The one string of a BYTES tensor: its length, then its bytes."""
+    tensor, data = found.get(name, (None, b""))
+    whole = tensor is not None and tensor.datatype == "BYTES" and tuple(tensor.shape) == (1,) and len(data) >= 4
+    if not whole or _LENGTH.unpack_from(data)[0] != len(data) - _LENGTH.size:
+        raise DuplexError("INTERNAL", f"{name}: expected BYTES [1] from the server, got {_got(tensor)}")
+    return data[_LENGTH.size :]
+
+
+def _got(tensor: Any) -> str:
+    return "nothing" if tensor is None else f"{_DTYPES.get(tensor.datatype, tensor.datatype)} {list(tensor.shape)}"

@@ -172,12 +172,40 @@ async def test_a_refused_start_ends_the_session(start_fake, make_unit, code):
 async def test_an_error_without_a_code_is_internal(start_fake, make_unit):
     fake, _ = await start_fake(errors={1: "[request id: 1] stub process is not healthy"})
     async with await DuplexClient.connect(fake.url) as client, client.session() as session:
-        await _send_all(session, make_unit, 3)
+        await _send_all(session, make_unit, 2)
         responses, error = await _collect(session)
     assert len(responses) == 1
     assert error is not None
     assert (error.code, error.fatal) == ("INTERNAL", True)
     assert "stub process" in error.message
+
+
+async def test_an_id_that_was_never_started_is_not_found(start_fake, make_unit):
+    text = (
+        "in ensemble, inference request for sequence 7 to model 'duplex' must specify the START flag on the first one"
+    )
+    fake, _ = await start_fake(errors={1: text})
+    async with await DuplexClient.connect(fake.url) as client, client.session(7) as session:
+        await _send_all(session, make_unit, 2)
+        _, error = await _collect(session)
+    assert error is not None
+    assert (error.code, error.fatal) == ("NOT_FOUND", True)
+
+
+async def test_no_answer_comes_before_the_return_of_its_send(start_fake, make_unit):
+    fake, _ = await start_fake()
+    sent: list[int] = []
+    async with await DuplexClient.connect(fake.url) as client, client.session() as session:
+
+        async def talk():
+            for index in range(100):
+                await session.send(make_unit(index, end=index == 99))
+                sent.append(index)
+
+        talking = asyncio.create_task(talk())
+        async for response in session:
+            assert response.unit_index in sent
+        await talking
 
 
 async def test_server_that_goes_away_in_mid_session(start_fake, make_unit):
