@@ -8,7 +8,7 @@ import logging
 import warnings
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 import torch
 
 from .model.duplex import DuplexModel
@@ -48,28 +48,40 @@ def export_step(spec: StepSpec, path: Path) -> Path:
         )
     if program is None:
         raise RuntimeError(f"{spec.name}: the exporter returned no program")
+    _name_axes(program.model.graph, spec)
     weights = sum(p.numel() * p.element_size() for p in spec.module.parameters())
     program.save(path, external_data=weights > 1_800_000_000)
-    graph = onnx.load(path, load_external_data=False)
-    _name_axes(graph, spec)
-    onnx.save(graph, path)
     return path
 
 
-def _name_axes(graph: onnx.ModelProto, spec: StepSpec) -> None:
+def _name_axes(graph: ir.Graph, spec: StepSpec) -> None:
     """Writes our symbols over the exporter's (s10, s32, ...), so that a profile can be read off the graph."""
-    renamed: dict[str, str] = {}
-    for value in graph.graph.input:
-        for axis, symbol in spec.dynamic.get(value.name, {}).items():
-            dim = value.type.tensor_type.shape.dim[axis]
-            renamed[dim.dim_param] = symbol
-            dim.dim_param = symbol
+    renamed: dict[str | None, str] = {}
+    for value in graph.inputs:
+        for axis, symbol in spec.dynamic.get(value.name or "", {}).items():
+            shape = _shape(value)
+            dim = shape[axis]
+            if isinstance(dim, ir.SymbolicDim):
+                renamed[dim.value] = symbol
+            shape[axis] = symbol
+    for value in graph.outputs:
+        shape = _shape(value)
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, ir.SymbolicDim):
+                shape[axis] = renamed.get(dim.value, dim.value)
     # Shapes inside the graph were inferred with the old symbols; both runtimes infer them again.
-    del graph.graph.value_info[:]
-    for value in graph.graph.output:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.HasField("dim_param"):
-                dim.dim_param = renamed.get(dim.dim_param, dim.dim_param)
+    ends = set(graph.outputs)
+    for node in graph:
+        for value in node.outputs:
+            if value not in ends:
+                value.shape = None
+                value.type = None
+
+
+def _shape(value: ir.Value) -> ir.Shape:
+    if value.shape is None:
+        raise RuntimeError(f"{value.name}: the exporter inferred no shape")
+    return value.shape
 
 
 @contextlib.contextmanager
