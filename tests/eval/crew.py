@@ -17,7 +17,7 @@ from typing import Any
 from .parts import Part
 from .work import Outcome, Sources, Worker
 
-_STOP_SECONDS = 20.0
+_STOP_SECONDS = 60.0
 _TELL = 10  # units between two messages of progress
 
 

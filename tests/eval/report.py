@@ -32,10 +32,12 @@ _VARIANT = ("answers", "answer_accuracy_text", "text_points", "answer_accuracy_a
 
 
 def misses(found: Mapping[str, Any]) -> list[str]:
-    """The targets that are missed, in words. A figure without a trial is missed."""
+    """The targets that are missed, in words. A figure without a trial is missed, one that was not asked for is not."""
     out = []
     for name, target, more in TARGETS:
-        value = found.get(name)
+        if name not in found:
+            continue
+        value = found[name]
         if value is None or (value < target if more else value > target):
             out.append(f"{name}: required {'>=' if more else '<='} {target:g}, got {value}")
     return out

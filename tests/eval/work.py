@@ -18,7 +18,7 @@ from engine_builder.training.voices import Voice, VoiceBank, user_voices
 
 from . import oracle
 from .ears import Ears
-from .parts import TRAINED_RETENTION, Part
+from .parts import BOTH_JUDGES, TRAINED_RETENTION, Part
 from .stage import Lateness, Stage, performance
 
 _LEFT_OUT = ("Lee", "Marco")  # timbres that PocketSphinx cannot follow either: see engine_builder.training.voices
@@ -122,5 +122,5 @@ class Worker:
             outcome.template.append(tally)
             return
         outcome.template.append(heard_by(self.ears.template))
-        if talk.scenario.language == "en":
+        if talk.scenario.language == "en" and part.group in BOTH_JUDGES:
             outcome.recogniser.append(heard_by(self.ears.recogniser))
