@@ -8,7 +8,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,11 +24,14 @@ from .precision import set_precision
 from .targets import onnxruntime as ort_target
 from .targets import tensorrt as trt_target
 from .targets import torch_cuda as torch_target
+from .targets.names import GPU_TARGETS
 from .tokenizer import write_tiny_tokenizer
 from .weights_note import read_defaults, read_weights_note
 
 # Precision of the matrices unless one is asked for. Only GPUs gain from less than float32.
 TARGETS = {"onnxruntime": "float32", "tensorrt": "bfloat16", "tensorrt-rtx": "bfloat16", "torch-cuda": "bfloat16"}
+SINK_UNITS, RECENT_UNITS, PROMPT_TOKENS = 4, 50, 1024
+MIN_PAGES, MIN_POOL_PAGES = 256, 2048
 Progress = Callable[[str, str], None]  # (step, what is being done)
 
 
@@ -59,9 +62,26 @@ class BuildOptions:
     precision: str | None = None  # None: what suits the target (`TARGETS`)
     timing_cache: Path | None = None  # TensorRT keeps there which kernels were fastest; a second build is quicker
     max_batch: int = 8
-    max_pages: int = 256
-    pool_pages: int = 2048
+    max_pages: int | None = None  # None: what a session with the server's default retention needs
+    pool_pages: int | None = None  # None: on GPUs that of a whole batch
     page_tokens: int = 16
+
+    def resolved(self, config: ModelConfig) -> BuildOptions:
+        """The same without open limits."""
+        pages = self.max_pages or default_pages(config, self.page_tokens)
+        whole = self.max_batch * pages if self.target in GPU_TARGETS else 0
+        return replace(self, max_pages=pages, pool_pages=self.pool_pages or max(MIN_POOL_PAGES, whole + 1))
+
+
+def default_pages(config: ModelConfig, page_tokens: int) -> int:
+    """Pages of a session that keeps its prompt, 4 first and 50 recent units (8 s): the server's default.
+
+    All text and slots count as used, and the window may begin anywhere in its first page.
+    """
+    c, words = config, config.language.text_tokens + config.language.slots
+    unit = c.latent_tokens + c.video.perceive_tokens + c.audio.perceive_tokens + 1 + words
+    pinned = -(-(PROMPT_TOKENS + SINK_UNITS * unit) // page_tokens)
+    return max(MIN_PAGES, pinned + -(-(RECENT_UNITS * unit + page_tokens - 1) // page_tokens))
 
 
 def build_engines(
@@ -77,6 +97,7 @@ def build_engines(
     if output.exists() and not (output / MANIFEST).exists() and any(output.iterdir()):
         raise ValueError(f"{output}: expected an empty or an engine directory, found other files; choose another")
     model = load_checkpoint(checkpoint)
+    asked, options = options, options.resolved(model.config)
     precision = options.precision or TARGETS[options.target]
     builder = _builder(options, model.config, precision)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +126,7 @@ def build_engines(
             state=state_sizes(model.config),
             engines=engines,
             tokenizer={"file": TOKENIZER, "sha256": sha256(tokenizer)},
-            rebuild=_rebuild_command(checkpoint, output, options),
+            rebuild=_rebuild_command(checkpoint, output, asked),
         )
         manifest.save(work)
         _replace(work, output)
@@ -128,7 +149,8 @@ def _builder(options: BuildOptions, config: ModelConfig, precision: str) -> Step
         if precision != "float32":
             raise ValueError(f"--precision: onnxruntime engines are float32, got {precision!r}; it is for GPU targets")
         return OnnxRuntimeBuilder()
-    limits = trt_target.Limits(options.max_batch, options.max_pages, options.pool_pages, options.page_tokens)
+    pages, pool = options.max_pages or MIN_PAGES, options.pool_pages or MIN_POOL_PAGES
+    limits = trt_target.Limits(options.max_batch, pages, pool, options.page_tokens)
     return trt_target.PlanBuilder(options.target, config, limits, options.compute_capability, options.timing_cache)
 
 
@@ -183,6 +205,9 @@ def _rebuild_command(checkpoint: Path, output: Path, options: BuildOptions) -> s
         words += ["--precision", options.precision]
     if options.timing_cache:
         words += ["--timing-cache", str(options.timing_cache)]
+    for name, default in (("max_batch", 8), ("max_pages", None), ("pool_pages", None), ("page_tokens", 16)):
+        if getattr(options, name) != default:
+            words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     return shlex.join(words)
 
 

@@ -57,8 +57,14 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--timing-cache", type=Path, metavar="FILE", help="kept between builds (tensorrt only)")
     build.add_argument("--compute-capability", metavar="X.Y", help="GPU to compile for, e.g. 8.9 (tensorrt-rtx only)")
     build.add_argument("--max-batch", type=int, default=8, help="sessions in one engine call (default: 8)")
-    build.add_argument("--max-pages", type=int, default=256, help="history pages of one session (default: 256)")
-    build.add_argument("--pool-pages", type=int, default=2048, help="pages of the whole KV pool (default: 2048)")
+    build.add_argument(
+        "--max-pages",
+        type=int,
+        help="history pages of one session (default: what the server's default retention needs)",
+    )
+    build.add_argument(
+        "--pool-pages", type=int, help="pages of the whole KV pool (default: at least 2048; on GPUs max-batch sessions)"
+    )
     build.add_argument("--page-tokens", type=int, default=16, help="tokens in one page (default: 16)")
 
     verify = commands.add_parser("verify", help="check an engine directory against its manifest")
