@@ -23,7 +23,7 @@ from .runtime.capacity import CPU_UTILISATION
 from .runtime.engine import TARGET, EngineError
 from .runtime.kv_pool import PoolError, PoolGeometry, free_bytes
 from .runtime.settings import DuplexSettings, RoleSettings
-from .server_process import LOOPBACK, Ports, ServerError, ServerPlan
+from .server_process import LOOPBACK, Ports, ServerError, ServerPlan, reached
 from .supervisor import Supervisor, SupervisorOptions
 from .template import fill_repository
 
@@ -151,9 +151,9 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         "engines": role.engines,
         "model": manifest.model.name,
         "weights": manifest.weights,
-        "grpc": f"127.0.0.1:{grpc}",
+        "grpc": f"{reached(args.grpc_address)}:{grpc}",
         "http": f"127.0.0.1:{http}",
-        "metrics": f"127.0.0.1:{metrics}",
+        "metrics": f"{reached(args.metrics_address)}:{metrics}",
         "shm_prefix": prefix,
     }
     options = SupervisorOptions(drain_seconds=args.drain_seconds, max_restarts=args.max_restarts)
@@ -287,9 +287,9 @@ def _count(text: str) -> int:
 
 def _address(text: str) -> str:
     try:
-        return str(ipaddress.ip_address(text))
+        return str(ipaddress.IPv4Address(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected an IP address, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected an IPv4 address, got {text!r}") from None
 
 
 def _seconds(text: str) -> float:

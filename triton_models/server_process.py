@@ -167,6 +167,11 @@ class ServerProcess:
         return "\n".join(found[:limit] or lines[-limit:]).replace("\\n", "\n")
 
 
+def reached(address: str) -> str:
+    """Where processes of this machine reach what listens on `address`."""
+    return LOOPBACK if ipaddress.ip_address(address).is_unspecified else address
+
+
 def clean_shared_memory(prefix: str) -> list[str]:
     """Removes the shared memory that a killed server of this prefix left; returns the names."""
     names = sorted(path.name for path in SHM.iterdir() if path.name.startswith(prefix))

@@ -18,7 +18,7 @@ from typing import Any
 
 from .health import Health, HealthServer, Readiness
 from .runtime.status import Notice, replace_json, write_notice
-from .server_process import ServerError, ServerPlan, ServerProcess, clean_shared_memory
+from .server_process import ServerError, ServerPlan, ServerProcess, clean_shared_memory, reached
 
 TICK_SECONDS = 0.2
 TOLD_SECONDS = 0.8  # after a fault: time for `duplex` to send every open stream its error
@@ -179,7 +179,7 @@ class Supervisor:
                 "state": state,
                 "reason": self._readiness.reason,
                 "restarts": self._readiness.restarts,
-                "health": f"127.0.0.1:{self._web.port}",
+                "health": f"{reached(self._plan.metrics_address)}:{self._web.port}",
                 "launcher_pid": os.getpid(),
                 "server_pid": self._server.pid if alive else None,
                 "model_pids": self._health.pids() if alive else {},

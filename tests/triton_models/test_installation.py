@@ -9,7 +9,7 @@ import pytest
 
 from triton_models import installation, launch
 from triton_models.installation import BACKEND_FILES, ServerError, find_server
-from triton_models.server_process import Ports, ServerPlan
+from triton_models.server_process import Ports, ServerPlan, reached
 
 pytestmark = pytest.mark.unit
 
@@ -87,7 +87,9 @@ def test_nothing_but_conversation_is_open_beyond_loopback(tmp_path: Path) -> Non
 def test_addresses_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         launch.main(["--engines", "x", "--grpc-address", "server"])
-    assert "expected an IP address, got 'server'" in capsys.readouterr().err
+    assert reached("0.0.0.0") == "127.0.0.1"
+    assert reached("10.0.0.2") == "10.0.0.2"
+    assert "expected an IPv4 address, got 'server'" in capsys.readouterr().err
 
 
 def test_a_directory_that_cannot_be_written_to_is_named(
