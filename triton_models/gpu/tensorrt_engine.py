@@ -26,7 +26,7 @@ from .device_pool import to_bits
 from .engine_probe import probe
 from .staging import HostBlock, Layout, Slot
 
-MAX_CALLS = 48  # shapes of one engine that are kept: 3 kinds of pass x 4 batch sizes x 4 history lengths
+MAX_PROMPTS = 8  # lengths of prompt passes that are kept beside all block and slot passes
 POOLS = ("k_pool", "v_pool")
 ON_DEVICE = ("k_new", "v_new")  # outputs that no host needs
 RAGGED = ("page_table", "page_range")
@@ -61,6 +61,9 @@ class PlanEngine:
         # Contexts of one engine run one after the other, so they can work in the same memory.
         size = int(self._engine.device_memory_size_v2)
         self._scratch, self._scratch_bytes = cuda.allocate((max(size, 1),), "uint8"), size
+        self.max_calls = 2 * len(limits.all_rows()) * len(limits.all_pages()) + MAX_PROMPTS
+        self._settings = self._runtime_settings()
+        self._kv: dict[str, DeviceArray] = {}
         self._calls: OrderedDict[tuple[Any, ...], _Call] = OrderedDict()
         self._copies: dict[str, DeviceArray] = {}
 
@@ -94,7 +97,7 @@ class PlanEngine:
         call = self._calls.get(key)
         if call is None:
             call = self._calls[key] = self._prepare(shapes, pools)
-            while len(self._calls) > MAX_CALLS:
+            while len(self._calls) > self.max_calls:
                 self._calls.popitem(last=False)[1].close()
         self._calls.move_to_end(key)
         try:
@@ -140,7 +143,30 @@ class PlanEngine:
                 return profile
         raise EngineError(f"{self.step}: no profile of {self._entry.file} takes these shapes: {'; '.join(reasons)}")
 
+    def _runtime_settings(self) -> Any:
+        """What contexts are made with. TensorRT-RTX compiles kernels for the shapes that come: at once, because a
+        captured graph would keep for ever the stand-ins that run until a kernel is compiled in the background."""
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        specialisation = getattr(self.trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if specialisation is None:
+            return strategy
+        settings = self._engine.create_runtime_config()
+        settings.set_execution_context_allocation_strategy(strategy)
+        settings.dynamic_shapes_kernel_specialization_strategy = specialisation.EAGER
+        settings.set_runtime_cache(settings.create_runtime_cache())  # contexts share what was compiled
+        return settings
+
     # -- memory ------------------------------------------------------------------------------------------------
+    def _new_kv(self, name: str, shape: tuple[int, ...]) -> DeviceArray:
+        """Memory for K or V of a think pass: one block for all calls, since every call overwrites the last one's."""
+        if name not in self._kv:
+            most = 0
+            for profile in range(self._engine.num_optimization_profiles):
+                batch, tokens = self._engine.get_tensor_profile_shape("rope_cos", profile)[2][:2]
+                most = max(most, batch * tokens)
+            self._kv[name] = self.cuda.allocate((shape[0], most, *shape[3:]), self.dtypes[name])
+        return DeviceArray.packed(self._kv[name].pointer, shape, self.dtypes[name])
+
     def _pool(self, name: str, pool: Any) -> DeviceArray:
         """The pool in device memory: itself, or a copy of a host array, made anew at every call (for tests)."""
         if isinstance(pool, DeviceArray):
@@ -157,7 +183,7 @@ class PlanEngine:
 
     def _prepare(self, shapes: Shapes, pools: Mapping[str, DeviceArray]) -> _Call:
         profile = self._profile(shapes)
-        context = self._engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = self._engine.create_execution_context(self._settings)
         if context is None:
             raise EngineError(f"{self.step}: no context for profile {profile}; is the device's memory full?")
         context.set_device_memory(self._scratch.pointer, self._scratch_bytes)
@@ -171,15 +197,17 @@ class PlanEngine:
             raise EngineError(f"{self.step}: shapes of {', '.join(missing)} are unknown in profile {profile}")
         slots = {n: Slot(s, self.dtypes[n], n in RAGGED) for n, s in shapes.items() if n not in POOLS}
         outputs = {t.name: tuple(context.get_tensor_shape(t.name)) for t in self._entry.outputs}
-        return _Call(self.step, context, self.cuda, slots, outputs, self.dtypes, pools)
+        kept = {n: self._new_kv(n, s) for n, s in outputs.items() if n in ON_DEVICE}
+        return _Call(self.step, context, self.cuda, slots, outputs, self.dtypes, pools, kept)
 
     def close(self) -> None:
         """Frees all device memory that the engine holds besides its weights."""
         while self._calls:
             self._calls.popitem()[1].close()
-        for array in (self._scratch, *self._copies.values()):
+        for array in (self._scratch, *self._copies.values(), *self._kv.values()):
             self.cuda.free(array)
         self._copies.clear()
+        self._kv.clear()
 
 
 class _Call:
@@ -194,11 +222,13 @@ class _Call:
         outputs: Shapes,
         dtypes: Mapping[str, str],
         pools: Mapping[str, DeviceArray],
+        kept: Mapping[str, DeviceArray],
     ) -> None:
+        """pools, kept: memory of the engine's that the plan reads and writes where it is"""
         self._context, self._cuda = context, cuda
         returned = Layout({n: Slot(s, dtypes[n]) for n, s in outputs.items() if n not in ON_DEVICE})
         self._in, self._out = _Half(cuda, Layout(inputs)), _Half(cuda, returned)
-        self.on_device = {n: cuda.allocate(s, dtypes[n]) for n, s in outputs.items() if n in ON_DEVICE}
+        self.on_device = dict(kept)
         addresses = {name: array.pointer for name, array in (*pools.items(), *self.on_device.items())}
         addresses |= self._in.addresses | self._out.addresses
         for name, address in addresses.items():
@@ -227,8 +257,6 @@ class _Call:
         self._cuda.free_graph(self._graph)
         for half in (self._in, self._out):
             half.close(self._cuda)
-        for array in self.on_device.values():
-            self._cuda.free(array)
 
 
 class _Half:

@@ -68,8 +68,28 @@ class Engine:
         symbols = self.profiles[profile]
         return [tuple(symbols[axes[i]][which] if i in axes else n for i, n in enumerate(shape)) for which in range(3)]
 
-    def create_execution_context(self, strategy):
+    def create_runtime_config(self):
+        return RuntimeConfig()
+
+    def create_execution_context(self, settings):
+        self.settings = settings
         return Context(self)
+
+
+class RuntimeConfig:
+    """Of TensorRT-RTX."""
+
+    strategy = cache = dynamic_shapes_kernel_specialization_strategy = None
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def create_runtime_cache(self):
+        return object()
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
 
 
 class Context:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +28,7 @@ from triton_models.gpu.buckets import Limits
 from triton_models.gpu.cuda_runtime import CudaRuntime, DeviceArray
 from triton_models.gpu.device_pool import DevicePool
 from triton_models.gpu.engine_probe import probe
-from triton_models.gpu.tensorrt_engine import MAX_CALLS, PlanEngine, load_engines
+from triton_models.gpu.tensorrt_engine import PlanEngine, load_engines
 from triton_models.runtime.engine import EngineError
 from triton_models.runtime.kv_cache import Span
 
@@ -187,12 +188,24 @@ def test_few_shapes_are_kept(model, cuda):
     inputs, _ = example(model, "think", batch=1)
     half = model.config.backbone.head_dim // 2
     few = {**inputs, **{n: inputs[n][:, :0] for n in ("z_video", "z_audio", "e_video", "e_audio")}}
-    for tokens in range(1, MAX_CALLS + 4):
+    for tokens in range(1, engine.max_calls + 4):
         few["ids"] = np.ones((1, tokens), np.int64)
         few |= {n: np.ones((1, tokens, half), np.float32) for n in ("rope_cos", "rope_sin")}
         few["block_mask"] = np.tri(tokens, dtype=bool)[None]
         engine.run(few)
-    assert len(cuda.api.graphs) == MAX_CALLS
+    assert len(cuda.api.graphs) == engine.max_calls
+
+
+def test_rtx_compiles_before_the_graph_is_captured(model, cuda, monkeypatch):
+    kinds = Enum("DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE")
+    monkeypatch.setattr(trt, kinds.__name__, kinds, raising=False)
+    engine = engine_of(model, "perform", cuda)
+    inputs, expected = example(model, "perform", batch=1)
+    np.testing.assert_allclose(engine.run(inputs)["velocity_audio"], expected["velocity_audio"], atol=1e-5)
+    settings = engine._engine.settings
+    assert settings.dynamic_shapes_kernel_specialization_strategy is kinds.EAGER
+    assert settings.strategy is trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    assert settings.cache is not None
 
 
 @pytest.mark.parametrize(
@@ -294,6 +307,12 @@ USED_OF_RTX = {
     "Runtime.get_engine_validity": "tuple",
     "EngineValidity.SUBOPTIMAL": "",
     "EngineInvalidityDiagnostics.UNSUPPORTED_CC": "",
+    "ICudaEngine.create_runtime_config": "IRuntimeConfig",
+    "IRuntimeConfig.set_execution_context_allocation_strategy": "strategy: .*ExecutionContextAllocationStrategy",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy": "",
+    "IRuntimeConfig.create_runtime_cache": "IRuntimeCache",
+    "IRuntimeConfig.set_runtime_cache": r"cache: .*\) -> bool",
+    "DynamicShapesKernelSpecializationStrategy.EAGER": "",
 }
 
 
