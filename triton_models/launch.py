@@ -162,6 +162,8 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         signal.signal(number, lambda *_: supervisor.stop())
     _say(f"model {manifest.model.name}, weights: {manifest.weights}")
     _say(f"KV pool: {pages} pages of {page_tokens} tokens, {pool_bytes / 2**20:.0f} MiB")
+    if manifest.target in GPU_TARGETS:
+        _say_devices(args.device)
     if sessions:
         _say(
             f"capacity: {sessions} sessions on time by measured step costs, {CPU_UTILISATION:.0%} of them are admitted"
@@ -189,6 +191,16 @@ def check_pool(manifest: Manifest, pages: int, device: str) -> int:
     from .gpu.device_pool import pool_bytes  # what fits a GPU shows when it is allocated
 
     return pool_bytes(geometry, manifest.precision)
+
+
+def _say_devices(device: str) -> None:
+    from .gpu.devices import Devices
+    from .gpu.serving import mps_is_on
+
+    devices = Devices.parse(device)
+    _say(f"on {devices.describe()}; all sizes of call are prepared first, which takes a minute or two for 8B")
+    if len(devices.gpus) == 1 and not mps_is_on():
+        _say("thinker and performer take turns on the GPU; they overlap under CUDA MPS (nvidia-cuda-mps-control -d)")
 
 
 def pick_ports(wanted: Sequence[int]) -> list[int]:

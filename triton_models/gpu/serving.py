@@ -18,7 +18,7 @@ from typing import Any
 from engine_builder.config import ModelConfig
 from engine_builder.manifest import Manifest
 from engine_builder.targets.names import GPU_TARGETS, TENSORRT_MODULES
-from triton_models.runtime.engine import EngineError, EngineSet
+from triton_models.runtime.engine import PERFORMER_STEPS, EngineError, EngineSet
 from triton_models.runtime.kv_pool import Pool
 from triton_models.runtime.link import wait_for
 from triton_models.runtime.solver import HostSolver, Solver
@@ -83,21 +83,23 @@ def load_engines(engine_dir: Path, steps: Sequence[str], device: str = "") -> En
     if target not in GPU_TARGETS:
         raise EngineError(f"{engine_dir}: expected engines of {', '.join(GPU_TARGETS)}, got {target}")
     check_target(manifest, devices)
-    performs = "think" not in steps and "perform" in steps
-    where = devices.performer if performs else devices.thinker
-    priority = _PERFORMER_PRIORITY if performs else _THINKER_PRIORITY
+    where = devices.performer if set(steps) <= set(PERFORMER_STEPS) else devices.thinker
     if target == "torch-cuda":
+        if where == CPU:
+            os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; there may be a GPU as well
         import torch  # only this target needs it
 
         from .captured import Lane
         from .torch_engine import load_engines as load
 
         place = torch.device(CPU if where == CPU else f"cuda:{where}")
-        engines = load(engine_dir, tuple(steps), str(place), Lane.on(place, priority))
+        lanes = Lane.on(place, _THINKER_PRIORITY), Lane.on(place, _PERFORMER_PRIORITY)
+        engines = load(engine_dir, tuple(steps), str(place), *lanes)
     else:
         from .tensorrt_engine import load_engines as load_plans
 
-        engines = load_plans(engine_dir, steps, CudaRuntime(int(where), priority=priority))
+        streams = (CudaRuntime(int(where), priority=p) for p in (_THINKER_PRIORITY, _PERFORMER_PRIORITY))
+        engines = load_plans(engine_dir, steps, *streams)
     return replace(engines, link=DeviceLink(manifest.precision, devices))
 
 
@@ -134,6 +136,11 @@ def check_target(manifest: Manifest, devices: Devices) -> None:
             f"target {target}: expected NVIDIA GPU {devices.gpus[-1]}, found {found}; in a container: --gpus all; "
             "for a CPU build with: make engine TARGET=onnxruntime"
         )
+
+
+def mps_is_on() -> bool:
+    """True if CUDA MPS runs here, under which two processes use one GPU at the same time."""
+    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
 def _memory(name: str) -> Memory:

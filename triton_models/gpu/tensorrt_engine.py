@@ -18,7 +18,7 @@ import numpy as np
 
 from engine_builder.manifest import EngineEntry, Manifest, TensorSpec
 from engine_builder.targets.names import TENSORRT_MODULES
-from triton_models.runtime.engine import EngineError, EngineSet
+from triton_models.runtime.engine import PERFORMER_STEPS, EngineError, EngineSet
 
 from .buckets import Limits, used_pages
 from .cuda_runtime import CudaRuntime, DeviceArray
@@ -278,9 +278,15 @@ class _Half:
         cuda.free_pinned(self.pinned)
 
 
-def load_engines(engine_dir: Path, steps: Sequence[str], cuda: CudaRuntime | None = None) -> EngineSet:
+def load_engines(
+    engine_dir: Path,
+    steps: Sequence[str],
+    cuda: CudaRuntime | None = None,
+    performer_cuda: CudaRuntime | None = None,
+) -> EngineSet:
     """The engines of a role from a directory built for `tensorrt` or `tensorrt-rtx`.
 
+    `performer_cuda`: of the performer's steps, where another thread calls them than the thinker's; None: the same.
     Plans are native code and a plan for another GPU or version can take the process with it: each is probed in a
     process of its own first. Raises `ManifestError`, `EngineError` or `CudaError` with the reason.
     """
@@ -300,11 +306,12 @@ def load_engines(engine_dir: Path, steps: Sequence[str], cuda: CudaRuntime | Non
         if not verdict.usable:
             raise EngineError(f"{step}: {verdict.text}; rebuild: {manifest.rebuild}")
     cuda = cuda or CudaRuntime()
+    streams: dict[str, CudaRuntime] = dict.fromkeys(PERFORMER_STEPS, performer_cuda or cuda)
     limits = Limits(int(manifest.limits["max_batch"]), int(manifest.limits["max_pages"]))
     return EngineSet(
         config=manifest.model,
         engines={
-            step: PlanEngine(step, (engine_dir / entry.file).read_bytes(), entry, limits, trt, cuda)
+            step: PlanEngine(step, (engine_dir / entry.file).read_bytes(), entry, limits, trt, streams.get(step, cuda))
             for step, entry in manifest.engines.items()
             if step in steps
         },

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
 from engine_builder.manifest import Manifest
-from triton_models.runtime.engine import Engine, EngineError, EngineSet
+from triton_models.runtime.engine import PERFORMER_STEPS, Engine, EngineError, EngineSet
 from triton_models.runtime.kv_pool import Pool
 
 from . import codecs, passes
@@ -300,10 +300,15 @@ def tensor_of(array: DeviceArray, device: torch.device) -> Tensor:
 
 
 def load_engines(
-    engine_dir: Path, steps: tuple[str, ...], device: str | None = None, lane: Lane | None = None
+    engine_dir: Path,
+    steps: tuple[str, ...],
+    device: str | None = None,
+    lane: Lane | None = None,
+    performer_lane: Lane | None = None,
 ) -> EngineSet:
     """The `torch-cuda` engines of a role. `device`: "cuda:0" if there is one, otherwise the interpreter on the CPU.
 
+    `performer_lane`: of the performer's steps, where another thread calls them than the thinker's; None: the same lane.
     Raises `ManifestError` or `EngineError` with the reason.
     """
     manifest = Manifest.load(engine_dir)
@@ -316,7 +321,10 @@ def load_engines(
     for step in ("think", "perform"):
         if step in files and backbone is None:
             backbone = Backbone(BackboneWeights.load(files[step], manifest.model, where))
-    engines = {step: _engine(step, files[step], manifest.model, backbone, limits, lane) for step in steps}
+    lanes: dict[str, Lane] = dict.fromkeys(PERFORMER_STEPS, performer_lane or lane)
+    engines = {
+        step: _engine(step, files[step], manifest.model, backbone, limits, lanes.get(step, lane)) for step in steps
+    }
     if where.type == "cuda":
         torch.cuda.synchronize(where)  # weights were copied on another stream than the lane's
     return EngineSet(
