@@ -132,8 +132,8 @@ class Evaluation:
         report.write(self.out, summary)
         return summary
 
-    def finish(self, complete: bool) -> list[str]:
-        """Files and plots; returns the targets that are missed."""
+    def finish(self, complete: bool) -> dict[str, Any]:
+        """Files and plots; returns the summary."""
         summary = self.write(complete)
         plots.delays(self.out, pooled(self.results.template(*AS_SERVED)))
         minutes = self.results.minutes(self.minutes)
@@ -141,7 +141,7 @@ class Evaluation:
             plots.minutes(self.out, minutes)
         if summary["variants"]:
             plots.variants(self.out, summary["variants"])
-        return report.misses(summary)
+        return summary
 
 
 def _interrupted(number: int, frame: object) -> None:
@@ -179,10 +179,11 @@ def main() -> int:
         status = 130
     except (crew.JobFailed, ServerFailed, DuplexError) as error:
         console.print(f"failed: {error}; what was played is kept", markup=False)
-    missed = evaluation.finish(complete)
+    summary = evaluation.finish(complete)
+    missed = report.misses(summary)
     for line in missed:
         console.print(f"MISSED {line}")
-    asked = len(report.TARGETS) - (not evaluation.results.played["minutes"])
+    asked = sum(name in summary for name, _, _ in report.TARGETS)
     console.print(f"{asked - len(missed)} of {asked} targets met: {evaluation.out / 'table.md'}")
     return status or int(bool(missed) or not complete)
 

@@ -57,7 +57,7 @@ def table(summary: Mapping[str, Any]) -> str:
     lines = [] if summary.get("complete") else ["Interrupted: what had been played by then.", ""]
     lines += ["| figure | required | found | 95 % interval | trials |", "|---|---|---|---|---|"]
     for name, target, more in TARGETS:
-        if name == "minutes_stable" and name not in summary:
+        if name not in summary:
             continue
         span = summary["interval95"].get(name)
         count = summary["trials"].get(_TRIALS.get(name, name))
@@ -66,6 +66,8 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{'' if span is None else f'{span[0]:.3f} to {span[1]:.3f}'} | {'' if count is None else count} |"
         )
     for name in ("take_over_rate", "sentence_accuracy_text", "barge_in_silent", "idle_face_blinks", "av_correlation"):
+        if name not in summary:
+            continue
         lines.append(f"| {name} | | {_number(summary.get(name))} | | |")
     left_out = summary.get("with_left_out_voices")
     if left_out:
