@@ -30,6 +30,7 @@ from triton_models.runtime.messages import HistoryView
 
 Call = Callable[[], Any]
 PAGE_TOKENS = 16
+SLOTS = 2  # fed a unit in latency and history: the state and, mostly, one token of speech
 
 
 class Setting:
@@ -103,6 +104,7 @@ class Ours:
         self.weights = BackboneWeights.random(c, s.device, s.dtype)
         self.limits, self.lane = Limits(s.batch, s.pages), Lane.on(s.device)
         self.backbone = Backbone(self.weights)
+        self.slots: list[int] = []
         self.perceive = codecs.perceive_module(c, s.device)
         self.render = codecs.render_module(c, s.device)
         self.engines = {
@@ -111,6 +113,8 @@ class Ours:
             "perform": PerformEngine(self.backbone, self.limits, self.lane),
             "render": render_engine(c, self.render, self.limits, self.lane),
         }
+        if s.device.type == "cuda":
+            torch.cuda.synchronize(s.device)  # weights and pools were made on another stream than the lane's
 
     @cached_property
     def bank(self) -> SolverBank:
@@ -130,25 +134,24 @@ class Ours:
         if step != "perform":
             inputs = self.inputs(step, batch)
             return lambda: engine.run(inputs)
-        self.fill(batch)
-        slots, taus, steps = list(range(batch)), [0.5] * batch, [0.0] * batch
+        slots, taus, steps = self.units(batch), [0.5] * batch, [0.0] * batch
         return lambda: self.bank.tick(slots, taus, steps)
 
-    def fill(self, batch: int) -> None:
-        """Puts a unit into each of the first `batch` slots of the solver bank."""
-        inputs = self.setting.inputs("perform", batch)
-        names = ("x_video", "x_audio", "rope_cos", "rope_sin")
-        for b in range(batch):
+    def units(self, batch: int) -> list[int]:
+        """Slots of the solver bank that hold a unit each."""
+        inputs = self.setting.inputs("perform", self.setting.batch)
+        for b in range(len(self.slots), batch):
+            x_video, x_audio, cos, sin = (inputs[n][b] for n in ("x_video", "x_audio", "rope_cos", "rope_sin"))
             view = HistoryView(inputs["page_table"][b], inputs["page_range"][b])
-            self.bank.put(b, *(inputs[name][b] for name in names), view)
+            self.slots.append(self.bank.put(x_video, x_audio, cos, sin, view))
+        return self.slots[:batch]
 
     def graph(self, step: str, batch: int) -> CapturedCall:
         """The captured call of a step, its inputs filled: what the device does without the host's part."""
-        engine = self.engines["think" if step == "slot" else step]
-        inputs = self.inputs(step, batch)
-        call, rows = engine.call_for(inputs)
-        call.launch(inputs, rows)
-        call.wait(rows)
+        self.call(step, batch)()
+        if step == "perform":
+            return self.bank.tick_call(self.units(batch))
+        call, _, _ = self.engines["think" if step == "slot" else step].call_for(self.inputs(step, batch))
         return call
 
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,28 +19,54 @@ from triton_models.runtime.costs import STEPS
 pytestmark = pytest.mark.engine
 HERE = Path(__file__).parent
 
-_spec = importlib.util.spec_from_file_location("gpu_work", HERE / "gpu_work.py")
-assert _spec is not None
-assert _spec.loader is not None
-gpu_work = importlib.util.module_from_spec(_spec)
-sys.modules["gpu_work"] = gpu_work  # dataclasses look their module up
-_spec.loader.exec_module(gpu_work)
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_the_benchmark_runs(tmp_path):
-    command = [sys.executable, str(HERE / "bench_gpu.py"), "--smoke", "--out", str(tmp_path)]
+gpu_goals, gpu_work = load("gpu_goals"), load("gpu_work")
+
+
+def test_the_benchmark_runs_and_survives_a_preset_that_fails(tmp_path):
+    command = [sys.executable, str(HERE / "bench_gpu.py"), "--smoke", "--presets", "nonsense", "tiny"]
     env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command += ["--out", str(tmp_path)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "nonsense failed: ConfigError: preset: expected one of" in done.stdout
     rows = list(csv.DictReader((tmp_path / "gpu_steps.csv").open()))
     assert [(row["step"], row["batch"]) for row in rows] == [(step, b) for step in STEPS for b in ("1", "2")]
     assert all(float(row[column]) > 0 for row in rows for column in ("ms", "device_ms", "floor_ms", "plain_ms"))
-    (unit,) = csv.DictReader((tmp_path / "gpu_units.csv").open())
+    failed, unit = csv.DictReader((tmp_path / "gpu_units.csv").open())
+    assert failed["preset"] == "nonsense"
+    assert failed["error"]
     assert float(unit["unit_ms_all_slots"]) > 0
+    assert float(unit["plain_unit_ms"]) > 0
     assert all(row["chosen"] == "True" for row in csv.DictReader((tmp_path / "gpu_tiling.csv").open()))
+    assert len(list(csv.DictReader((tmp_path / "gpu_goals.csv").open()))) == 2 + 2 * 4
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary) == ["smoke"]  # never to be taken for a measurement
     assert summary["smoke"]["weights"] == "random"
+    assert "says" in summary["smoke"]["tensorrt_rtx"]["8.9"]
+
+
+def test_goals_are_those_of_the_issue():
+    presets = {"v0.1-8b": {"unit_ms": 111.0, "sessions": 3, "sessions_floor": 5, "plain_sessions": 0}, "lost": {}}
+    steps = [
+        {"preset": "v0.1-8b", "step": "perform", "batch": batch, "share_matmul": share, "share_copy": 0.1}
+        for batch, share in ((1, 0.3), (4, 0.56), (8, 0.54))
+    ]
+    steps.append({"preset": "v0.1-8b", "step": "slot", "batch": 1, "share_matmul": 0.0, "share_copy": 0.61})
+    found = gpu_goals.goals(presets, steps)
+    met = [goal.met for goal in found]
+    assert met == [False, True, True, True, False, True, None, None, None, None]
+    assert [goal.got for goal in found[:6]] == ["111", "3", "60%", "inf", "54%", "61%"]
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

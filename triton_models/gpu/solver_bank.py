@@ -118,7 +118,7 @@ class SolverBank:
     def tick(self, slots: Sequence[int], taus: Sequence[float], steps: Sequence[float]) -> np.ndarray:
         """One Euler step x += step * velocity(x, tau) of each named slot; bool [B]: False where it is not finite."""
         batch = len(slots)
-        call = self._tick_of(self._limits.rows(batch), self._limits.pages(int(self._pages[list(slots)].max())))
+        call = self.tick_call(slots)
         inputs = {
             "row": np.array(slots) + 1,
             "tau": np.array(taus, dtype=np.float32),
@@ -129,6 +129,10 @@ class SolverBank:
         finite = call.wait(batch)["finite"].astype(bool)
         self.engine_ns += time.perf_counter_ns() - begin
         return finite
+
+    def tick_call(self, slots: Sequence[int]) -> CapturedCall:
+        """The graph that serves a tick of these slots."""
+        return self._tick_of(self._limits.rows(len(slots)), self._limits.pages(int(self._pages[list(slots)].max())))
 
     def _evaluate(self, t: Mapping[str, Tensor], pages: int) -> dict[str, Tensor]:
         index = self._index.narrow(pages, self._page_tokens)
