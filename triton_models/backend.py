@@ -9,12 +9,14 @@ while this form went through 150,000. It is also the faster one: 0.4 ms a call i
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,12 @@ def parameters(args: Mapping[str, str]) -> dict[str, str]:
     """The string parameters of a model's configuration."""
     config = json.loads(args["model_config"])
     return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+
+
+def settle() -> None:
+    """Call it when a model is loaded: what is there now stays, and the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def read_tensors(tensors: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -127,11 +135,13 @@ class JobServer:
             with self._lock:
                 self._jobs += 1
             try:
-                future = self._worker.submit(_unpack(request.inputs()))
+                job = _unpack(request.inputs())
             except Exception as error:
-                future = Future()
+                future: Future[Any] = Future()
                 future.set_exception(error)
-            future.add_done_callback(lambda f, sender=sender: self._finish(sender, f))
+                self._finish(sender, future)
+            else:
+                self._worker.serve(job, partial(self._finish, sender))
 
     def stop(self) -> None:
         self._done.put(None)

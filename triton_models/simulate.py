@@ -84,11 +84,12 @@ class Simulation:
         self._busy_ns = [0] * load.devices
         self._ticks = self._rows = self._opened = 0
         # What a unit still needs in a typical batch: tells when its think call presses and when its latents are due.
-        # A render call may have to wait for a think call that runs: half of one on average.
         batch = 1 + load.sessions // 4
         think_ns = self._nominal_ns("perceive", batch) + self._nominal_ns("think", batch)
         think_ns += load.slots[1] * self._nominal_ns("slot", batch)
-        self._render_ns = self._nominal_ns("render", batch) + think_ns // 2
+        self._render_ns = self._nominal_ns("render", batch)
+        if load.devices == 1:  # a render call may have to wait for a think call that runs: half of one on average
+            self._render_ns += think_ns // 2
         self._rest_ns = self._render_ns + think_ns + load.solver_steps * self._nominal_ns("perform", batch)
 
     def run(self) -> Report:
@@ -165,17 +166,17 @@ class Simulation:
 
     def _dispatch(self, now: int) -> None:
         """Starts whatever the free devices can do."""
+        if self._rendering and self._free[-1]:  # what was solved is rendered at once, where it was solved
+            count = min(self.policy.max_batch, len(self._rendering))
+            units = [self._rendering.popleft() for _ in range(count)]
+            self._call(-1, now, [("render", 1)], count, self._rendered, units)
         if self._free[0]:
             self._start_thinker(now)
         if self._free[-1]:
             self._start_performer(now)
 
     def _start_thinker(self, now: int) -> None:
-        if self._rendering:
-            count = min(self.policy.max_batch, len(self._rendering))
-            units = [self._rendering.popleft() for _ in range(count)]
-            self._call(0, now, [("render", 1)], count, self._rendered, units)
-        elif sessions := self._gather.take(now):
+        if sessions := self._gather.take(now):
             units = [self._thinking.pop(cast(int, session)) for session in sessions]
             self._under_way.update(unit.session for unit in units)
             steps = [("perceive", 1), ("think", 1), ("slot", max(unit.slots for unit in units))]

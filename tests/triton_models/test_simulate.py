@@ -53,12 +53,12 @@ def test_policies_meet_the_same_arrivals() -> None:
 
 
 def test_late_units_get_fewer_steps_and_are_on_time_again() -> None:
-    """A fifth more sessions than are on time at full quality."""
+    """A third more sessions than are on time at full quality."""
     load = Workload(sessions=17, seconds=10, deadline=100)
     full = Simulation(load, COSTS, step_level()).run()
     shortened = Simulation(load, COSTS, step_level(degrade=True)).run()
     assert full.on_time < 0.9
-    assert shortened.on_time > 0.98
+    assert shortened.on_time > 0.97
     assert 0 < shortened.shortened < shortened.units
     easy = Simulation(replace(load, sessions=8), COSTS, step_level(degrade=True)).run()
     assert easy.shortened == 0

@@ -16,6 +16,7 @@ from .engine import EngineSet
 from .history import stack
 from .messages import SessionError
 from .metrics import Metrics
+from .validate import finite
 
 Row = Mapping[str, np.ndarray]  # inputs of one row without the batch axis; `state` [S] among them
 Outcome = tuple[dict[str, np.ndarray], float]  # outputs of one row, `state_out` among them; ms of its call
@@ -52,7 +53,7 @@ class CodecStep:
         self._metrics.time(self._step, ms, len(batch))
         results: list[Outcome | SessionError] = []
         for b, name in enumerate(names):
-            bad = [output for output in self._finite if not np.isfinite(out[output][b]).all()]
+            bad = [output for output in self._finite if not finite(out[output][b])]
             if bad:
                 what = f"{self._step} {name}: NaN or Inf in {', '.join(bad)}"
                 results.append(SessionError("INTERNAL", what))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .messages import HistoryView, SessionError
+from .messages import HistoryView, Int64, SessionError
 from .retention import KINDS, Kind, Retention, WindowLanguage
 
 NULL_PAGE = 0  # pads page tables of rows with a shorter history; never allocated, always zero
@@ -141,6 +141,7 @@ class PageTable:
         self.unit = -1  # the unit that evict() opened last; -1: only the prompt may be appended
         self._blocks = blocks
         self._pinned, self._rolling, self._language = _Stream(), _Stream(), _Stream()
+        self._whole: tuple[Int64, Int64] | None = None  # all page ids and whole ranges, until the pages change
 
     @property
     def tokens(self) -> int:
@@ -168,7 +169,9 @@ class PageTable:
         missing = max(-(-(end + count) // size) - len(stream.pages), 0)
         if self._max_pages is not None and missing and self.pages + missing > self._max_pages:
             raise TooManyPages(self.owner, self.pages + missing, self._max_pages)
-        stream.pages.extend(self._blocks.allocate(self.owner, missing))
+        if missing:
+            self._whole = None
+            stream.pages.extend(self._blocks.allocate(self.owner, missing))
         stream.length += count
         if stream is not self._pinned and count:
             if stream.runs and stream.runs[-1][0] == unit:
@@ -193,27 +196,33 @@ class PageTable:
         for stream, kind in kinds:
             while stream.runs and not self.retention.visible(kind, stream.runs[0][0], unit):
                 freed += self._shrink(stream, stream.runs.popleft()[1])
+        if freed:
+            self._whole = None
         return self._blocks.release(self.owner, freed)
 
     def view(self) -> HistoryView:
         """All visible tokens as page ids [P] and ranges [P, 2]; P >= 1: an empty history is one null page."""
         size = self._blocks.page_tokens
-        pages = [page for stream in self._streams for page in stream.pages]
-        if not pages:
-            return HistoryView(np.array([NULL_PAGE], dtype=np.int64), np.zeros((1, 2), dtype=np.int64))
-        ranges = np.zeros((len(pages), 2), dtype=np.int64)
-        ranges[:, 1] = size
+        if self._whole is None:  # else only the ends have moved since the last view
+            pages = [page for stream in self._streams for page in stream.pages]
+            ids = np.array(pages or [NULL_PAGE], dtype=np.int64)
+            whole = np.zeros((len(ids), 2), dtype=np.int64)
+            whole[: len(pages), 1] = size
+            self._whole = ids, whole
+        ids, whole = self._whole
+        ranges = whole.copy()
         row = 0
         for stream in self._streams:
             if stream.pages:
                 ranges[row, 0] = stream.start
                 row += len(stream.pages)
                 ranges[row - 1, 1] = stream.start + stream.length - (len(stream.pages) - 1) * size
-        return HistoryView(np.array(pages, dtype=np.int64), ranges)
+        return HistoryView(ids, ranges)
 
     def close(self) -> list[int]:
         """Gives all pages back and returns them, to be scrubbed. A second call returns nothing."""
         self._pinned, self._rolling, self._language = _Stream(), _Stream(), _Stream()
+        self._whole = None
         return self._blocks.release(self.owner)
 
     @property

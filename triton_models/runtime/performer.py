@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,13 @@ from engine_builder.layout import UnitLayout, rope_tables
 from . import noise, validate
 from .engine import EngineError, EngineSet
 from .kv_pool import Pool
-from .messages import CloseJob, PerformJob, PerformResult, SessionError
+from .messages import CloseJob, Float32, PerformJob, PerformResult, SessionError
 from .metrics import Metrics
 from .scheduler import Row, StepScheduler
 from .solver import Solver, SolverFull
 
 MAX_UNITS = 256  # in flight at once, unless a solver is given
+MAX_STARTS = 1024  # sessions whose next unit is prepared
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,14 @@ class _Solve:
         return self.taus[self.index]
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What a unit starts from: its noise and RoPE. It depends on `of` (seed, origin, unit) and on nothing else."""
+
+    of: tuple[int, int, int]
+    tensors: tuple[Float32, Float32, Float32, Float32]  # x_video, x_audio, cos, sin
+
+
 class Performer:
     """Solves units over `pool`, which it only reads. One thread calls a Performer."""
 
@@ -71,6 +81,8 @@ class Performer:
         self._clock = clock
         self._layout = UnitLayout.of(self.config)
         self._solves: dict[Hashable, _Solve] = {}
+        self._solved: deque[PerformJob] = deque(maxlen=MAX_STARTS)  # whose next units are not prepared yet
+        self._starts: OrderedDict[str, _Start] = OrderedDict()  # of next units, by session
         self.held_back = False  # the last tick ran nothing although jobs are here: the scheduler waits for company
 
     @property
@@ -88,12 +100,13 @@ class Performer:
         try:
             validate.history(job.history.page_ids, job.history.ranges, geometry.num_pages, geometry.page_tokens)
             taus = self.config.solver.taus(job.steps)
-            x_video, x_audio = noise.latents(self.config, job.seed, job.unit)
+            start = self._starts.pop(job.session, None)
+            if start is None or start.of != (job.seed, job.origin, job.unit):
+                start = self._start_of(job.seed, job.origin, job.unit)
         except ValueError as error:
             raise SessionError("INVALID_ARGUMENT", str(error)) from None
-        cos, sin = rope_tables(self.config.backbone, self._layout.noisy_positions(job.origin, job.unit))
         try:
-            slot = self._solver.put(x_video, x_audio, cos, sin, job.history)
+            slot = self._solver.put(*start.tensors, job.history)
         except SolverFull as error:
             raise SessionError("RESOURCE_EXHAUSTED", str(error)) from None
         except EngineError as error:
@@ -102,8 +115,25 @@ class Performer:
         self._solves[key] = _Solve(job, taus, slot, joined_ns=now)
         self._scheduler.join(key, deadline_ns=job.deadline_ns, steps=job.steps, now_ns=now)
 
+    def prepare(self) -> None:
+        """Makes what the next unit of each session that was just solved starts from, while there is time."""
+        while self._solved:
+            job = self._solved.popleft()
+            if job.unit < noise.MAX_SEED:
+                self._starts[job.session] = self._start_of(job.seed, job.origin, job.unit + 1)
+                self._starts.move_to_end(job.session)
+        while len(self._starts) > MAX_STARTS:
+            self._starts.popitem(last=False)
+
+    def _start_of(self, seed: int, origin: int, unit: int) -> _Start:
+        """Raises ValueError for numbers out of range."""
+        x_video, x_audio = noise.latents(self.config, seed, unit)
+        cos, sin = rope_tables(self.config.backbone, self._layout.noisy_positions(origin, unit))
+        return _Start((seed, origin, unit), (x_video, x_audio, cos, sin))
+
     def leave(self, job: CloseJob) -> list[Outcome]:
         """Drops what a session still has here, before its pages are freed; returns those jobs as ABORTED."""
+        self._starts.pop(job.session, None)
         gone = [key for key, s in self._solves.items() if s.job.session == job.session and s.job.epoch <= job.epoch]
         error = SessionError("ABORTED", f"session {job.session!r} was closed")
         return [(self._drop(key).job, error) for key in gone]
@@ -146,6 +176,7 @@ class Performer:
         for key in self._scheduler.completed(rows, now_ns=end):
             if key in self._solves:
                 finished.append((self._solves[key].job, self._result(self._solves[key], end)))
+                self._solved.append(self._solves[key].job)
                 self._drop(key)
         return finished
 

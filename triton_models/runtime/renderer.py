@@ -42,6 +42,10 @@ class Renderer:
     def __len__(self) -> int:
         return len(self._voices)
 
+    def alone(self, session: str) -> bool:
+        """Whether no other session is open here."""
+        return len(self._voices) == 1 and session in self._voices
+
     def render(self, jobs: Sequence[RenderJob]) -> list[RenderResult | SessionError]:
         """Decodes clean latents. At most one job of a session in a call."""
         results: dict[int, RenderResult | SessionError] = {}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .history import page_multiple, stack, stack_views
 from .kv_pool import Pool
 from .messages import Float32, HistoryView
+from .validate import finite
 
 
 class SolverFull(RuntimeError):
@@ -89,14 +90,14 @@ class HostSolver:
         begin = time.perf_counter_ns()
         out = self._run(inputs)
         self.engine_ns += time.perf_counter_ns() - begin
-        finite = np.ones(len(units), dtype=bool)
+        fine = np.ones(len(units), dtype=bool)
         for b, (unit, step) in enumerate(zip(units, steps, strict=True)):
             v_video, v_audio = out["velocity_video"][b], out["velocity_audio"][b]
-            finite[b] = np.isfinite(v_video).all() and np.isfinite(v_audio).all()
-            if finite[b]:
+            fine[b] = finite(v_video) and finite(v_audio)
+            if fine[b]:
                 unit.x_video = unit.x_video + np.float32(step) * v_video
                 unit.x_audio = unit.x_audio + np.float32(step) * v_audio
-        return finite
+        return fine
 
     def take(self, slot: int) -> tuple[Float32, Float32]:
         return self._units[slot].x_video, self._units[slot].x_audio

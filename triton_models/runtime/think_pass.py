@@ -19,6 +19,7 @@ from .kv_pool import Pool
 from .messages import Float32, Int64, SessionError
 from .retention import Kind
 from .thinker_session import ThinkerSession
+from .validate import finite
 
 _FIRST = np.zeros(1, dtype=np.int64)  # the one token of a slot pass
 
@@ -34,8 +35,6 @@ class ThinkRow:
     text: list[int]  # typed ids of this unit, at most language.text_tokens
     slots: list[int] = field(default_factory=list)  # fed and committed so far
     token: int = -1  # chosen and not fed yet
-    cos: Float32 | None = None  # RoPE of the unit's whole span: block, then slots [span, D / 2]
-    sin: Float32 | None = None
     error: SessionError | None = None
 
 
@@ -55,7 +54,9 @@ class ThinkPass:
         self._not_text[list(language.special_ids)] = True
         self._not_text[language.eou_id] = False
         self._absent: dict[int, Outputs] = {}  # by rows: what a pass without a block has in place of its parts
-        self._masks = [self._block_mask(count) for count in range(language.text_tokens + 1)]  # by typed tokens
+        typed = range(language.text_tokens + 1)
+        self._masks = [self._block_mask(count) for count in typed]
+        self._committed = [self._block_tokens(count) for count in typed]
 
     def prefill(self, session: ThinkerSession, start: int, count: int) -> None:
         """Commits prompt tokens from `start` on, at most `count`: causal, the earlier ones seen as history.
@@ -85,15 +86,14 @@ class ThinkPass:
         sessions = [row.session for row in rows]
         ids = np.full((len(rows), language.text_tokens + 1), language.pad_id, dtype=np.int64)
         ids[:, -1] = language.query_id
-        starts = [lay.block_positions(row.session.origin, row.unit)[0] for row in rows]
-        cos, sin = rope_tables(self.config.backbone, np.array(starts)[:, None] + np.arange(lay.span))
         for b, row in enumerate(rows):
             ids[b, : len(row.text)] = row.text
-            row.cos, row.sin = cos[b], sin[b]
+            self.prepare(row.session, row.unit)
+        block = slice(lay.slot_offset)
         out = self._run(
             sessions,
             ids,
-            (cos[:, : lay.slot_offset], sin[:, : lay.slot_offset]),
+            self._rope(rows, block),
             stack([self._masks[len(row.text)] for row in rows]),
             {
                 "z_video": stack([session.z_video for session in sessions]),
@@ -103,10 +103,27 @@ class ThinkPass:
             },
         )
         for b, row in enumerate(rows):
-            tokens = lay.committed_tokens(len(row.text))  # the query, last of them, is forgotten with sights and sounds
-            av = np.concatenate([tokens[: lay.text_offset], tokens[-1:]])
-            self._commit(row, b, out, {"av": av, "language": tokens[lay.text_offset : -1]})
+            self._commit(row, b, out, self._committed[len(row.text)])
             row.token = int(self._state_ids[np.argmax(out["logits"][b, self._state_ids])])
+
+    def prepare(self, session: ThinkerSession, unit: int) -> None:
+        """RoPE of `unit`, unless it is there: what depends on nothing but the unit can be made before it comes."""
+        if session.rope is None or session.rope[0] != unit:
+            start = session.origin + unit * self.layout.span
+            cos, sin = rope_tables(self.config.backbone, np.arange(start, start + self.layout.span))
+            session.rope = unit, cos, sin
+
+    def _rope(self, rows: Sequence[ThinkRow], where: slice) -> tuple[Float32, Float32]:
+        """cos and sin [B, T, D / 2] of a part of the units' spans."""
+        made = [row.session.rope for row in rows if row.session.rope is not None]
+        return stack([cos[where] for _, cos, _ in made]), stack([sin[where] for _, _, sin in made])
+
+    def _block_tokens(self, typed: int) -> dict[Kind, Int64]:
+        """Which tokens of a block with `typed` text tokens are kept, by what they are to retention."""
+        lay = self.layout
+        tokens = lay.committed_tokens(typed)  # the query, last of them, is forgotten with sights and sounds
+        av = np.concatenate([tokens[: lay.text_offset], tokens[-1:]])
+        return {"av": av, "language": tokens[lay.text_offset : -1]} if typed else {"av": av}
 
     def _block_mask(self, typed: int) -> np.ndarray:
         """bool [T, T] of a block with `typed` text tokens; the rest of their places is padding."""
@@ -119,12 +136,11 @@ class ThinkPass:
 
     def _slot(self, rows: Sequence[ThinkRow], slot: int) -> None:
         """Feeds slot token number `slot` of rows whose block is committed; the logits choose the next token."""
-        where = slice(self.layout.slot_offset + slot, self.layout.slot_offset + slot + 1)
-        tables = [(row.cos[where], row.sin[where]) for row in rows if row.cos is not None and row.sin is not None]
+        at = self.layout.slot_offset + slot
         out = self._run(
             [row.session for row in rows],
             np.array([[row.token] for row in rows], dtype=np.int64),
-            (stack([cos for cos, _ in tables]), stack([sin for _, sin in tables])),
+            self._rope(rows, slice(at, at + 1)),
             np.ones((len(rows), 1, 1), dtype=bool),
         )
         for b, row in enumerate(rows):
@@ -140,8 +156,6 @@ class ThinkPass:
             return
         try:
             for kind, tokens in groups.items():
-                if not len(tokens):
-                    continue
                 spans = row.session.table.append(kind, row.unit, len(tokens))
                 self._pool.write(spans, out["k_new"][:, b], out["v_new"][:, b], tokens)
         except SessionError as error:  # OutOfPages
@@ -185,4 +199,4 @@ class ThinkPass:
 def _finite_pass(b: int, out: Outputs) -> bool:
     if "finite" in out:  # K and V are on a device, which has looked at them
         return bool(out["finite"][b])
-    return all(bool(np.isfinite(array).all()) for array in (out["logits"][b], out["k_new"][:, b], out["v_new"][:, b]))
+    return finite(out["logits"][b]) and finite(out["k_new"][:, b]) and finite(out["v_new"][:, b])

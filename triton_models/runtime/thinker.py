@@ -184,6 +184,12 @@ class Thinker:
                 results[i] = self._fail(row.session, error) if error else self._thought(job, row, ms)
         return [results[i] for i in range(len(jobs))]
 
+    def prepare(self) -> None:
+        """Makes what the next units will need, while there is time."""
+        for session in self._sessions:
+            if session.ready and session.failure is None:
+                self._pass.prepare(session, session.thought + 1)
+
     def _begin(self, session: ThinkerSession, job: ThinkJob) -> ThinkRow:
         """Checks the job, queues its text and evicts: after this the history has moved to `job.unit`."""
         session.check_think(job.unit)

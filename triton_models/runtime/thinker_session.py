@@ -39,6 +39,7 @@ class ThinkerSession:
     perceived: int = -1
     thought: int = -1
     perceive_ms: float = 0.0
+    rope: tuple[int, Float32, Float32] | None = None  # of a unit's whole span, made beforehand: unit, cos, sin
     failure: SessionError | None = None
 
     @classmethod

@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 
 class Worker(ABC):
-    """A thread with a bounded queue. Subclasses say what a turn does; everything they own belongs to that thread."""
+    """A thread with a bounded queue. Subclasses say what a turn does; what they own belongs to whoever takes a turn."""
 
     def __init__(self, name: str, capacity: int) -> None:
         self.name = name
@@ -56,6 +56,8 @@ class Worker(ABC):
         self._queue: deque[Item] = deque()
         self._ready = threading.Condition()
         self._stopping = False
+        self._turning = threading.Lock()  # whose holder takes turns: the thread, or a caller of `serve`
+        self._waits = False  # the thread has jobs and waits for its turn
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
     def start(self) -> None:
@@ -80,6 +82,28 @@ class Worker(ABC):
                 self._ready.notify()
         return future
 
+    def serve(self, job: Job, done: Callable[[Future[Any]], None]) -> None:
+        """Like `submit`, with `done` called at the end. A job that is alone is done here and now: it keeps nobody
+        waiting, and no thread has to wake up for it. Should another job come meanwhile, the thread takes over."""
+        future: Future[Any] = Future()
+        if self._turning.acquire(blocking=False):
+            try:
+                with self._ready:
+                    alone = not self._queue and not self._stopping and self._alone(job)
+                if alone:
+                    future.add_done_callback(done)
+                    self._guarded_turn([(job, future)])
+                    while not (future.done() or self._queue or self._waits):
+                        self._guarded_turn([])
+            finally:
+                self._turning.release()
+            if alone:
+                if not future.done():
+                    with self._ready:
+                        self._ready.notify()
+                return
+        self.submit(job).add_done_callback(done)
+
     def stop(self, timeout: float = 10.0) -> None:
         """Ends the thread after the turn it is in and fails everything that is pending with UNAVAILABLE."""
         with self._ready:
@@ -94,8 +118,16 @@ class Worker(ABC):
         """Serves the jobs that arrived and resolves futures as results come."""
 
     @abstractmethod
+    def _alone(self, job: Job) -> bool:
+        """Whether no other job can come that this one would have to share its turns with."""
+
+    @abstractmethod
     def _wait_seconds(self) -> float:
         """How long to wait for a first job: 0 if there is work at hand."""
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Called after a turn that left nothing to do: the time until the next job is free."""
 
     @abstractmethod
     def _abandon(self, error: SessionError) -> None:
@@ -108,22 +140,31 @@ class Worker(ABC):
     # -- the thread --------------------------------------------------------------------------------------------
     def _loop(self) -> None:
         while (items := self._collect()) is not None:
-            try:
-                if items or self._wait_seconds() < IDLE_SECONDS:
-                    self._turn(items)
-                else:
-                    self._idle()
-            except Exception as error:
-                _log.exception("a turn of the %s crashed", self.name)
-                failure = self._failure(error)
-                self._abandon(failure)
-                _fail(items, failure)
+            self._waits = bool(items)
+            with self._turning:
+                self._waits = False
+                self._guarded_turn(items)
         failure = SessionError("UNAVAILABLE", f"the {self.name} is shutting down")
-        self._abandon(failure)
+        with self._turning:
+            self._abandon(failure)
         with self._ready:
             left = list(self._queue)
             self._queue.clear()
         _fail(left, failure)
+
+    def _guarded_turn(self, items: list[Item]) -> None:
+        try:
+            if items or self._wait_seconds() < IDLE_SECONDS:
+                self._turn(items)
+                if not self._queue and self._wait_seconds() > 0:
+                    self._prepare()
+            else:
+                self._idle()
+        except Exception as error:
+            _log.exception("a turn of the %s crashed", self.name)
+            failure = self._failure(error)
+            self._abandon(failure)
+            _fail(items, failure)
 
     def _failure(self, error: Exception) -> SessionError:
         return SessionError("INTERNAL", f"the {self.name} failed: {error}")
@@ -240,6 +281,12 @@ class ThinkerWorker(Worker):
             pass
         _fail(list(thinking.values()), error)
 
+    def _alone(self, job: Job) -> bool:
+        return isinstance(job, ThinkJob | PerceiveJob) and self._thinker.open_sessions == 1
+
+    def _prepare(self) -> None:
+        self._thinker.prepare()
+
     def _idle(self) -> None:
         self._thinker.check_integrity()
 
@@ -272,6 +319,12 @@ class PerformerWorker(Worker):
             else:
                 _resolve(future, SessionError("INTERNAL", f"the performer takes no {type(job).__name__}"))
         self._finish(self._performer.tick())
+
+    def _alone(self, job: Job) -> bool:
+        return isinstance(job, PerformJob) and not self._performer.pending and self._renderer.alone(job.session)
+
+    def _prepare(self) -> None:
+        self._performer.prepare()
 
     def _idle(self) -> None:
         """Nothing to look after: the performer allocates nothing."""

@@ -68,6 +68,13 @@ def until_stopping(worker: Worker) -> None:
         time.sleep(0.001)
 
 
+def at_rest(*workers: Worker) -> None:
+    """Until no thread takes a turn: a result comes before the end of its turn."""
+    for worker in workers:
+        with worker._turning:
+            pass
+
+
 class Gate:
     """Holds an engine inside a call until it is opened, so that jobs pile up behind it."""
 
@@ -149,6 +156,69 @@ def test_sessions_that_are_ready_together_share_a_call(bench: Bench, started: Ca
     for future in futures:
         assert isinstance(future.result(WAIT), ThinkResult)
     assert bench.fake("perceive").batches == [3]
+
+
+def test_a_job_that_is_alone_needs_no_other_thread(bench: Bench, started: Callable[[Worker], Any]) -> None:
+    thinker, performer = started(ThinkerWorker(bench.thinker)), started(performing(bench))
+    done: list[tuple[str, Any]] = []
+
+    def here(future: Any) -> None:
+        done.append((threading.current_thread().name, future.result()))
+
+    thinker.submit(OpenJob("a", 1)).result(WAIT)
+    performer.submit(perform_job("a")).result(WAIT)  # the performer knows a session from its first unit on
+    at_rest(thinker, performer)
+    thinker.serve(bench.asks("a", 0), here)
+    performer.serve(perform_job("a", 1), here)
+    me = threading.current_thread().name
+    assert [(name, type(result)) for name, result in done] == [(me, ThinkResult), (me, PerformResult)]
+    thinker.submit(OpenJob("b", 1)).result(WAIT)
+    performer.submit(perform_job("b")).result(WAIT)
+    both = threading.Barrier(3)
+    thinker.serve(bench.asks("b", 0), lambda future: (here(future), both.wait(WAIT)))
+    performer.serve(perform_job("b", 1), lambda future: (here(future), both.wait(WAIT)))
+    both.wait(WAIT)
+    assert {name for name, _ in done[2:]} == {"thinker", "performer"}
+
+
+def test_the_thread_takes_over_when_company_comes(bench: Bench, started: Callable[[Worker], Any]) -> None:
+    worker = started(performing(bench))
+    worker.submit(perform_job("a")).result(WAIT)
+    at_rest(worker)
+    gate = Gate(bench.fake("perform"))
+    done: list[str] = []
+    serving = threading.Thread(
+        target=worker.serve,
+        args=(perform_job("a", 1, steps=8), lambda future: done.append(threading.current_thread().name)),
+    )
+    serving.start()
+    assert gate.entered.wait(WAIT)  # inside the first step
+    other = worker.submit(perform_job("b", steps=1))
+    gate.open()
+    assert isinstance(other.result(WAIT), PerformResult)
+    serving.join(WAIT)
+    end = time.monotonic() + WAIT
+    while not done:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    assert done == ["performer"]
+    assert 2 in bench.fake("perform").batches, "they shared a step"
+
+
+def test_a_crash_of_a_job_that_is_alone_is_its_error(
+    bench: Bench, started: Callable[[Worker], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = started(ThinkerWorker(bench.thinker))
+    worker.submit(OpenJob("a", 1)).result(WAIT)
+    at_rest(worker)
+    failed: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.thinker, "think", lambda jobs: 1 // 0)
+        worker.serve(bench.asks("a", 0), failed.append)
+    with pytest.raises(SessionError, match="INTERNAL: the thinker failed"):
+        failed[0].result(0)
+    worker.serve(bench.hear("a", 0), failed.append)
+    assert isinstance(failed[1].result(0), float)
 
 
 def test_a_single_session_waits_for_nobody(bench: Bench, started: Callable[[Worker], Any]) -> None:

@@ -22,6 +22,7 @@ class TritonPythonModel:
         self._service.start()
         self._metrics = Exporter("duplex", self._service.status, self._service.metrics.take)
         self._metrics.start()
+        backend.settle()
 
     def execute(self, requests):
         for request in requests:

@@ -22,6 +22,7 @@ class TritonPythonModel:
         self._heartbeat.start()
         self._metrics = Exporter("performer", self._role.status, self._role.performer.metrics.take)
         self._metrics.start()
+        backend.settle()
 
     def execute(self, requests):
         self._jobs.execute(requests)  # answers come later, from the worker: see backend.py

@@ -22,6 +22,7 @@ class TritonPythonModel:
         self._heartbeat.start()
         self._metrics = Exporter("thinker", self._role.status, self._role.thinker.metrics.take)
         self._metrics.start()
+        backend.settle()
 
     def execute(self, requests):
         self._jobs.execute(requests)  # answers come later, from the worker: see backend.py

@@ -1,0 +1,51 @@
+"""A tritonserver with the `echo` model: the client's and Triton's own part of a unit, without anything of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine_builder.config import FRAMES_PER_UNIT
+from engine_builder.manifest import Manifest
+from triton_models.launch import pick_ports
+from triton_models.server_process import Ports, ServerPlan, ServerProcess, clean_shared_memory
+from triton_models.template import CONFIG, TEMPLATES, fill
+
+MODEL = "echo"
+START_SECONDS = 30.0
+PREFIX = "wst-bench-echo-"
+
+
+@contextlib.contextmanager
+def echo_server(engines: Path, run: Path) -> Iterator[str]:
+    """host:port of a server whose `echo` has the configuration of `duplex` for these engines."""
+    config = Manifest.load(engines).model
+    repository = run / "repository"
+    shutil.rmtree(repository, ignore_errors=True)
+    shutil.copytree(Path(__file__).parent / MODEL, repository / MODEL, ignore=shutil.ignore_patterns("__pycache__"))
+    sizes = {
+        "unit_samples": config.audio.unit_samples,
+        "frames": FRAMES_PER_UNIT,
+        "height": config.video.height,
+        "width": config.video.width,
+        "sequence_idle_us": 60_000_000,
+        "parameters": "",
+    }
+    text = fill((TEMPLATES / "duplex" / CONFIG).read_text(), sizes).replace('"duplex"', f'"{MODEL}"')
+    (repository / MODEL / CONFIG).write_text(text)
+    ports = Ports(*pick_ports((0, 0, 0)))
+    server = ServerProcess(ServerPlan(repository, run / "backends", run / "server.log", ports, PREFIX))
+    server.start()
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not server.ready():
+            if time.monotonic() > end or not server.alive():
+                raise RuntimeError(f"the echo server did not start: {server.errors()}")
+            time.sleep(0.05)
+        yield f"127.0.0.1:{ports.grpc}"
+    finally:
+        server.stop()
+        clean_shared_memory(PREFIX)
