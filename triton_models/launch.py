@@ -20,6 +20,7 @@ from engine_builder.targets.names import GPU_TARGETS, TENSORRT_MODULES
 
 from .capacity import measured_capacity
 from .runtime.capacity import CPU_UTILISATION
+from .runtime.cost_probe import load_costs
 from .runtime.engine import TARGET, EngineError
 from .runtime.kv_pool import PoolError, PoolGeometry, free_bytes
 from .runtime.settings import DuplexSettings, RoleSettings
@@ -113,6 +114,8 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
     pool_bytes = check_pool(manifest, pages, args.device)
     sessions = 0
     if not args.admit_all:
+        if load_costs(args.engines, args.threads, args.device) is None:
+            _say("measuring what each step costs, once for these engines and this machine")
         sessions = measured_capacity(args.engines, manifest, args.threads, args.max_sessions, args.device)
     duplex = DuplexSettings(
         engines=role.engines,

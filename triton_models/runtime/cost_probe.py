@@ -83,6 +83,12 @@ def _batches(engines: EngineSet) -> list[int]:
     return sorted({batch for batch in (1, 2, 4, engines.max_batch) if batch <= engines.max_batch})
 
 
+def _rounded_batches(most: int) -> list[int]:
+    """Both ends of every stair where calls are rounded up to a power of two: three rows cost what four do."""
+    powers = [1 << n for n in range(most.bit_length())]
+    return sorted({batch for power in powers for batch in (power, power + 1)} & set(range(1, most + 1)) | {most})
+
+
 def _on_host(engines: EngineSet, page_tokens: int, progress: Progress, threads: int) -> list[Cost]:
     panel = page_multiple(page_tokens, engines.config.backbone.head_dim) * page_tokens
     # An engine of one thread runs in this one, whose processor time no busy neighbour can stretch.
@@ -101,12 +107,12 @@ def _on_host(engines: EngineSet, page_tokens: int, progress: Progress, threads: 
 
 def _on_device(engines: EngineSet, limits: Mapping[str, int], progress: Progress) -> list[Cost]:
     """Over a pool of the device as it serves, with the shortest and the longest history that a row may have there."""
-    config = engines.config
-    best = partial(measure, batches=_batches(engines), repeats=REPEATS, pick=min)
+    config, batches = engines.config, _rounded_batches(engines.max_batch)
+    best = partial(measure, batches=batches, repeats=REPEATS, pick=min)
     costs: list[Cost] = []
     for step in ("perceive", "render"):
         progress(step)
-        inputs = {b: step_inputs(config, engines.state_sizes, step, b, 0) for b in _batches(engines)}
+        inputs = {b: step_inputs(config, engines.state_sizes, step, b, 0) for b in batches}
         costs += best(step, call=lambda b, step=step, inputs=inputs: engines[step].run(inputs[b]))
     page_tokens = int(limits["page_tokens"])
     pool = engines.link.create(f"wst-probe-{os.getpid()}", config, int(limits["pool_pages"]), page_tokens)

@@ -170,6 +170,8 @@ def test_costs_are_measured_over_the_pool_that_serves(directories, monkeypatch):
     assert cost_probe.load_costs(directory, 1, "cpu") is not None
     assert cost_probe.load_costs(directory, 1) is None  # those of a GPU are others
     assert not list(SHM_DIRECTORY.glob("wst-probe-*"))
+    assert cost_probe._rounded_batches(6) == [1, 2, 3, 4, 5, 6]
+    assert cost_probe._rounded_batches(16) == [1, 2, 3, 4, 5, 8, 9, 16]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
