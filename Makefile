@@ -80,10 +80,11 @@ PERF_FLAGS ?=
 BENCH_FLAGS ?=
 
 .PHONY: train
-train: $(VENV)/.ready  ## Train the number tutor from scratch (CPU, about 100 minutes): build/runs/train/
+train: $(VENV)/.ready  ## Train the number tutor from scratch (CPU, about 75 minutes): build/runs/train/
 	build/system_packages.sh --optional espeak-ng
 	build/system_packages.sh --optional libtcmalloc-minimal4
-	$(PY) -m engine_builder.training train --run build/runs/train $(TRAIN_FLAGS)
+	OMP_WAIT_POLICY=PASSIVE LD_PRELOAD="$$(ls /usr/lib/*/libtcmalloc_minimal.so.4 2>/dev/null | head -n 1)" \
+		$(PY) -m engine_builder.training train --run build/runs/train $(TRAIN_FLAGS)
 
 .PHONY: eval
 eval: $(ENGINES)/manifest.json  ## Judge ENGINES in closed loop on held-out voices: build/runs/eval/

@@ -55,7 +55,7 @@ def main() -> None:
     train.add_argument("--batch", type=int, default=TrainingPlan.batch, help="stretches a step")
     train.add_argument("--units", type=int, default=TrainingPlan.units, help="units of 160 ms a stretch")
     train.add_argument("--seed", type=int, default=TrainingPlan.seed)
-    train.add_argument("--threads", type=int, default=2)
+    train.add_argument("--threads", type=int, default=1, help="one repeats exactly, and is nearly as fast as two")
     train.add_argument("--save-every", type=int, default=200)
     train.add_argument("--no-compile", action="store_true", help="skip torch.compile (no C++ compiler, short runs)")
     train.set_defaults(action=_train)
