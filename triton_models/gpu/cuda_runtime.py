@@ -13,6 +13,7 @@ IPC_HANDLE_BYTES = 64  # CUDA_IPC_HANDLE_SIZE
 # cudaMalloc cuts small allocations from blocks of this size and IPC shares whole blocks, neighbours and all (CUDA C
 # programming guide, interprocess communication): what is shared fills its blocks.
 IPC_BLOCK_BYTES = 2 << 20
+MAX_PITCH = 2**31 - 1  # cudaDeviceProp.memPitch; layers of a large pool lie further apart
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 # Array interfaces know no bfloat16: its bits travel as integers and the receiver names the type.
 _TYPE_STRINGS = {
@@ -148,11 +149,19 @@ class CudaRuntime:
 
     def copy_rows(self, target: int, target_pitch: int, source: int, pitch: int, width: int, rows: int) -> None:
         """Starts copying `rows` pieces of `width` bytes that lie `pitch` bytes apart; between devices if need be."""
+        if max(target_pitch, pitch) > MAX_PITCH:
+            for row in range(rows):
+                self.copy(target + row * target_pitch, source + row * pitch, width)
+            return
         kind = self.api.cudaMemcpyKind.cudaMemcpyDefault
         self("cudaMemcpy2DAsync", target, target_pitch, source, pitch, width, rows, kind, self.stream)
 
     def zero_rows(self, target: int, pitch: int, width: int, rows: int) -> None:
         """Starts zeroing `rows` pieces of `width` bytes that lie `pitch` bytes apart."""
+        if pitch > MAX_PITCH:
+            for row in range(rows):
+                self("cudaMemsetAsync", target + row * pitch, 0, width, self.stream)
+            return
         self("cudaMemset2DAsync", target, pitch, 0, width, rows, self.stream)
 
     def synchronize(self) -> None:

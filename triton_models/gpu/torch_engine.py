@@ -162,7 +162,7 @@ class PerformEngine(PagedStep):
         k_pool, v_pool = self._pools(inputs)
         batch, history = self._checked_history(inputs, k_pool)
         rows, pages = self._limits.rows(batch), self._limits.pages(history["page_table"].shape[1])
-        key = (rows, pages, k_pool.data_ptr(), v_pool.data_ptr())
+        key = (rows, pages, *_place(k_pool), *_place(v_pool))
         if key not in self._calls:
             c = self.backbone.weights.config
             half = c.backbone.head_dim // 2
@@ -223,7 +223,7 @@ class ThinkEngine(PagedStep):
         in_place = "places" in inputs
         resident = isinstance(inputs["k_pool"], DeviceArray) and not in_place
         parts = tuple(inputs[name].shape[1] for name in ("z_video", "z_audio", "e_video", "e_audio", "ids"))
-        key = (rows, pages, k_pool.data_ptr(), v_pool.data_ptr(), parts, in_place, resident)
+        key = (rows, pages, *_place(k_pool), *_place(v_pool), parts, in_place, resident)
         call = self._calls.get(key)
         if call is None:
             # Prompts come in any length and once a session: not worth a graph each.
@@ -282,6 +282,11 @@ class ThinkEngine(PagedStep):
             "k_new": thought.k.transpose(0, 1).float(),
             "v_new": thought.v.transpose(0, 1).float(),
         }
+
+
+def _place(pool: Tensor) -> tuple[int, torch.Size]:
+    """What a graph over a pool depends on: a later pool of another size may lie at the same address."""
+    return pool.data_ptr(), pool.shape
 
 
 def device_array(tensor: Tensor) -> DeviceArray:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from engine_builder.config import preset
+from triton_models.gpu import cuda_runtime
 from triton_models.gpu.cuda_runtime import CudaError, CudaRuntime, DeviceArray
 from triton_models.gpu.device_pool import DevicePool, MirroredPool, PoolCard, to_bits
 from triton_models.runtime.kv_cache import Span
@@ -69,6 +70,21 @@ def test_it_holds_what_the_shared_memory_pool_holds(cuda, name):
         assert path.exists()
     assert not path.exists()
     assert cuda.api.used() == 0
+
+
+def test_layers_that_lie_further_apart_than_a_pitch_may_be(cuda, name, monkeypatch):
+    k, v = new_kv()
+    with DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda) as pool:
+        pool.write(SPANS, k, v, TOKENS)
+        pool.scrub([4])
+        expected = contents(pool.k).copy()
+    monkeypatch.setattr(cuda_runtime, "MAX_PITCH", 100)
+    cuda.api.calls.clear()
+    with DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda) as pool:
+        pool.write(SPANS, k, v, TOKENS)
+        pool.scrub([4])
+        assert (contents(pool.k) == expected).all()
+    assert "cudaMemcpy2DAsync" not in cuda.api.calls
 
 
 def test_device_rows_are_copied_without_the_host(cuda, name):

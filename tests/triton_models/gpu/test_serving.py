@@ -150,7 +150,7 @@ def test_the_rehearsal_meets_every_size(directories):
         solver = engines.link.solver(engines["perform"], runtime.pool, 4)
         rehearse(engines, runtime.pool, solver)
         think, perceive = engines["think"], engines["perceive"]
-        assert {(key[0], key[1], key[4][-1]) for key in think._calls} == {(r, 64, i) for r in (1, 2) for i in (1, 5)}
+        assert {(key[0], key[1], key[6][-1]) for key in think._calls} == {(r, 64, i) for r in (1, 2) for i in (1, 5)}
         assert set(perceive._calls) == {1, 2}
         assert set(solver._ticks) == {(1, 64), (2, 64)}
         assert not tensor(runtime.pool.k).any()
@@ -158,6 +158,19 @@ def test_the_rehearsal_meets_every_size(directories):
         talk = runtime.converse([UserUnit(*user_unit(engines, np.random.default_rng(0)))] * 2, prompt="be kind")
         assert len(talk) == 2
         assert made == (think._calls, perceive._calls)
+
+
+def test_engines_outlive_a_pool(directories):
+    """The next pool, of another size, may lie where the last one lay."""
+    engines = EngineSet.load(directories / "torch-cuda", (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu")
+    talks = []
+    for pages in (64, 96, 64):
+        with LocalRuntime(engines, pages=pages, page_tokens=PAGE_TOKENS) as runtime:
+            unit = UserUnit(*user_unit(engines, np.random.default_rng(0)))
+            talks.append(runtime.converse([unit, unit]))
+    for other in talks[1:]:
+        for a, b in zip(talks[0], other, strict=True):
+            np.testing.assert_allclose(a.pcm, b.pcm, atol=1e-6)
 
 
 def test_costs_are_measured_over_the_pool_that_serves(directories, monkeypatch):
