@@ -201,7 +201,10 @@ def _say_devices(device: str) -> None:
     from .gpu.serving import mps_is_on
 
     devices = Devices.parse(device)
-    _say(f"on {devices.describe()}; all sizes of call are prepared first, which takes a minute or two for 8B")
+    _say(
+        f"on {devices.describe()}"
+        + ("; all sizes of call are prepared first" if devices.gpus else ", far from real time")
+    )
     if len(devices.gpus) == 1 and not mps_is_on():
         _say("thinker and performer take turns on the GPU; they overlap under CUDA MPS (nvidia-cuda-mps-control -d)")
 
