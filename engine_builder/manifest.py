@@ -55,7 +55,7 @@ class EngineEntry:
 @dataclass(frozen=True)
 class Manifest:
     model: ModelConfig
-    target: str  # onnxruntime | tensorrt | tensorrt-rtx
+    target: str  # onnxruntime | tensorrt | tensorrt-rtx | torch-cuda
     precision: str
     compute_capability: str | None  # None: any processor
     weights: str  # honest words: "random, seed 0", "trained, see the model card"

@@ -6,6 +6,8 @@ import asyncio
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,6 +207,15 @@ def test_what_is_missing_is_named_before_anything_is_loaded(directories, tmp_pat
     arguments = ["--engines", str(directory), "--runs", str(tmp_path), "--device", device]
     assert launch.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tensorrt_needs_no_torch():
+    code = (
+        "import sys; import triton_models.launch, triton_models.gpu.rehearsal, triton_models.gpu.tensorrt_engine; "
+        "print([name for name in sys.modules if name.partition('.')[0] in ('torch', 'triton')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_devices():
