@@ -25,7 +25,7 @@ from engine_builder.config import UNIT_MS
 
 from .policies import Policy
 from .runtime.admission import Admission
-from .runtime.costs import CostTable
+from .runtime.costs import CostTable, think_curve
 from .runtime.gather import GatherWindow
 from .runtime.messages import SessionError
 from .runtime.retention import Retention
@@ -33,7 +33,6 @@ from .runtime.scheduler import NS_PER_MS, Row
 from .workload import Report, Workload
 
 UNIT_NS = UNIT_MS * NS_PER_MS
-THINK_STEPS = ("perceive", "think", "slot")
 
 
 @dataclass(frozen=True)
@@ -231,9 +230,7 @@ class Simulation:
 
     def _think_curve(self) -> list[float]:
         """Milliseconds of a think call of 0 .. max_batch rows."""
-        curves = [self.costs.curve(step, self.policy.max_batch, self.load.history) for step in THINK_STEPS]
-        slots = sum(self.load.slots) / 2
-        return [perceive + think + slots * slot for perceive, think, slot in zip(*curves, strict=True)]
+        return think_curve(self.costs, self.policy.max_batch, self.load.history, sum(self.load.slots) / 2)
 
     def _nominal_ns(self, step: str, batch: int) -> int:
         return round((self.costs.ms(step, batch, self.load.history) + self.load.overhead) * NS_PER_MS)

@@ -111,6 +111,12 @@ class CostTable:
         return costs
 
 
+def think_curve(costs: CostTable, max_batch: int, history: int, slots: float) -> list[float]:
+    """Milliseconds of a whole think call of 0 .. max_batch rows: perceive, the block, and `slots` slot passes."""
+    curves = [costs.curve(step, max_batch, history) for step in ("perceive", "think", "slot")]
+    return [perceive + think + slots * slot for perceive, think, slot in zip(*curves, strict=True)]
+
+
 def measure(
     step: str,
     batches: Sequence[int],

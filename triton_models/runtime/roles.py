@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .capacity import usual_history
 from .cost_probe import SolverCall, load_costs, scattered_view
-from .costs import Cost, CostTable, measure
+from .costs import Cost, CostTable, measure, think_curve
 from .engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet
 from .kv_cache import BlockManager
 from .kv_pool import Pool
@@ -37,13 +37,20 @@ class ThinkerRole:
     @classmethod
     def start(cls, settings: RoleSettings) -> ThinkerRole:
         """Loads perceive and think, makes the pool and starts the worker."""
-        engines = EngineSet.load(Path(settings.engines), THINKER_STEPS, settings.threads, settings.device)
+        directory = Path(settings.engines)
+        engines = EngineSet.load(directory, THINKER_STEPS, settings.threads, settings.device)
+        if engines.manifest is None:
+            raise EngineError(f"{directory}: expected engines with their manifest")
         tokenizer = TextTokenizer.load(engines.tokenizer_path, engines.config.language)
         pool = engines.link.create(settings.pool, engines.config, settings.pages, settings.page_tokens)
         engines.link.rehearse(engines, pool, None)
         blocks = BlockManager(settings.pages, settings.page_tokens)
         thinker = Thinker(engines, pool, blocks, tokenizer, settings.max_sessions)
-        worker = ThinkerWorker(thinker)
+        curve = None
+        if (costs := load_costs(directory, settings.threads, settings.device)) is not None:
+            usual = usual_history(engines.config, OptionLimits.of(engines.manifest).retention)
+            curve = think_curve(costs, engines.max_batch, usual, engines.config.language.slots)
+        worker = ThinkerWorker(thinker, costs=curve)
         worker.start()
         return cls(worker, thinker, pool)
 

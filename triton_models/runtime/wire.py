@@ -18,6 +18,7 @@ import math
 import re
 import struct
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,12 @@ _ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
 }
 _MESSAGES = {"perceive": "PerceiveJob", "history": "HistoryView"}  # fields that hold a message
 _OPTIONAL = {(name, field.name) for name, kind in _TYPES.items() for field in fields(kind) if field.default is None}
+_VALUES = {kind: attrgetter(*_FIELDS[name]) for name, kind in _TYPES.items()}  # a message as a tuple
+# Where in a message something stands that JSON has no word for: place in its list, name.
+_SPECIAL = {
+    name: tuple((i, field) for i, field in enumerate(names, 1) if field in (*_ARRAYS, *_MESSAGES, "slots"))
+    for name, names in _FIELDS.items()
+}
 _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 8
 _CODED = re.compile(rf"\b({'|'.join(CODES)}): (.*)", re.DOTALL)
@@ -73,7 +80,7 @@ def encode(message: object) -> Packed:
     end = _LENGTH.size + len(header)
     for array in arrays:
         padding = -end % _ALIGNMENT
-        parts += [bytes(padding), np.ascontiguousarray(array).data.cast("B") if array.size else b""]
+        parts += [bytes(padding), array.tobytes()]
         end += padding + array.nbytes
     return np.frombuffer(b"".join(parts), np.uint8)
 
@@ -132,22 +139,21 @@ class _Body:
             raise WireError(f"message: expected {self._start} bytes, got {len(self._packed)}")
 
 
-def _flatten(value: object, arrays: list[np.ndarray]) -> list[object]:
+def _flatten(value: object, arrays: list[np.ndarray]) -> list[Any]:
     """JSON form of a message; its arrays go to `arrays`."""
+    values = _VALUES.get(type(value))
+    if values is None:
+        raise WireError(f"message: expected one of {', '.join(_TYPES)}, got {type(value).__name__}")
     name = type(value).__name__
-    if _TYPES.get(name) is not type(value):
-        raise WireError(f"message: expected one of {', '.join(_TYPES)}, got {name}")
-    content: list[object] = [name]
-    for field in _FIELDS[name]:
-        item = getattr(value, field)
-        if item is None:
-            content.append(None)
-        elif field in _ARRAYS:
+    content: list[Any] = [name, *values(value)]
+    for i, field in _SPECIAL[name]:
+        item = content[i]
+        if field in _ARRAYS and item is not None:
             _check_array(field, item.dtype, item.ndim)
             arrays.append(item)
-            content.append(item.shape)
-        else:
-            content.append(_flatten(item, arrays) if field in _MESSAGES else item)
+            content[i] = item.shape
+        elif field in _MESSAGES and item is not None:
+            content[i] = _flatten(item, arrays)
     return content
 
 
@@ -155,25 +161,25 @@ def _build(content: object, body: _Body) -> Any:
     name = content[0] if isinstance(content, list) and content else content
     if not isinstance(content, list) or not isinstance(name, str) or name not in _TYPES:
         raise WireError(f"message: expected one of {', '.join(_TYPES)}, got {name!r}")
-    wanted = _FIELDS[name]
-    if len(content) - 1 != len(wanted):
-        raise WireError(f"{name}: expected the fields {', '.join(wanted)}, got {len(content) - 1} values")
-    items: list[Any] = []
-    for field, value in zip(wanted, content[1:], strict=True):
-        if value is None and (field in _ARRAYS or field in _MESSAGES) and (name, field) not in _OPTIONAL:
-            raise WireError(f"{name}: expected the field {field}, got null")
-        if value is not None and field in _ARRAYS:
-            value = body.take(field, value)
-        elif value is not None and field in _MESSAGES:
-            value = _build(value, body)
-            if type(value).__name__ != _MESSAGES[field]:
-                raise WireError(f"{name}: expected {field} to be a {_MESSAGES[field]}, got {type(value).__name__}")
-        elif field == "slots":  # JSON knows no tuples
+    if len(content) != 1 + len(_FIELDS[name]):
+        raise WireError(f"{name}: expected the fields {', '.join(_FIELDS[name])}, got {len(content) - 1} values")
+    for i, field in _SPECIAL[name]:
+        value = content[i]
+        if field == "slots":  # JSON knows no tuples
             if not isinstance(value, list):
                 raise WireError(f"{name}: expected slots as a list, got {value!r}")
-            value = tuple(value)
-        items.append(value)
-    return _TYPES[name](*items)
+            content[i] = tuple(value)
+        elif value is None:
+            if (name, field) not in _OPTIONAL:
+                raise WireError(f"{name}: expected the field {field}, got null")
+        elif field in _ARRAYS:
+            content[i] = body.take(field, value)
+        else:
+            content[i] = _build(value, body)
+            if type(content[i]).__name__ != _MESSAGES[field]:
+                got = type(content[i]).__name__
+                raise WireError(f"{name}: expected {field} to be a {_MESSAGES[field]}, got {got}")
+    return _TYPES[name](*content[1:])
 
 
 def _check_array(name: str, dtype: np.dtype[Any] | None, axes: int) -> None:

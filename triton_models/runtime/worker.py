@@ -186,10 +186,17 @@ class Worker(ABC):
 class ThinkerWorker(Worker):
     """Batches perceive and think jobs over sessions; advances openings one prompt chunk a turn."""
 
-    def __init__(self, thinker: Thinker, capacity: int = 1024, gather_ns: int = GATHER_NS) -> None:
+    def __init__(
+        self,
+        thinker: Thinker,
+        capacity: int = 1024,
+        gather_ns: int = GATHER_NS,
+        costs: Sequence[float] | None = None,
+    ) -> None:
+        """costs: of a think call of 0, 1, .. max_batch rows (`costs.think_curve`); None: a larger batch is better."""
         super().__init__("thinker", capacity)
         self._thinker = thinker
-        self._window = GatherWindow(gather_ns, thinker.max_batch)
+        self._window = GatherWindow(gather_ns, thinker.max_batch, costs=costs)
         self._thinking: dict[str, Item] = {}  # think jobs in the gather window, by session
         self._opening: list[tuple[OpenJob, Iterator[None], Future[Any]]] = []
 

@@ -248,6 +248,14 @@ def test_a_think_job_that_waits_for_company_goes_with_its_session(
     assert isinstance(worker.submit(ThinkJob("b", 1, 0)).result(WAIT), ThinkResult), "nobody else is left to wait for"
 
 
+def test_nobody_waits_where_company_saves_nothing(bench: Bench, started: Callable[[Worker], Any]) -> None:
+    costs = [0.0, 5.0, 10.0, 15.0]
+    worker = started(ThinkerWorker(bench.thinker, gather_ns=10 * WAIT * 10**9, costs=costs))
+    for name in "ab":
+        worker.submit(OpenJob(name, 1)).result(WAIT)
+    assert isinstance(worker.submit(bench.asks("a", 0)).result(WAIT), ThinkResult)
+
+
 def test_a_deadline_ends_the_wait_for_company(bench: Bench, started: Callable[[Worker], Any]) -> None:
     worker = started(ThinkerWorker(bench.thinker, gather_ns=10 * WAIT * 10**9))
     for name in "ab":
