@@ -15,6 +15,7 @@ from engine_builder.training.judges.figures import Tally
 from .minutes import Minutes
 from .results import Figures
 
+_RIGHT = ("answer_accuracy_text", "answer_accuracy_audio_judge_template")
 _BLUE, _GREY, _RED = "#3a6ea5", "#9aa5b1", "#d93a3a"
 
 
@@ -56,17 +57,14 @@ def variants(out: Path, found: Mapping[str, Figures]) -> None:
     """variants.png: what each way of running the model does to its answers."""
     names = list(found)[::-1]
     figure, axis = pyplot.subplots(figsize=(8, 0.34 * len(names) + 1))
-    for offset, key, colour in (
-        (0.18, "answer_accuracy_text", _BLUE),
-        (-0.18, "answer_accuracy_audio_judge_template", _GREY),
-    ):
+    for offset, key, colour in zip((0.18, -0.18), _RIGHT, (_BLUE, _GREY), strict=True):
         values = [found[name].get(key) or 0.0 for name in names]
         axis.barh([i + offset for i in range(len(names))], values, height=0.34, color=colour, label=key.split("_")[2])
-    lowest = min((found[n].get("answer_accuracy_audio_judge_template") or 0.0 for n in names), default=0.0)
+    lowest = min(found[name].get(key) or 0.0 for name in names for key in _RIGHT)
     axis.set_xlim(max(0.0, min(0.9, lowest - 0.05)), 1.0)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_xlabel("right answers")
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _save(figure, out / "variants.png")
 
 

@@ -65,7 +65,14 @@ def table(summary: Mapping[str, Any]) -> str:
             f"| {name} | {'>=' if more else '<='} {target:g} | {_number(summary.get(name))} | "
             f"{'' if span is None else f'{span[0]:.3f} to {span[1]:.3f}'} | {'' if count is None else count} |"
         )
-    for name in ("take_over_rate", "sentence_accuracy_text", "barge_in_silent", "idle_face_blinks", "av_correlation"):
+    for name in (
+        "answer_accuracy_audio_with_misses",
+        "take_over_rate",
+        "sentence_accuracy_text",
+        "barge_in_silent",
+        "idle_face_blinks",
+        "av_correlation",
+    ):
         if name not in summary:
             continue
         lines.append(f"| {name} | | {_number(summary.get(name))} | | |")

@@ -14,7 +14,7 @@ from .work import Outcome
 
 Figures = dict[str, float | None]
 AS_SERVED = ("main", "dense", "quiet")  # groups of the headline figures
-_JUDGED = ("answer_accuracy_audio_judge", "audio_agrees_with_own_text")
+_JUDGED = ("answer_accuracy_audio_judge", "answer_accuracy_audio_with_misses", "audio_agrees_with_own_text")
 # Shares of the headline, and the name under which they are counted.
 SHARES = {
     "answer_accuracy_text": "answer_accuracy_text",

@@ -166,9 +166,11 @@ class Judge:
         if due.source == "speech":
             tally.count(f"minute_{due.unit // 375}", right)
         if found is None:
+            tally.count(f"{name}_accuracy_audio_with_misses", False)
             return
         if heard[found] is not None:
             tally.count(f"{name}_accuracy_audio", heard[found] == due.words[0])
+            tally.count(f"{name}_accuracy_audio_with_misses", heard[found] == due.words[0])
         after = due.unit + sum(1 for k in range(due.unit, limit) if scene.playing[k] == (due.words, k - due.unit))
         if after < limit or limit == len(scene.state):
             said = tuple(w.text for w in spoken[found : found + len(due.words)])
@@ -229,6 +231,7 @@ def figures(tally: Tally) -> dict[str, float | None]:
     out: dict[str, float | None] = {
         "answer_accuracy_text": tally.share("answer_accuracy_text"),
         "answer_accuracy_audio_judge": tally.share("answer_accuracy_audio"),
+        "answer_accuracy_audio_with_misses": tally.share("answer_accuracy_audio_with_misses"),
         "audio_agrees_with_own_text": tally.share("audio_agrees_with_own_text"),
         "sentence_accuracy_text": tally.share("sentence_accuracy_text"),
         "take_over_rate": tally.share("take_over_rate"),

@@ -107,6 +107,8 @@ def test_a_perfect_agent_gets_perfect_figures_and_a_mute_one_none(studio: Studio
     assert found["idle_face_blinks"] == 1.0
     none = figures(mute)
     assert none["av_sync_ms"] is None
+    assert found["answer_accuracy_audio_with_misses"] == 1.0
+    assert none["answer_accuracy_audio_with_misses"] == 0.0
     assert none["answer_accuracy_text"] == none["take_over_rate"] == none["false_start_rate"] == 0.0
     assert none["barge_in_stop_units_p95"] is None
 
