@@ -119,7 +119,7 @@ def main() -> None:
     print(f"{args.minutes} minutes in {time.monotonic() - begin:.0f} s")
     print(f"in turns: {hour.old_ms:.2f} ms a unit after {args.minutes} minutes, ", end="")
     print(f"{hour.young_ms:.2f} ms of a session in its first: ", end="")
-    print(f"ratio {result['hour_tick_ratio']} (the run's last minute to its first: {result['hour_tick_ratio_unpaired']})")
+    print(f"ratio {result['hour_tick_ratio']} (last minute to first of the run: {result['hour_tick_ratio_unpaired']})")
     print(f"resident {first['resident_mb']} -> {last['resident_mb']} MB: ", end="")
     print(f"ratio {result['hour_memory_ratio']}")
 

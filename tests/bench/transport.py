@@ -23,6 +23,7 @@ PREFIX = "wst-bench-echo-"
 def echo_server(engines: Path, run: Path) -> Iterator[str]:
     """host:port of a server whose `echo` has the configuration of `duplex` for these engines."""
     config = Manifest.load(engines).model
+    run = run.resolve()  # tritonserver has a working directory of its own
     repository = run / "repository"
     shutil.rmtree(repository, ignore_errors=True)
     shutil.copytree(Path(__file__).parent / MODEL, repository / MODEL, ignore=shutil.ignore_patterns("__pycache__"))
