@@ -19,6 +19,7 @@ from .agent_voice import UNIT
 from .conversation import Studio
 from .scenario import HEARD, STOP_HEARD
 from .voices import Pcm
+from .warm_up import warm_up
 from .words import BACKCHANNELS, LANGUAGES, user_words
 
 UNITS = 6  # of a window: 960 ms
@@ -26,7 +27,6 @@ _ONSET_UNITS = 2  # the second head looks at the last ones only
 _WORDS = [(language, word) for language in LANGUAGES for word in user_words(language)]
 NOTHING, MURMUR = 0, 1  # classes of both heads; 2 and above: words (first head), speech (second head)
 _NOTHING_SHARE, _MURMUR_SHARE = 0.15, 0.2
-_LR = 2e-3
 
 
 @dataclass(frozen=True)
@@ -103,25 +103,19 @@ def open_ears(
     torch.manual_seed(seed)
     encoder = model.audio_encoder
     heads = _Heads(model.config.backbone.hidden_size, model.config.audio.perceive_tokens)
-    optimiser = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=_LR)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, 2.0 * (1 - step / steps)))
     rng = np.random.default_rng([seed, 51])
 
     def logits(drawn: Windows) -> tuple[Tensor, Tensor]:
         percepts, _ = encoder(drawn.pcm, torch.zeros(len(drawn.pcm), encoder.state_size))
         return heads(percepts, drawn.whole)
 
-    for step in range(steps):
+    def loss() -> Tensor:
         drawn = windows(studio, rng, batch)
         words, onsets = logits(drawn)
         entropy = nn.functional.cross_entropy
-        loss = entropy(words, drawn.classes[: drawn.whole]) + entropy(onsets, drawn.classes[drawn.whole :])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if progress is not None:
-            progress(step, float(loss.detach()))
+        return entropy(words, drawn.classes[: drawn.whole]) + entropy(onsets, drawn.classes[drawn.whole :])
+
+    warm_up([*encoder.parameters(), *heads.parameters()], loss, steps, progress)
     with torch.no_grad():
         drawn = windows(studio, np.random.default_rng([seed, 52]), 256)
         words, onsets = logits(drawn)

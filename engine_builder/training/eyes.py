@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..config import FRAMES_PER_UNIT
 from ..model.duplex import DuplexModel
 from .camera import CARD_RGB, Camera, CardShow, sensor_noise_bank
+from .warm_up import warm_up
 
 UNITS = 2  # a unit before and the one that is judged
 _EMPTY = 0.3  # share of rooms without a card
 _SHARES = np.array([1, 1, 1, 1, 2, 2]) / 8  # of the colours: white is a wall's and black is hair's colour as well
-_LR = 2e-3
 
 
 def rooms(rng: np.random.Generator, count: int, noise: np.ndarray, held_out: bool = False) -> tuple[Tensor, Tensor]:
@@ -55,18 +55,13 @@ def open_eyes(
     """Trains `model.video_encoder`; returns the share of held-out rooms that it then classifies correctly."""
     torch.manual_seed(seed)
     head = nn.Linear(model.config.backbone.hidden_size, 1 + len(CARD_RGB))
-    optimiser = torch.optim.AdamW([*model.video_encoder.parameters(), *head.parameters()], lr=_LR)
     rng, noise = np.random.default_rng([seed, 41]), sensor_noise_bank(1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, 2.0 * (1 - step / steps)))
-    for step in range(steps):
+
+    def loss() -> Tensor:
         frames, classes = rooms(rng, batch, noise)
-        loss = nn.functional.cross_entropy(classify(model, head, frames), classes)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if progress is not None:
-            progress(step, float(loss.detach()))
+        return nn.functional.cross_entropy(classify(model, head, frames), classes)
+
+    warm_up([*model.video_encoder.parameters(), *head.parameters()], loss, steps, progress)
     with torch.no_grad():
         frames, classes = rooms(np.random.default_rng([seed, 42]), 256, sensor_noise_bank(2), held_out=True)
         return float((classify(model, head, frames).argmax(dim=1) == classes).float().mean())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import gpu_goals
+import gpu_work
 import pytest
 
 from engine_builder.config import preset
@@ -18,19 +18,6 @@ from triton_models.runtime.costs import STEPS
 
 pytestmark = pytest.mark.engine
 HERE = Path(__file__).parent
-
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-gpu_goals, gpu_work = load("gpu_goals"), load("gpu_work")
 
 
 def test_the_benchmark_runs_and_survives_a_preset_that_fails(tmp_path):

@@ -6,13 +6,12 @@ finite fails alone.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .engine import EngineSet
+from .engine import EngineSet, call_failed
 from .history import stack
 from .messages import SessionError
 from .metrics import Metrics
@@ -20,8 +19,6 @@ from .validate import finite
 
 Row = Mapping[str, np.ndarray]  # inputs of one row without the batch axis; `state` [S] among them
 Outcome = tuple[dict[str, np.ndarray], float]  # outputs of one row, `state_out` among them; ms of its call
-
-_log = logging.getLogger(__name__)
 
 
 class CodecStep:
@@ -45,9 +42,7 @@ class CodecStep:
         try:
             out = self._engine.run(inputs)
         except Exception as error:
-            _log.exception("the %s call failed", self._step)
-            self._metrics.count(f"{self._step}.crashed")
-            failure = SessionError("INTERNAL", f"{self._step}: the engine call failed ({error})")
+            failure = call_failed(self._step, error, self._metrics)
             return [failure for _ in batch]
         ms = (time.perf_counter() - begin) * 1e3
         self._metrics.time(self._step, ms, len(batch))

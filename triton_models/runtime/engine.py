@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from engine_builder.manifest import Manifest, ManifestError
 from engine_builder.targets.names import GPU_TARGETS
 
 from .link import HostLink, Link
+from .messages import SessionError
+from .metrics import Metrics
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -21,9 +24,18 @@ THINKER_STEPS = ("perceive", "think")
 PERFORMER_STEPS = ("perform", "render")
 TARGET = "onnxruntime"  # what runs here; GPU targets are loaded by `triton_models.gpu`
 
+_log = logging.getLogger(__name__)
+
 
 class EngineError(RuntimeError):
     """An engine that cannot be loaded or run; the message names what is missing and how to get it."""
+
+
+def call_failed(step: str, error: Exception, metrics: Metrics) -> SessionError:
+    """The error of every row of an engine call that raised `error`: logged and counted. Call it where it is handled."""
+    _log.exception("the %s call failed", step)
+    metrics.count(f"{step}.crashed")
+    return SessionError("INTERNAL", f"{step}: the engine call failed ({error})")
 
 
 class Engine(Protocol):

@@ -6,7 +6,6 @@ its own tau. Noisy latents live here from the join to the last step; their K/V i
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from engine_builder.layout import UnitLayout, rope_tables
 
 from . import noise, validate
-from .engine import EngineError, EngineSet
+from .engine import EngineError, EngineSet, call_failed
 from .kv_pool import Pool
 from .messages import CloseJob, Float32, PerformJob, PerformResult, SessionError
 from .metrics import Metrics
@@ -25,7 +24,6 @@ from .solver import Solver, SolverFull
 MAX_UNITS = 256  # in flight at once, unless a solver is given
 MAX_STARTS = 1024  # sessions whose next unit is prepared
 
-_log = logging.getLogger(__name__)
 
 Key = tuple[str, int, int]  # session, epoch, unit
 Outcome = tuple[PerformJob, PerformResult | SessionError]
@@ -156,9 +154,7 @@ class Performer:
                 [solve.taus[_following(solve, row)] - solve.tau for solve, row in zip(solves, rows, strict=True)],
             )
         except Exception as error:
-            _log.exception("the perform call failed")
-            self.metrics.count("perform.crashed")
-            failure = SessionError("INTERNAL", f"perform: the engine call failed ({error})")
+            failure = call_failed("perform", error, self.metrics)
             return [(self._drop(row.job).job, failure) for row in rows]
         engine_ns = self._solver.engine_ns - engine_begin
         finished: list[Outcome] = []

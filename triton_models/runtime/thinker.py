@@ -12,14 +12,13 @@ which then answers every job with that error until it is closed. One thread call
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from . import validate
 from .codec_step import CodecStep
-from .engine import EngineSet
+from .engine import EngineSet, call_failed
 from .kv_cache import BlockManager
 from .kv_pool import Pool
 from .messages import (
@@ -37,8 +36,6 @@ from .thinker_sessions import ThinkerSessions
 from .tokenizer import TextTokenizer
 
 PROMPT_CHUNK = 64  # prompt tokens of one think call: about the cost of a few blocks, so an opening delays nobody long
-
-_log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -237,9 +234,7 @@ class Thinker:
         except SessionError as error:
             return error
         except Exception as error:
-            _log.exception("the %s call failed", step)
-            self.metrics.count(f"{step}.crashed")
-            return SessionError("INTERNAL", f"{step}: the engine call failed ({error})")
+            return call_failed(step, error, self.metrics)
         return None
 
     def _fail(self, session: ThinkerSession, error: SessionError) -> SessionError:
@@ -248,7 +243,5 @@ class Thinker:
         self.metrics.count("failed")
         return error
 
-    def _timed(self, step: str, begin: float, rows: int) -> float:
-        ms = (time.perf_counter() - begin) * 1000.0
-        self.metrics.time(step, ms, rows)
-        return ms
+    def _timed(self, step: str, begin: float, rows: int) -> None:
+        self.metrics.time(step, (time.perf_counter() - begin) * 1000.0, rows)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
 import math
 import os
-from pathlib import Path
 
+import fake_cuda
 import numpy as np
 import pytest
 import torch
@@ -19,12 +18,6 @@ from triton_models.gpu.cuda_runtime import CudaError, CudaRuntime, DeviceArray
 from triton_models.gpu.device_pool import DevicePool, MirroredPool, PoolCard, to_bits
 from triton_models.runtime.kv_cache import Span
 from triton_models.runtime.kv_pool import SHM_DIRECTORY, KVPool, PoolError
-
-_spec = importlib.util.spec_from_file_location("fake_cuda", Path(__file__).with_name("fake_cuda.py"))
-assert _spec is not None
-assert _spec.loader is not None
-fake_cuda = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake_cuda)
 
 pytestmark = pytest.mark.unit
 CONFIG = preset("tiny")

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from step_oracle import Arrays, draw_inputs, reference
 
 from engine_builder.build import BuildOptions, build_engines
 from engine_builder.checkpoint import random_model, save_checkpoint
@@ -50,34 +51,21 @@ def engines(request, model, tmp_path_factory):
     return load_engines(root / "engines", STEPS, device="cuda:0"), TOLERANCE[request.param]
 
 
-def example(model, step: str, batch: int, pages: int, seed: int) -> dict[str, np.ndarray]:
+def example(model, step: str, batch: int, pages: int, seed: int) -> Arrays:
     rng = np.random.default_rng(seed)
-    inputs = {}
-    for name, tensor in step_specs(model, batch, pages, PAGE_TOKENS)[step].inputs.items():
-        shape = tuple(tensor.shape)
-        if name == "page_table":
-            value = np.stack([rng.permutation(2 * pages - 1)[:pages] + 1 for _ in range(batch)])
-        elif name == "page_range":
-            value = np.sort(rng.integers(0, PAGE_TOKENS + 1, shape), axis=-1)
-        elif name == "frames":
-            value = rng.integers(0, 256, shape, dtype=np.uint8)
-        elif name == "ids":
-            value = rng.integers(0, 300, shape)
-        elif name == "block_mask":
-            value = (rng.random(shape) < 0.8) | np.eye(shape[1], dtype=bool)
-        elif name == "tau":
-            value = rng.uniform(0.3, 1.0, shape).astype(np.float32)
-        else:
-            value = rng.standard_normal(shape, dtype=np.float32)
-        inputs[name] = value
-    return inputs
+    return draw_inputs(
+        step_specs(model, batch, pages, PAGE_TOKENS)[step],
+        rng,
+        PAGE_TOKENS,
+        page_table=lambda shape: np.stack([rng.permutation(2 * pages - 1)[:pages] + 1 for _ in range(batch)]),
+        ids=lambda shape: rng.integers(0, 300, shape),
+        block_mask=lambda shape: (rng.random(shape) < 0.8) | np.eye(shape[1], dtype=bool),
+        tau=lambda shape: rng.uniform(0.3, 1.0, shape).astype(np.float32),
+    )
 
 
-def oracle(model, step: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    spec = step_specs(model, 1, 1, PAGE_TOKENS)[step]
-    with torch.no_grad():
-        results = spec.module(*(torch.from_numpy(inputs[name]) for name in spec.inputs))
-    return {name: t.numpy() for name, t in zip(spec.outputs, results, strict=True)}
+def oracle(model, step: str, inputs: Arrays) -> Arrays:
+    return reference(step_specs(model, 1, 1, PAGE_TOKENS)[step], inputs)
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -5,14 +5,13 @@ pytest -m gpu tests/triton_models/gpu/test_gpu_serving.py
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import test_server_torch as on_the_cpu
 import torch
 
 from engine_builder.build import BuildOptions, build_engines
@@ -22,13 +21,6 @@ from triton_models.runtime.local import AgentUnit, LocalRuntime, UserUnit
 
 pytestmark = pytest.mark.gpu
 PAGE_TOKENS = 8
-
-_spec = importlib.util.spec_from_file_location("on_the_cpu", Path(__file__).parents[1] / "test_server_torch.py")
-assert _spec is not None
-assert _spec.loader is not None
-on_the_cpu = importlib.util.module_from_spec(_spec)
-sys.modules["on_the_cpu"] = on_the_cpu
-_spec.loader.exec_module(on_the_cpu)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import fake_cuda
 import numpy as np
 import pytest
 import torch
@@ -36,11 +36,6 @@ from triton_models.runtime.local import AgentUnit, LocalRuntime, UserUnit
 
 pytestmark = pytest.mark.engine
 PAGES, PAGE_TOKENS = 8, 16
-_spec = importlib.util.spec_from_file_location("fake_cuda", Path(__file__).with_name("fake_cuda.py"))
-assert _spec is not None
-assert _spec.loader is not None
-fake_cuda = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake_cuda)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import os
 import re
@@ -12,11 +11,13 @@ import sys
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from types import ModuleType
 
+import fake_cuda
+import fake_tensorrt as trt
 import numpy as np
 import pytest
 import torch
+from step_oracle import draw_inputs, reference
 
 from engine_builder.build import BuildOptions, build_engines
 from engine_builder.checkpoint import random_model, save_checkpoint
@@ -35,18 +36,6 @@ from triton_models.runtime.kv_cache import Span
 pytestmark = pytest.mark.engine
 POOL_PAGES, PAGE_TOKENS = 6, 8
 LIMITS = Limits(max_batch=4, max_pages=3)
-
-
-def local(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fake_cuda, trt = local("fake_cuda"), local("fake_tensorrt")
 
 
 @pytest.fixture(scope="module")
@@ -88,31 +77,20 @@ def engine_of(model, step, cuda, limits=LIMITS) -> PlanEngine:
 def example(model, step, batch, pages=2):
     """Seeded inputs of `batch` rows, and the outputs of the step function for them."""
     rng, spec = np.random.default_rng(batch), step_specs(model, batch, pages, PAGE_TOKENS)[step]
-    inputs = {}
-    for name, tensor in spec.inputs.items():
-        shape = tuple(tensor.shape)
-        if "pool" in name:
-            shape = (shape[0], POOL_PAGES, *shape[2:])
-        if name == "page_table":
-            value = rng.integers(1, POOL_PAGES, shape)
-        elif name == "page_range":
-            value = np.sort(rng.integers(0, PAGE_TOKENS + 1, shape), axis=-1)
-        elif name == "frames":
-            value = rng.integers(0, 256, shape, dtype=np.uint8)
-        elif name == "ids":
-            value = rng.integers(0, 64, shape)
-        elif name == "block_mask":
-            value = np.ones(shape, dtype=bool)
-        else:
-            value = rng.standard_normal(shape, dtype=np.float32)
-        inputs[name] = value
+
+    def pool(shape):
+        return rng.standard_normal((shape[0], POOL_PAGES, *shape[2:]), dtype=np.float32)
+
+    inputs = draw_inputs(
+        spec,
+        rng,
+        PAGE_TOKENS,
+        page_table=lambda shape: rng.integers(1, POOL_PAGES, shape),
+        block_mask=lambda shape: np.ones(shape, dtype=bool),
+        k_pool=pool,
+        v_pool=pool,
+    )
     return inputs, reference(spec, inputs)
-
-
-def reference(spec, inputs):
-    with torch.no_grad():
-        results = spec.module(*(torch.from_numpy(inputs[name]) for name in spec.inputs))
-    return {name: t.numpy() for name, t in zip(spec.outputs, results, strict=True)}
 
 
 def host(array: DeviceArray) -> np.ndarray:

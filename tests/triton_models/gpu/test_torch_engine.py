@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from step_oracle import Arrays, draw_inputs, reference
 
 from engine_builder.build import BuildOptions, build_engines, verify_engines
 from engine_builder.checkpoint import random_model, save_checkpoint
@@ -62,34 +63,21 @@ def engines(directories):
     return load_engines(directories / "float32", STEPS, device="cpu")
 
 
-def example(model: DuplexModel, step: str, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+def example(model: DuplexModel, step: str, batch: int, seed: int = 0) -> Arrays:
     rng = np.random.default_rng(seed)
-    inputs = {}
-    for name, tensor in step_specs(model, batch, PAGES, PAGE_TOKENS)[step].inputs.items():
-        shape = tuple(tensor.shape)
-        if name == "page_table":
-            value = np.stack([rng.permutation(5)[:PAGES] + 1 for _ in range(batch)])
-        elif name == "page_range":
-            value = np.sort(rng.integers(0, PAGE_TOKENS + 1, shape), axis=-1)
-        elif name == "frames":
-            value = rng.integers(0, 256, shape, dtype=np.uint8)
-        elif name == "ids":
-            value = rng.integers(0, 64, shape)
-        elif name == "block_mask":
-            value = (rng.random(shape) < 0.6) | np.eye(shape[1], dtype=bool)
-        elif name == "tau":
-            value = rng.uniform(0.2, 1.0, shape).astype(np.float32)
-        else:
-            value = rng.standard_normal(shape, dtype=np.float32) * 0.5
-        inputs[name] = value
-    return inputs
+    return draw_inputs(
+        step_specs(model, batch, PAGES, PAGE_TOKENS)[step],
+        rng,
+        PAGE_TOKENS,
+        scale=0.5,
+        page_table=lambda shape: np.stack([rng.permutation(5)[:PAGES] + 1 for _ in range(batch)]),
+        block_mask=lambda shape: (rng.random(shape) < 0.6) | np.eye(shape[1], dtype=bool),
+        tau=lambda shape: rng.uniform(0.2, 1.0, shape).astype(np.float32),
+    )
 
 
-def reference(model: DuplexModel, step: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    spec = step_specs(model, 1, PAGES, PAGE_TOKENS)[step]
-    with torch.no_grad():
-        out = spec.module(*(torch.from_numpy(inputs[name]) for name in spec.inputs))
-    return {name: tensor.numpy() for name, tensor in zip(spec.outputs, out, strict=True)}
+def oracle(model: DuplexModel, step: str, inputs: Arrays) -> Arrays:
+    return reference(step_specs(model, 1, PAGES, PAGE_TOKENS)[step], inputs)
 
 
 def slot_pass(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -103,7 +91,7 @@ def slot_pass(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("step", STEPS)
 def test_steps_equal_the_model(engines, model, step):
     inputs = example(model, step, batch=3)  # a bucket of 4 rows and 4 pages: one of each is empty
-    out, expected = engines[step].run(inputs), reference(model, step, inputs)
+    out, expected = engines[step].run(inputs), oracle(model, step, inputs)
     assert set(out) == set(expected)
     for name, want in expected.items():
         tolerance = 1.0 if want.dtype == np.uint8 else 1e-5  # a pixel may round the other way
@@ -124,7 +112,7 @@ def test_slot_and_prompt_passes_equal_the_model(engines, model):
         "block_mask": causal,
     }
     for inputs in (slot, prompt):
-        out, expected = engines["think"].run(inputs), reference(model, "think", inputs)
+        out, expected = engines["think"].run(inputs), oracle(model, "think", inputs)
         for name, want in expected.items():
             np.testing.assert_allclose(out[name], want, atol=1e-5, rtol=1e-4)
 
@@ -143,7 +131,7 @@ def test_think_commits_in_place(directories, model):
     """With a rehearsal on zeros first, as before a graph is captured: it must leave the pool alone."""
     engines = load_engines(directories / "float32", ("think",), device="cpu", lane=Lane(CPU, warm_up=1))
     inputs = example(model, "think", batch=3)  # a bucket of 4: the empty row must not touch the null page
-    expected = reference(model, "think", inputs)
+    expected = oracle(model, "think", inputs)
     pools = {name: torch.from_numpy(inputs[name].copy()) for name in ("k_pool", "v_pool")}
     before = {name: pool.clone() for name, pool in pools.items()}
     places = np.zeros((3, model.config.block_tokens), dtype=np.int64)
@@ -176,7 +164,7 @@ def test_bfloat16_stays_close_to_the_model(directories, model):
     engines = load_engines(directories / "bfloat16", ("think", "perform"), device="cpu")
     for step in ("think", "perform"):
         inputs = example(model, step, batch=2)
-        out, expected = engines[step].run(inputs), reference(model, step, inputs)
+        out, expected = engines[step].run(inputs), oracle(model, step, inputs)
         for name, want in expected.items():
             assert np.linalg.norm(out[name] - want) < 0.02 * np.linalg.norm(want), name
 

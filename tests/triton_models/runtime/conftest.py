@@ -6,10 +6,8 @@ that a leak between rows or sessions changes a number and batched must equal sol
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from duplex_bench import DuplexBench
 
 from engine_builder.config import AudioConfig, BackboneConfig, LanguageConfig, ModelConfig, VideoConfig
 from engine_builder.tokenizer import tiny_tokenizer
@@ -34,13 +33,6 @@ from triton_models.runtime.messages import (
 )
 from triton_models.runtime.thinker import Thinker
 from triton_models.runtime.tokenizer import TextTokenizer
-
-# Tests are imported one by one (importlib mode), so a module that they share is put where they find it.
-_spec = importlib.util.spec_from_file_location("duplex_bench", Path(__file__).with_name("duplex_bench.py"))
-assert _spec is not None
-assert _spec.loader is not None
-sys.modules["duplex_bench"] = duplex_bench = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(duplex_bench)
 
 Tensors = dict[str, np.ndarray]
 
@@ -227,7 +219,7 @@ def make() -> Iterator[Callable[..., Any]]:
     made: list[Any] = []
 
     def build(**options: Any) -> Any:
-        made.append(duplex_bench.DuplexBench(**options))
+        made.append(DuplexBench(**options))
         return made[-1]
 
     yield build

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from outcomes import error_of
 
-from triton_models.runtime.messages import RenderJob, RenderResult, SessionError
+from triton_models.runtime.messages import RenderJob, RenderResult
 from triton_models.runtime.renderer import Renderer
 
 pytestmark = pytest.mark.unit
@@ -18,12 +19,6 @@ Bench = Any  # the class of conftest.py
 def shown(result: object) -> RenderResult:
     assert isinstance(result, RenderResult), result
     return result
-
-
-def error_of(result: object, code: str) -> str:
-    assert isinstance(result, SessionError), result
-    assert result.code == code, result
-    return result.message
 
 
 def test_units_go_on_from_the_state_of_the_one_before(bench: Bench) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from outcomes import error_of
 
 from engine_builder.layout import UnitLayout
 from triton_models.runtime.messages import (
@@ -22,12 +23,6 @@ from triton_models.runtime.thinker import PROMPT_CHUNK
 pytestmark = pytest.mark.unit
 
 Bench = Any  # the class of conftest.py
-
-
-def error_of(result: object, code: str) -> str:
-    assert isinstance(result, SessionError), result
-    assert result.code == code, result
-    return result.message
 
 
 def test_units_go_round_in_order(bench: Bench) -> None:

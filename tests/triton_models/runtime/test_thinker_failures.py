@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from outcomes import error_of
 
 from triton_models.runtime.messages import (
     PerceiveJob,
@@ -18,12 +19,6 @@ from triton_models.runtime.messages import (
 pytestmark = pytest.mark.unit
 
 Bench = Any  # the class of conftest.py
-
-
-def error_of(result: object, code: str) -> str:
-    assert isinstance(result, SessionError), result
-    assert result.code == code, result
-    return result.message
 
 
 def test_batched_equals_solo_bit_for_bit(make_bench: Callable[..., Bench]) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from outcomes import error_of
 
 from triton_models.runtime.messages import (
-    SessionError,
     ThinkJob,
     ThinkResult,
 )
@@ -17,12 +17,6 @@ from triton_models.runtime.thinker_session import MAX_QUEUED_TEXT
 pytestmark = pytest.mark.unit
 
 Bench = Any  # the class of conftest.py
-
-
-def error_of(result: object, code: str) -> str:
-    assert isinstance(result, SessionError), result
-    assert result.code == code, result
-    return result.message
 
 
 def test_slots_end_at_eou_or_when_they_are_used_up(bench: Bench) -> None:
