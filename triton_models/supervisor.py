@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .awake import KeepAwake
 from .health import Health, HealthServer, Readiness
 from .runtime.status import Notice, replace_json, write_notice
 from .server_process import ServerError, ServerPlan, ServerProcess, clean_shared_memory, reached
@@ -46,10 +47,12 @@ class Supervisor:
         health_port: int,
         options: SupervisorOptions,
         say: Callable[[str], None],
+        awake: KeepAwake | None = None,
     ) -> None:
-        """status: directory of the models' status files.  state: server.json.  facts: what it says beside pids."""
+        """status: directory of the models' status files.  state: server.json.  facts: what it says beside pids.
+        awake: held while a session is open; None lets cores sleep as they like."""
         self._plan, self._status, self._state, self._facts = plan, status, state, facts
-        self._options, self._say = options, say
+        self._options, self._say, self._awake = options, say, awake
         self._readiness = Readiness()
         self._web = HealthServer(self._readiness, health_port, plan.metrics_address)
         self._stop = threading.Event()
@@ -81,6 +84,8 @@ class Supervisor:
             return 0
         finally:
             self._readiness.set(False, "stopped")
+            if self._awake is not None:
+                self._awake.release()
             self._server.kill()
             clean_shared_memory(self._plan.prefix)
             self._write("stopped")
@@ -123,6 +128,8 @@ class Supervisor:
             fault = self._health.check()
             if fault is not None:
                 return fault
+            if self._awake is not None:
+                self._awake.follow(self._health.models["duplex"]["sessions"])
         return None
 
     def _recover(self, fault: str) -> bool:

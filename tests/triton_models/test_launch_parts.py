@@ -166,7 +166,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         launch.main(["--help"])
     text = capsys.readouterr().out
-    for part in ("--engines", "127.0.0.1 unless", "exit code 0", "server.json"):
+    for part in ("--engines", "127.0.0.1 unless", "exit code 0", "server.json", "--no-awake"):
         assert part in text
 
 

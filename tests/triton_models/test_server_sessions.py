@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -161,6 +162,23 @@ def test_an_idle_session_hears_its_end(start_server: Any) -> None:
     assert "ABORTED: session 's' has ended: idle for 0.7 s" in answer.error
     assert "NOT_FOUND: sequence_id: session 's' has ended (idle for 0.7 s)" in stream.refused("s", 1)
     server.wait(server.free_again, 5, "the pages of an idle session")
+
+
+def test_cores_stay_awake_while_somebody_talks(server: Any) -> None:
+    """Where this user may ask for it: elsewhere the launcher says so and serves all the same."""
+    device = "/dev/cpu_dma_latency"
+    stream = server.stream()
+    stream.ask("s", 0, options={"hold_open": True})
+
+    def held(pid: int) -> bool:
+        files = Path(f"/proc/{pid}/fd")
+        return device in [os.path.realpath(file) for file in files.iterdir()]
+
+    assert server.info["awake"] == os.access(device, os.W_OK)
+    if server.info["awake"]:
+        server.wait(lambda: held(server.process.pid), 5, "a launcher that holds the device")
+    assert not any(held(pid) for pid in server.pids()), "what inherits the file would hold it for ever"
+    stream.ask("s", 1, end=True)
 
 
 def test_no_process_of_the_server_knows_torch(server: Any) -> None:
