@@ -4,7 +4,8 @@ N streams, paced in real time, against a real server. Per unit the client takes 
 the unit, to the response coming off the socket, and subtracts the time inside the engine calls of perceive, think,
 perform and render by the server's own account: inside `Engine.run`, nothing of the Python around it. With several
 streams on two cores this includes waiting for the other streams' engine calls. `transport` is the same of a model that
-echoes the unit: the part of client, gRPC, Triton and its Python backend that no model can avoid.
+echoes the unit: the part of client, gRPC, Triton and its Python backend that no model can avoid. Cores stay awake
+while the server has a session, if the machine allows it (`awake` in what is written); --no-awake measures without.
 
     python tests/bench/bench_overhead.py --engines build/engines/tiny
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import csv
 import statistics
 from pathlib import Path
@@ -25,6 +27,7 @@ from client.demo import server
 from client.pacing import Pacer
 from client.stream import DuplexClient
 from client.units import UserUnit
+from triton_models.awake import KeepAwake
 
 ENGINE_STAGES = ("perceive", "think", "perform", "render")
 WARM_UP_UNITS = 12  # connection, first calls, first pages
@@ -69,17 +72,24 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--units", type=int, default=150, help="units a stream (default: 150 = 24 s)")
     parser.add_argument("--out", type=Path, default=Path("build/runs/bench"))
+    parser.add_argument("--no-awake", action="store_true", help="cores may sleep between units, in both servers")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     overhead: dict[str, float] = {}
     transport: dict[int, float] = {}
-    with echo_server(args.engines, args.out / "overhead-echo") as url:
+    awake = KeepAwake()
+    wakes = contextlib.nullcontext() if args.no_awake else awake  # the launcher does it for the other server
+    with wakes, echo_server(args.engines, args.out / "overhead-echo") as url:
+        kept_awake = awake.held
         for streams in args.streams:
             trips = asyncio.run(measure(url, MODEL, streams, min(args.units, TRANSPORT_UNITS)))
             transport[streams] = statistics.median(trip for trip, _ in trips)
     table = []
     # Everybody is let in: with more streams than are on time the figure says by how much.
-    with server(args.engines, args.out / "overhead-server", "--admit-all") as facts:
+    with server(args.engines, args.out / "overhead-server", "--admit-all", *["--no-awake"] * args.no_awake) as facts:
+        if facts["awake"] != kept_awake:
+            raise RuntimeError(f"awake: expected the same of both servers, got {kept_awake} and {facts['awake']}")
+        print("cores stay awake while a session is open" if kept_awake else "cores may sleep between units")
         for streams in args.streams:
             rows = asyncio.run(measure(facts["grpc"], "duplex", streams, args.units))
             trips = sorted(trip for trip, _ in rows)
@@ -89,7 +99,7 @@ def main() -> None:
             median, engine = statistics.median(extra), statistics.median(e for _, e in rows)
             overhead[str(streams)] = round(median, 2)
             figures = [round(x, 2) for x in (statistics.median(trips), engine, median, p95)]
-            table.append((streams, *figures, round(transport[streams], 2), round(on_time, 4)))
+            table.append((streams, *figures, round(transport[streams], 2), round(on_time, 4), kept_awake))
             print(f"{streams} streams: {figures[0]} ms a unit, engines {engine:.1f}, overhead p50 {median:.2f} "
                   f"p95 {p95:.2f} ms, of which transport {transport[streams]:.2f}, on time {on_time:.1%}")  # fmt: skip
     with (args.out / "overhead.csv").open("w", newline="") as file:
@@ -103,11 +113,13 @@ def main() -> None:
                 "overhead_p95_ms",
                 "transport_p50_ms",
                 "on_time",
+                "awake",
             )
         )
         writer.writerows(table)
     echoes = {str(streams): round(ms, 2) for streams, ms in transport.items()}
-    merge(args.out, {"overhead_ms_p50": overhead, "transport_ms_p50": echoes, "machine": machine()})
+    medians = {"overhead_ms_p50": overhead, "transport_ms_p50": echoes, "overhead_awake": kept_awake}
+    merge(args.out, {**medians, "machine": machine()})
 
 
 if __name__ == "__main__":
