@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from .costs import CostTable
 
@@ -31,8 +32,7 @@ DEMAND_HEADROOM = 1.05
 NO_GAIN = 1.05
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row of a tick: evaluation `step` of `steps` (0 first). `jump`: go straight to tau = 0 and skip the rest."""
 
     job: Hashable
@@ -46,18 +46,14 @@ class Row:
         return self.jump or self.step + 1 == self.steps
 
 
-@dataclass(order=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Entry:
     deadline_ns: int
     tie: int
-    job: Hashable = field(compare=False)
-    steps: int = field(compare=False)
-    step: int = field(default=0, compare=False)
-    ticking: bool = field(default=False, compare=False)  # in a call: a job that left and came again is not
-
-    @property
-    def left(self) -> int:
-        return self.steps - self.step
+    job: Hashable
+    steps: int
+    step: int = 0
+    ticking: bool = False  # in a call: a job that left and came again is not
 
 
 class StepScheduler:
@@ -90,7 +86,7 @@ class StepScheduler:
         self._widest = 1 if 0 < curve[1] <= NO_GAIN * cheapest else max_batch
         self._demand = 0.0  # evaluations asked for, decaying over DEMAND_NS
         self._demand_at_ns = 0
-        self._entries: list[_Entry] = []  # sorted: EDF
+        self._entries: list[tuple[int, int, _Entry]] = []  # deadline, tie: sorted, EDF; no two ties are equal
         self._by_job: dict[Hashable, _Entry] = {}
         self._joined = 0
 
@@ -108,7 +104,7 @@ class StepScheduler:
         self._joined += 1
         entry = _Entry(deadline_ns, self._joined * 0x9E3779B97F4A7C15 % 2**64, job, steps)
         self._by_job[job] = entry
-        insort(self._entries, entry)
+        insort(self._entries, (entry.deadline_ns, entry.tie, entry))
         self._demand = self._decayed(now_ns) + steps
         self._demand_at_ns = now_ns
 
@@ -117,16 +113,20 @@ class StepScheduler:
         entry = self._by_job.pop(job, None)
         if entry is None:
             return False
-        del self._entries[bisect_left(self._entries, entry)]
+        del self._entries[bisect_left(self._entries, (entry.deadline_ns, entry.tie))]
         return True
 
     def next_tick(self, now_ns: int) -> list[Row]:
         """The rows of the next engine call, most urgent first; empty if there is no job."""
         batch = self._choose(now_ns)
-        tick_ns = self._cost_ns[len(batch)]
+        after_next_ns = now_ns + round((1 + self.margin) * self._cost_ns[len(batch)])
+        rows = []
         for entry in batch:
             entry.ticking = True
-        return [Row(e.job, e.step, e.steps, self._must_jump(e, now_ns, tick_ns)) for e in batch]
+            # It jumps if after this tick there is no time for another one before the deadline.
+            jump = self.degrade and entry.steps - entry.step > 1 and after_next_ns > entry.deadline_ns
+            rows.append(Row(entry.job, entry.step, entry.steps, jump))
+        return rows
 
     def completed(self, rows: Sequence[Row], now_ns: int) -> list[Hashable]:
         """Books a tick; returns the jobs that are done. Rows whose job has left meanwhile are passed over."""
@@ -138,29 +138,26 @@ class StepScheduler:
             entry.ticking = False
             entry.step += 1
             if row.last:
-                self.skipped += entry.left
+                self.skipped += entry.steps - entry.step
                 self.leave(row.job)
                 done.append(row.job)
         return done
 
-    def _must_jump(self, entry: _Entry, now_ns: int, tick_ns: int) -> bool:
-        """True if after this tick there is no time for another one before the deadline."""
-        after_next_ns = now_ns + round((1 + self.margin) * tick_ns)
-        return self.degrade and entry.left > 1 and after_next_ns > entry.deadline_ns
-
     def _choose(self, now_ns: int) -> list[_Entry]:
+        if len(self._entries) == 1:  # alone: on time or late, it is the next one whatever the demand
+            return [self._entries[0][2]]
         cost, limit = self._cost_ns, min(self._widest, len(self._entries))
         floor = min(self._needed_batch(now_ns), limit)
         slack = math.inf  # the longest tick that every chosen row can bear
         batch: list[_Entry] = []
         late: list[_Entry] = []
-        for entry in self._entries:
+        for deadline_ns, _, entry in self._entries:
             size = len(batch) + 1
             if size > limit:
                 break
-            spare = entry.deadline_ns - now_ns
+            spare = deadline_ns - now_ns
             # The longest tick it bears now. Later ticks can do without the rows behind it, not without those before it.
-            bears = spare - (entry.left - 1) * cost[size]
+            bears = spare - (entry.steps - entry.step - 1) * cost[size]
             if bears < cost[size] and self.degrade:
                 bears = spare  # on time with fewer evaluations, if at all
             if bears < cost[size]:

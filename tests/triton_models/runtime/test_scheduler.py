@@ -147,6 +147,16 @@ def test_a_job_may_leave_in_the_middle_of_a_tick_and_come_again() -> None:
     assert len(steps) == 1
 
 
+@pytest.mark.parametrize("deadline", [-10_000, -1, 5, 10_000])
+def test_a_job_alone_is_the_next_tick_on_time_or_late(deadline: int) -> None:
+    steps = scheduler(fixed=8.0, per_row=0.5, max_batch=64)
+    for number in range(300):  # a demand that asks for large batches
+        steps.join(number, 0, 4, 0)
+        steps.leave(number)
+    steps.join("a", deadline * MS, 2, 0)
+    assert steps.next_tick(0) == [Row("a", 0, 2, False)]
+
+
 def test_misuse_is_named() -> None:
     steps = scheduler()
     steps.join("a", 1, 1, 0)
