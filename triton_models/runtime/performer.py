@@ -18,7 +18,7 @@ from .engine import EngineError, EngineSet, call_failed
 from .kv_pool import Pool
 from .messages import CloseJob, Float32, PerformJob, PerformResult, SessionError
 from .metrics import Metrics
-from .scheduler import Row, StepScheduler
+from .scheduler import StepScheduler
 from .solver import Solver, SolverFull
 
 MAX_UNITS = 256  # in flight at once, unless a solver is given
@@ -43,13 +43,10 @@ class _Solve:
     slot: int  # of the solver, which holds its latents at taus[index]
     joined_ns: int
     index: int = 0
+    following: int = 0  # the index to which its tick leads
     started_ns: int = -1  # of its first tick
     done: int = 0  # evaluations so far
     engine_ns: int = 0  # of the engine calls it had a row in
-
-    @property
-    def tau(self) -> float:
-        return self.taus[self.index]
 
 
 @dataclass(frozen=True)
@@ -139,40 +136,54 @@ class Performer:
     def tick(self) -> list[Outcome]:
         """One solver step of the rows that the scheduler picks; returns the jobs that finished or failed with it."""
         begin = self._clock()
-        # A scheduler that batches whole requests goes on with rows whose job has left.
-        rows = [row for row in self._scheduler.next_tick(begin) if row.job in self._solves]
+        rows, solves, starting = [], [], []
+        slots, taus, steps = [], [], []
+        for row in self._scheduler.next_tick(begin):
+            solve = self._solves.get(row.job)
+            if solve is None:  # a scheduler that batches whole requests goes on with rows whose job has left
+                continue
+            # A jump goes straight to tau = 0, which is the network's estimate of z_0.
+            solve.following = len(solve.taus) - 1 if row.jump else solve.index + 1
+            tau = solve.taus[solve.index]
+            rows.append(row)
+            solves.append(solve)
+            slots.append(solve.slot)
+            taus.append(tau)
+            steps.append(solve.taus[solve.following] - tau)
+            if solve.started_ns < 0:
+                starting.append(solve)
         self.held_back = not rows and bool(self._solves)
         if not rows:
             return []
-        solves = [self._solves[row.job] for row in rows]
-        self._start(solves, begin)
+        if starting:
+            self._start(starting, len(rows) - len(starting), begin)
         engine_begin = self._solver.engine_ns
         try:
-            finite = self._solver.tick(
-                [solve.slot for solve in solves],
-                [solve.tau for solve in solves],
-                [solve.taus[_following(solve, row)] - solve.tau for solve, row in zip(solves, rows, strict=True)],
-            )
+            finite = self._solver.tick(slots, taus, steps)
         except Exception as error:
             failure = call_failed("perform", error, self.metrics)
             return [(self._drop(row.job).job, failure) for row in rows]
         engine_ns = self._solver.engine_ns - engine_begin
         finished: list[Outcome] = []
-        for b, (row, solve) in enumerate(zip(rows, solves, strict=True)):
+        for row, solve, fine in zip(rows, solves, finite, strict=True):
             solve.engine_ns += engine_ns
-            if not finite[b]:
+            if not fine:
                 what = f"perform {solve.job.unit} of session {solve.job.session!r}"
                 finished.append((solve.job, SessionError("INTERNAL", f"{what}: NaN or Inf in the velocity")))
                 continue
-            self._book(solve, row)
+            if row.jump:
+                self.metrics.count("steps.skipped", row.steps - row.step - 1)
+            solve.index = solve.following
+            solve.done += 1
         end = self._clock()
         self.metrics.time("perform", (end - begin) / 1e6, len(rows))
         for job, _ in finished:
             self._drop(job_key(job))
         for key in self._scheduler.completed(rows, now_ns=end):
-            if key in self._solves:
-                finished.append((self._solves[key].job, self._result(self._solves[key], end)))
-                self._solved.append(self._solves[key].job)
+            solve = self._solves.get(key)
+            if solve is not None:
+                finished.append((solve.job, self._result(solve, end)))
+                self._solved.append(solve.job)
                 self._drop(key)
         return finished
 
@@ -185,21 +196,12 @@ class Performer:
         """Jobs now; counters and timings so far."""
         return {"jobs": len(self._solves), **self.metrics.snapshot()}
 
-    def _start(self, solves: Sequence[_Solve], now: int) -> None:
-        """Books the jobs whose first step this tick is."""
-        under_way = sum(solve.started_ns >= 0 for solve in solves)
+    def _start(self, solves: Sequence[_Solve], under_way: int, now: int) -> None:
+        """Books the jobs whose first step this tick is; with them tick `under_way` others."""
         for solve in solves:
-            if solve.started_ns < 0:
-                solve.started_ns = now
-                self.metrics.observe("join.rows", under_way)
-                self.metrics.observe("join.wait", (now - solve.joined_ns) / 1e9)
-
-    def _book(self, solve: _Solve, row: Row) -> None:
-        """Moves a unit on to where its Euler step has led."""
-        if row.jump:
-            self.metrics.count("steps.skipped", row.steps - row.step - 1)
-        solve.index = _following(solve, row)
-        solve.done += 1
+            solve.started_ns = now
+            self.metrics.observe("join.rows", under_way)
+            self.metrics.observe("join.wait", (now - solve.joined_ns) / 1e9)
 
     def _result(self, solve: _Solve, now: int) -> PerformResult:
         job = solve.job
@@ -212,8 +214,3 @@ class Performer:
         solve = self._solves.pop(key)
         self._solver.drop(solve.slot)
         return solve
-
-
-def _following(solve: _Solve, row: Row) -> int:
-    """Where an Euler step of `row` leads. A jump goes straight to tau = 0, which is the network's estimate of z_0."""
-    return len(solve.taus) - 1 if row.jump else solve.index + 1

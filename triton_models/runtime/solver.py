@@ -7,12 +7,11 @@ engine runs on the same processor. A GPU keeps them on the device (`gpu.solver_b
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .history import page_multiple, stack, stack_views
 from .kv_pool import Pool
@@ -33,8 +32,8 @@ class Solver(Protocol):
         """Takes noise [n_v, c_v], [n_a, c_a], RoPE tables [n, D / 2] and a history; the slot. Raises SolverFull."""
         ...
 
-    def tick(self, slots: Sequence[int], taus: Sequence[float], steps: Sequence[float]) -> NDArray[np.bool_]:
-        """One Euler step x += step * velocity(x, tau) of each named slot; bool [B]: False where it is not finite."""
+    def tick(self, slots: Sequence[int], taus: Sequence[float], steps: Sequence[float]) -> Iterable[bool]:
+        """One Euler step x += step * velocity(x, tau) of each named slot; B truths: False where it is not finite."""
         ...
 
     def take(self, slot: int) -> tuple[Float32, Float32]:
@@ -55,6 +54,21 @@ class _Unit:
     view: HistoryView
 
 
+@dataclass(eq=False)
+class _Batch:
+    """The rows of the last tick, which most often are those of the next one: their latents live in its inputs.
+
+    Between two engine calls caches are cold, so an Euler step touches as little as it can: nothing is made again that
+    was there, and all rows are one numpy operation.
+    """
+
+    slots: tuple[int, ...]
+    inputs: dict[str, Any]  # of the engine; x_video, x_audio and tau change with every tick
+    steps: Float32  # [B], the lengths of the Euler steps
+    scale: Float32  # a view of `steps` that multiplies latents: [] or [B, 1, 1], numpy is quickest with the former
+    fine: list[bool]  # what a tick returns as a rule
+
+
 class HostSolver:
     """A `Solver` over the `run` of a perform engine; up to `slots` units."""
 
@@ -67,7 +81,7 @@ class HostSolver:
         self._free = list(range(slots - 1, -1, -1))
         self._slots = slots
         self.engine_ns = 0
-        self._staged: tuple[tuple[int, ...], dict[str, Any]] = ((), {})  # what a batch keeps over its solver steps
+        self._batch: _Batch | None = None
 
     def put(self, x_video: Float32, x_audio: Float32, cos: Float32, sin: Float32, view: HistoryView) -> int:
         if not self._free:
@@ -76,43 +90,65 @@ class HostSolver:
         self._units[slot] = _Unit(x_video, x_audio, cos, sin, view)
         return slot
 
-    def tick(self, slots: Sequence[int], taus: Sequence[float], steps: Sequence[float]) -> NDArray[np.bool_]:
-        """Raises what the engine raises; the units are then as they were."""
-        units = [self._units[slot] for slot in slots]
-        if self._staged[0] != tuple(slots):
-            self._staged = tuple(slots), self._stage(units)
-        inputs = {
-            "x_video": stack([unit.x_video for unit in units]),
-            "x_audio": stack([unit.x_audio for unit in units]),
-            "tau": np.array(taus, dtype=np.float32),
-            **self._staged[1],
-        }
+    def tick(self, slots: Sequence[int], taus: Sequence[float], steps: Sequence[float]) -> Iterable[bool]:
+        """Raises what the engine raises; the units are then as they were, and so are rows that are not finite."""
+        batch = self._batch
+        if batch is None or batch.slots != tuple(slots):
+            batch = self._gather(slots)
+        inputs = batch.inputs
+        for b, tau in enumerate(taus):
+            inputs["tau"][b], batch.steps[b] = tau, steps[b]
         begin = time.perf_counter_ns()
         out = self._run(inputs)
         self.engine_ns += time.perf_counter_ns() - begin
-        fine = np.ones(len(units), dtype=bool)
-        for b, (unit, step) in enumerate(zip(units, steps, strict=True)):
-            v_video, v_audio = out["velocity_video"][b], out["velocity_audio"][b]
-            fine[b] = finite(v_video) and finite(v_audio)
-            if fine[b]:
-                unit.x_video = unit.x_video + np.float32(step) * v_video
-                unit.x_audio = unit.x_audio + np.float32(step) * v_audio
+        x_video = out["velocity_video"] * batch.scale
+        x_video += inputs["x_video"]
+        x_audio = out["velocity_audio"] * batch.scale
+        x_audio += inputs["x_audio"]
+        fine = batch.fine
+        if not (finite(x_video) and finite(x_audio)):
+            fine = [finite(x_video[b]) and finite(x_audio[b]) for b in range(len(slots))]
+            for b in (b for b, moves in enumerate(fine) if not moves):
+                x_video[b], x_audio[b] = inputs["x_video"][b], inputs["x_audio"][b]
+        inputs["x_video"], inputs["x_audio"] = x_video, x_audio
         return fine
 
     def take(self, slot: int) -> tuple[Float32, Float32]:
-        return self._units[slot].x_video, self._units[slot].x_audio
+        self._scatter()
+        unit = self._units[slot]
+        return unit.x_video, unit.x_audio
 
     def drop(self, slot: int) -> None:
+        self._scatter()
         del self._units[slot]
         self._free.append(slot)
-        if slot in self._staged[0]:
-            self._staged = (), {}
 
-    def _stage(self, units: Sequence[_Unit]) -> dict[str, Any]:
-        return {
+    def _gather(self, slots: Sequence[int]) -> _Batch:
+        """Makes the batch of these slots."""
+        self._scatter()
+        units = [self._units[slot] for slot in slots]
+        steps = np.empty(len(units), dtype=np.float32)
+        inputs = {
+            "x_video": stack([unit.x_video for unit in units]),
+            "x_audio": stack([unit.x_audio for unit in units]),
+            "tau": np.empty(len(units), dtype=np.float32),
             "rope_cos": stack([unit.cos for unit in units]),
             "rope_sin": stack([unit.sin for unit in units]),
             **stack_views([unit.view for unit in units], self._page_multiple),
             "k_pool": self._pool.k,
             "v_pool": self._pool.v,
         }
+        scale = steps.reshape(() if len(units) == 1 else (-1, 1, 1))
+        self._batch = _Batch(tuple(slots), inputs, steps, scale, [True] * len(units))
+        return self._batch
+
+    def _scatter(self) -> None:
+        """Gives the latents of the batch back to its units."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        x_video, x_audio = batch.inputs["x_video"], batch.inputs["x_audio"]
+        if len(batch.slots) > 1:  # a view would keep the whole batch alive
+            x_video, x_audio = [x.copy() for x in x_video], [x.copy() for x in x_audio]
+        for b, slot in enumerate(batch.slots):
+            self._units[slot].x_video, self._units[slot].x_audio = x_video[b], x_audio[b]
