@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .messages import Float32, SessionError, UInt8
+from .messages import Float32, SessionError, ThinkResult, UInt8
 from .output import Output
 from .session import Accepted, Key, Session
 
@@ -93,12 +93,14 @@ class Conversation:
         self.held = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Turn:
-    """One accepted unit on its way through the stages."""
+    """One accepted unit on its way through the stages. Each thread of it writes what it brought about."""
 
     talk: Conversation
     accepted: Accepted
     request: UnitRequest
     text: str
     arrival_ns: int
+    think_ns: int = 0  # when its think call was made
+    thought: ThinkResult | None = None

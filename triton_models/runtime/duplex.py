@@ -4,12 +4,15 @@
                              '------ thinker -------'               '------- performer -------'
     request k+1 --> accept --> perceive(k+1), while k is performed and rendered --> think(k+1) takes z_k along
 
-`Duplex._timeline` is that line; read it first. Everything else is about ends: every request that arrives gets exactly
-one response or one error, and its stream is finalised, whatever happens (`_release` is the one way out of a session).
+`Duplex._think` and `Duplex._perform` are that line; read them first. Both calls of a unit are made when its think
+starts: the performer's waits there for the thinker, which hands the slice over without coming back here. Everything
+else is about ends: every request that arrives gets exactly one response or one error, and its stream is finalised,
+whatever happens (`_release` is the one way out of a session).
 
 No Triton here: the caller injects `call_thinker` and `call_performer`, which take a job of `messages.py`, block, and
-return its result or raise SessionError. A unit has a thread from its request to its response, because every hand-over
-between threads costs it a wake-up; one lock guards all sessions and is never held over a call or a response.
+return its result or raise SessionError. A unit has a thread for each of its calls, and the performer's answers the
+client, because every step from thread to thread costs a wake-up; one lock guards all sessions and is never held over a
+call or a response.
 """
 
 from __future__ import annotations
@@ -26,8 +29,19 @@ from engine_builder.config import ModelConfig
 from . import validate
 from .admission import Admission
 from .conversation import Conversation, Reply, Turn, UnitRequest, UnitResponse
+from .degradation import Measure
 from .duplex_meter import UNIT_NS, DuplexMeter
-from .messages import CloseJob, OpenJob, PerceiveJob, PerformJob, PerformResult, SessionError, ThinkJob, ThinkResult
+from .messages import (
+    CloseJob,
+    HandOver,
+    OpenJob,
+    PerceiveJob,
+    PerformJob,
+    PerformResult,
+    SessionError,
+    ThinkJob,
+    ThinkResult,
+)
 from .session import Accepted, Session, SessionTable
 from .thinker_session import MAX_QUEUED_TEXT
 from .tracing import Tracer
@@ -80,7 +94,9 @@ class Duplex:
         self._clock, self._tracer = clock, tracer
         self._admission, self._degrade = admission, degrade
         self._lock = threading.RLock()
-        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="unit")
+        # Apart: if units that wait for an earlier one had all the threads, that one could not go on.
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="think")
+        self._performing = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="perform")
         self._conversations: dict[str, Conversation] = {}
         self._calls: dict[object, tuple[float, str, Conversation]] = {}  # under way: since when, what, for whom
         self._freeing = 0  # sessions that ended and still hold something in the models
@@ -110,13 +126,13 @@ class Duplex:
             self.meter.accepted(accepted, arrival)
             talk.unanswered[accepted.unit] = reply
             talk.typed = max(0, talk.typed + self._tokens(text) - self._config.language.text_tokens)
-        self._threads.submit(self._unit, Turn(talk, accepted, request, text, arrival))
+        self._threads.submit(self._thread, self._think, Turn(talk, accepted, request, text, arrival))
 
-    def _unit(self, turn: Turn) -> None:
-        """One unit's thread: ends in its response, or in the end of its session."""
+    def _thread(self, stage: Callable[[Turn], None], turn: Turn) -> None:
+        """One of the two threads of a unit. A failure ends its session."""
         talk, unit = turn.talk, turn.accepted.unit
         try:
-            self._answer(turn, self._timeline(turn))
+            stage(turn)
         except Over:
             pass
         except SessionError as error:
@@ -125,13 +141,12 @@ class Duplex:
             _log.exception("unit %d of session %r failed", unit, talk.session.key)
             self._fail(talk, SessionError("INTERNAL", f"unit {unit}: {type(error).__name__}: {error}"))
 
-    def _timeline(self, turn: Turn) -> UnitResponse:
-        """perceive and think -> perform and render, each as soon as the unit before allows it."""
+    def _think(self, turn: Turn) -> None:
+        """perceive and think, each as soon as the unit before allows it. `_perform` goes on with the unit."""
         talk, request = turn.talk, turn.request
         options, unit = talk.session.options, turn.accepted.unit
         name, epoch = talk.session.name, talk.epoch
         think, perform = self._call_thinker, self._call_performer
-        due = turn.arrival_ns + UNIT_NS
 
         if turn.accepted.started:
             retention = options.retention.to_json()
@@ -144,27 +159,43 @@ class Duplex:
             heard = None  # otherwise it goes along with the think job, which saves a call
             self._await(talk, "solved", unit - 1)
 
-        began = self._clock()
+        turn.think_ns = self._clock()
         z_video, z_audio = talk.z or (None, None)
-        latest = due - round(self._after_think_ns)
+        latest = turn.arrival_ns + UNIT_NS - round(self._after_think_ns)
         thinking = ThinkJob(name, epoch, unit, turn.text, heard, z_video, z_audio, latest)
+        self._performing.submit(self._thread, self._perform, turn)
         thought: ThinkResult = self._call(talk, think, thinking)
+        turn.thought = thought
         self._reach(talk, thought=unit)
+        if not thought.handed:
+            handed = HandOver(name, epoch, unit, thought.seed, thought.origin, thought.history)
+            self._call(talk, perform, handed)
 
-        deadline = due - round(self._after_solver_ns)
-        steps, origin, history = options.solver_steps, thought.origin, thought.history
-        solving = PerformJob(name, epoch, unit, thought.seed, steps, deadline, origin, history)
-        solved: PerformResult = self._call(talk, perform, solving)
-        if solved.pcm is None or solved.frames is None:
+    def _perform(self, turn: Turn) -> None:
+        """perform and render: the job waits in the performer for the thinker, and this thread for its result."""
+        talk, unit = turn.talk, turn.accepted.unit
+        due = turn.arrival_ns + UNIT_NS
+        steps, deadline = talk.session.options.solver_steps, due - round(self._after_solver_ns)
+        solving = PerformJob(talk.session.name, talk.epoch, unit, seed=0, steps=steps, deadline_ns=deadline, origin=0)
+        solved: PerformResult = self._call(talk, self._call_performer, solving)
+        self._await(talk, "thought", unit)
+        if solved.pcm is None or solved.frames is None or turn.thought is None:
             raise SessionError("INTERNAL", f"unit {unit}: expected pcm and frames of the performer, got none")
         self._reach(talk, solved=unit, z=(solved.z_video, solved.z_audio))
 
         self._await(talk, "answered", unit - 1)
         now = self._clock()
         self._after_solver_ns += SMOOTHING * (now - solved.solved_ns - self._after_solver_ns)
-        self._after_think_ns += SMOOTHING * (now - began - self._after_think_ns)
+        self._after_think_ns += SMOOTHING * (now - turn.think_ns - self._after_think_ns)
         late = due if self._degrade else now
         pcm, frames, measures = talk.output.shorten(solved.pcm, solved.frames, solved.steps, steps, now, late)
+        info = self._info(turn, turn.thought, solved, measures, now)
+        self._answer(turn, UnitResponse(unit, turn.thought.state, turn.thought.text, pcm, frames, info))
+
+    def _info(
+        self, turn: Turn, thought: ThinkResult, solved: PerformResult, measures: list[Measure], now: int
+    ) -> dict[str, Any]:
+        """What the client is told of a unit besides its media."""
         engines = {**thought.ms, "perform": solved.ms["perform"], "render": solved.ms["render"]}
         total = (now - turn.arrival_ns) / 1e6
         ms = {"queue": total - sum(engines.values()), **engines, "total": total}  # queue: all that was not engine time
@@ -174,12 +205,12 @@ class Duplex:
             "steps": solved.steps,
             "degradation": measures,
         }
-        ticket = self._admission.ticket(name) if self._admission is not None else None
+        ticket = self._admission.ticket(turn.talk.session.name) if self._admission is not None else None
         if ticket is not None and ticket.units is not None:
             info["lasts_seconds"] = ticket.seconds
-            if (notice := ticket.notice(unit)) is not None:
+            if (notice := ticket.notice(turn.accepted.unit)) is not None:
                 info["notice"] = notice
-        return UnitResponse(unit, thought.state, thought.text, pcm, frames, info)
+        return info
 
     def _answer(self, turn: Turn, response: UnitResponse) -> None:
         talk, session, unit = turn.talk, turn.talk.session, turn.accepted.unit
@@ -334,9 +365,7 @@ class Duplex:
     def _free(self, talk: Conversation) -> None:
         """Closes the session in both models: in the performer first, for it still reads the thinker's pages."""
         try:
-            overtaken = self._close(talk, "performer", self._call_performer)
-            if overtaken:  # a job that was on its way to the performer may have come after the close
-                self._close(talk, "performer", self._call_performer)
+            self._close(talk, "performer", self._call_performer)
             self._close(talk, "thinker", self._call_thinker)
         finally:
             with self._lock:
@@ -344,9 +373,9 @@ class Duplex:
                 if self._admission is not None:
                     self._admission.release(talk.session.name)
 
-    def _close(self, talk: Conversation, where: str, call: Call) -> bool:
+    def _close(self, talk: Conversation, where: str, call: Call) -> None:
         """Closes the session in one model, and waits for what is under way: it comes back before its pages are given
-        to somebody else. True if something was."""
+        to somebody else. A job that the close has overtaken is refused there."""
         token = object()
         with self._lock:
             self._calls[token] = time.monotonic(), f"close in the {where}", talk
@@ -356,9 +385,7 @@ class Duplex:
             _log.warning("closing session %r: %s", talk.session.key, error)
         with self._lock:
             del self._calls[token]
-            under_way = talk.calls > 0
             talk.changed.wait_for(lambda: talk.calls == 0, self._stall_seconds)
-            return under_way
 
     # -- the watch ---------------------------------------------------------------------------------------------
     def poll(self) -> None:
@@ -393,7 +420,8 @@ class Duplex:
 
     def stop(self) -> None:
         """Takes no more work; threads whose call does not return are left to the end of the process."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._performing):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def status(self) -> dict[str, Any]:
         """Sessions now, counters so far, and for how long the oldest call has been under way."""

@@ -36,12 +36,14 @@ from .messages import (
     ThinkResult,
     UInt8,
 )
+from .perform_worker import PerformerWorker
 from .performer import Performer
 from .renderer import Renderer
 from .scheduler import StepScheduler
+from .think_worker import ThinkerWorker
 from .thinker import Thinker
 from .tokenizer import TextTokenizer
-from .worker import Job, PerformerWorker, ThinkerWorker
+from .worker import Job
 
 DEFAULT_PAGES = 1024
 DEFAULT_PAGE_TOKENS = 16

@@ -103,11 +103,28 @@ class ThinkResult:
     seed: int
     slots: tuple[int, ...]  # emitted token ids
     ms: dict[str, float] = field(default_factory=dict)  # perceive, think
+    handed: bool = False  # the performer has its HandOver already
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """What the performer must know of a unit that was thought: where its history is. `sent_ns`: when it left."""
+
+    session: str
+    epoch: int
+    unit: int
+    seed: int
+    origin: int
+    history: HistoryView
+    sent_ns: int = 0
 
 
 @dataclass(frozen=True)
 class PerformJob:
-    """Solves one unit over its history and renders it. `deadline_ns`: when the solver should be done."""
+    """Solves one unit over its history and renders it. `deadline_ns`: when the solver should be done.
+
+    history: None if the job comes ahead of its HandOver, which brings `seed`, `origin` and the history.
+    """
 
     session: str
     epoch: int
@@ -116,7 +133,8 @@ class PerformJob:
     steps: int
     deadline_ns: int
     origin: int
-    history: HistoryView
+    history: HistoryView | None = None
+    sent_ns: int = 0  # of the hand-over
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,11 @@ class Performer:
         key = job_key(job)
         if key in self._solves:
             raise SessionError("ALREADY_EXISTS", f"unit {job.unit} of session {job.session!r} is being performed")
-        geometry = self._pool.geometry
+        geometry, history = self._pool.geometry, job.history
+        if history is None:
+            raise SessionError("INVALID_ARGUMENT", f"unit {job.unit}: expected a history, got a job without one")
         try:
-            validate.history(job.history.page_ids, job.history.ranges, geometry.num_pages, geometry.page_tokens)
+            validate.history(history.page_ids, history.ranges, geometry.num_pages, geometry.page_tokens)
             taus = self.config.solver.taus(job.steps)
             start = self._starts.pop(job.session, None)
             if start is None or start.of != (job.seed, job.origin, job.unit):
@@ -101,7 +103,7 @@ class Performer:
         except ValueError as error:
             raise SessionError("INVALID_ARGUMENT", str(error)) from None
         try:
-            slot = self._solver.put(*start.tensors, job.history)
+            slot = self._solver.put(*start.tensors, history)
         except SolverFull as error:
             raise SessionError("RESOURCE_EXHAUSTED", str(error)) from None
         except EngineError as error:
@@ -205,7 +207,7 @@ class Performer:
 
     def _result(self, solve: _Solve, now: int) -> PerformResult:
         job = solve.job
-        ms = {"queue": (solve.started_ns - solve.joined_ns) / 1e6, "perform": solve.engine_ns / 1e6}
+        ms = {"queue": (solve.started_ns - (job.sent_ns or solve.joined_ns)) / 1e6, "perform": solve.engine_ns / 1e6}
         z_video, z_audio = self._solver.take(solve.slot)
         return PerformResult(job.session, job.epoch, job.unit, z_video, z_audio, solve.done, now, ms=ms)
 

@@ -12,17 +12,19 @@ from .capacity import usual_history
 from .cost_probe import SolverCall, load_costs, scattered_view
 from .costs import Cost, CostTable, measure, think_curve
 from .engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet
+from .hand_over import HandOverReceiver, HandOverSender
 from .kv_cache import BlockManager
 from .kv_pool import Pool
 from .options import OptionLimits
+from .perform_worker import PerformerWorker
 from .performer import Performer
 from .renderer import Renderer
 from .scheduler import StepScheduler
 from .settings import RoleSettings
 from .solver import Solver
+from .think_worker import ThinkerWorker
 from .thinker import Thinker
 from .tokenizer import TextTokenizer
-from .worker import PerformerWorker, ThinkerWorker
 
 # A session performs one unit at a time, but its next one may come before the worker has heard of its end.
 UNITS_PER_SESSION = 2
@@ -33,6 +35,7 @@ class ThinkerRole:
     worker: ThinkerWorker
     thinker: Thinker
     pool: Pool
+    sender: HandOverSender
 
     @classmethod
     def start(cls, settings: RoleSettings) -> ThinkerRole:
@@ -50,15 +53,17 @@ class ThinkerRole:
         if (costs := load_costs(directory, settings.threads, settings.device)) is not None:
             usual = usual_history(engines.config, OptionLimits.of(engines.manifest).retention)
             curve = think_curve(costs, engines.max_batch, usual, engines.config.language.slots)
-        worker = ThinkerWorker(thinker, costs=curve)
+        sender = HandOverSender(settings.pool)
+        worker = ThinkerWorker(thinker, costs=curve, hand_over=sender.send)
         worker.start()
-        return cls(worker, thinker, pool)
+        return cls(worker, thinker, pool, sender)
 
     def status(self) -> dict[str, object]:
         return {"alive": self.worker.alive, **self.thinker.stats()}
 
     def stop(self) -> None:
         self.worker.stop()
+        self.sender.close()
         self.pool.close()
         self.pool.unlink()
 
@@ -68,6 +73,7 @@ class PerformerRole:
     worker: PerformerWorker
     performer: Performer
     pool: Pool
+    receiver: HandOverReceiver
 
     @classmethod
     def start(cls, settings: RoleSettings) -> PerformerRole:
@@ -85,13 +91,16 @@ class PerformerRole:
         scheduler = StepScheduler(costs, engines.max_batch, history=usual, degrade=settings.degrade)
         performer = Performer(engines, pool, scheduler, solver=solver)
         worker = PerformerWorker(performer, Renderer(engines, performer.metrics, settings.max_sessions))
+        receiver = HandOverReceiver(settings.pool, worker.hand_over)
         worker.start()
-        return cls(worker, performer, pool)
+        receiver.start()
+        return cls(worker, performer, pool, receiver)
 
     def status(self) -> dict[str, object]:
         return {"alive": self.worker.alive, **self.performer.stats()}
 
     def stop(self) -> None:
+        self.receiver.stop()
         self.worker.stop()
         self.pool.close()
         self.pool.unlink()  # its own, if it has one

@@ -132,6 +132,7 @@ def _spans(job: object, result: object, begin: int, end: int) -> list[Span]:
     if isinstance(job, PerformJob) and isinstance(result, PerformResult):
         solved = min(max(begin, result.solved_ns), end)
         parted = max(begin, solved - round(result.ms["perform"] * 1e6))
+        begin = max(begin, parted - round(result.ms["queue"] * 1e6))  # the call came ahead of its hand-over
         exchange, solve = {"queue_ms": result.ms["queue"]}, {"engine_ms": result.ms["perform"], "steps": result.steps}
         decode = {"engine_ms": result.ms.get("render", 0.0)}
         return [

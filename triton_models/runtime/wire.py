@@ -35,6 +35,7 @@ _TYPES: dict[str, type] = {
         messages.PerceiveJob,
         messages.ThinkJob,
         messages.ThinkResult,
+        messages.HandOver,
         messages.PerformJob,
         messages.PerformResult,
         messages.CloseJob,

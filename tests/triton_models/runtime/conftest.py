@@ -33,6 +33,7 @@ from triton_models.runtime.messages import (
 )
 from triton_models.runtime.thinker import Thinker
 from triton_models.runtime.tokenizer import TextTokenizer
+from triton_models.runtime.worker import Worker
 
 Tensors = dict[str, np.ndarray]
 
@@ -211,6 +212,21 @@ def make_bench(pool_name: str) -> Iterator[Callable[..., Bench]]:
 @pytest.fixture
 def bench(make_bench: Callable[..., Bench]) -> Bench:
     return make_bench()
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[[Worker], Any]]:
+    workers: list[Worker] = []
+
+    def start(worker: Worker) -> Worker:
+        worker.start()
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.stop()
+        assert not worker.alive
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from triton_models.runtime.conversation import Conversation, UnitRequest, UnitRe
 from triton_models.runtime.duplex import MAX_THREADS, Duplex
 from triton_models.runtime.messages import (
     CloseJob,
+    HandOver,
     HistoryView,
     OpenJob,
     PerceiveJob,
@@ -96,17 +97,27 @@ class Gate:
 
 @dataclass
 class Models:
-    """Both models. `log` has every job in the order of its start; `gates` hold a stage back; `errors` are raised."""
+    """Both models. `log` has every job in the order of its start; `gates` hold a stage back; `errors` are raised.
+
+    A perform job starts when its unit was handed over, which the end of its think does unless `hands_over` is False.
+    """
 
     clock: Callable[[], int]
     log: list[tuple[str, Any]] = field(default_factory=list)
     gates: dict[tuple[str, int], Gate] = field(default_factory=dict)
     errors: dict[tuple[str, int], Exception] = field(default_factory=dict)
     steps: int = 4
+    hands_over: bool = True
+    doors: dict[tuple[str, int], Gate] = field(default_factory=dict)  # of perform jobs, by session and unit
+    handed: dict[tuple[str, int], HandOver] = field(default_factory=dict)
 
     def call(self, job: Any) -> Any:
         what = type(job).__name__.removesuffix("Job").lower()
         unit = getattr(job, "unit", 0)
+        if isinstance(job, PerformJob):
+            self.door(job).wait()
+            if (handed := self.handed.pop((job.session, unit), None)) is not None:
+                job = replace(job, seed=handed.seed, origin=handed.origin, history=handed.history)
         self.log.append((what, job))
         if gate := self.gates.get((what, unit)):
             gate.wait()
@@ -116,7 +127,15 @@ class Models:
             case ThinkJob():
                 history = HistoryView(np.array([1 + unit], np.int64), np.array([[0, 1]], np.int64))
                 ms = {"perceive": 1.0, "think": 2.0}
-                return ThinkResult(job.session, job.epoch, unit, "listen", f"t{unit}", history, 3, 7, (3,), ms)
+                if self.hands_over:
+                    self.hand(HandOver(job.session, job.epoch, unit, 7, 3, history))
+                text = f"t{unit}"
+                return ThinkResult(
+                    job.session, job.epoch, unit, "listen", text, history, 3, 7, (3,), ms, self.hands_over
+                )
+            case HandOver():
+                self.hand(job)
+                return None
             case PerformJob():
                 z = np.full((2, 2), unit, np.float32)
                 pcm, frames = np.full(4, unit, np.float32), np.zeros((1, 1, 1, 3), np.uint8)
@@ -124,8 +143,20 @@ class Models:
                 return PerformResult(job.session, job.epoch, unit, z, z, self.steps, self.clock(), pcm, frames, ms)
             case PerceiveJob():
                 return 1.0
-            case OpenJob() | CloseJob():
+            case CloseJob():
+                for (session, _), door in list(self.doors.items()):
+                    if session == job.session:
+                        door.set()
                 return None
+            case OpenJob():
+                return None
+
+    def door(self, job: Any) -> Gate:
+        return self.doors.setdefault((job.session, job.unit), Gate())
+
+    def hand(self, handed: HandOver) -> None:
+        self.handed[handed.session, handed.unit] = handed
+        self.door(handed).set()
 
     def jobs(self, what: str) -> list[Any]:
         return [job for kind, job in list(self.log) if kind == what]
@@ -151,7 +182,7 @@ class CountingThreads(ThreadPoolExecutor):
     """Knows how much of what was submitted is not done."""
 
     def __init__(self) -> None:
-        super().__init__(MAX_THREADS)
+        super().__init__(2 * MAX_THREADS)
         self._counting = threading.Lock()
         self.under_way = 0
 
@@ -174,7 +205,8 @@ class DuplexBench:
         self.clock = Clock()
         self.models = Models(self.clock)
         self.duplex = Duplex(CONFIG, self.models.call, self.models.call, len, clock=self.clock, **options)
-        self.threads = self.duplex._threads = CountingThreads()
+        self.threads = CountingThreads()
+        self.duplex._threads = self.duplex._performing = self.threads
         self._talks: set[Conversation] = set()
 
     def unit(
@@ -215,11 +247,11 @@ class DuplexBench:
         with self.duplex._lock:
             # A thread that was notified is no waiter any more, even before it wakes up.
             waiting = sum(len(talk.changed._waiters) for talk in self._talks)  # pyright: ignore
-            held = sum(gate.waiting for gate in list(self.models.gates.values()))
+            held = sum(gate.waiting for gate in [*self.models.gates.values(), *self.models.doors.values()])
             return self.threads.under_way != waiting + held
 
     def close(self) -> None:
-        for gate in self.models.gates.values():
+        for gate in [*self.models.gates.values(), *self.models.doors.values()]:
             gate.set()
         self.duplex.abandon("the test is over")
         self.threads.shutdown()

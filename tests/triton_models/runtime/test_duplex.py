@@ -161,3 +161,15 @@ def test_text_that_waits_in_the_thinker_counts(make: Callable[..., Bench]) -> No
     room = 1024 - (1000 - CONFIG.language.text_tokens)
     assert f"expected at most {room} more tokens" in bench.unit("a", 1, text=b"y" * (room + 1)).errors[0]
     assert bench.unit("a", 1, text=b"y" * room).errors == []
+
+
+def test_a_slice_that_the_thinker_could_not_hand_over_goes_this_way(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.models.hands_over = False
+    reply = bench.unit(7, 0, end=True)
+    within(reply.finished)
+    bench.settled()
+    assert reply.units == [0]
+    assert [what for what, _ in bench.models.log] == ["open", "think", "handover", "perform", "close", "close"]
+    performed = bench.models.jobs("perform")[0]
+    assert (performed.seed, performed.origin, performed.history.page_ids.tolist()) == (7, 3, [1])

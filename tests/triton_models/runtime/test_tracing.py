@@ -47,7 +47,7 @@ def unit_of(tracer: Tracer, session: str, unit: int, begin: int, *, along: bool)
     now += 12 * MS
     ms = {"queue": 3.0, "perform": 15.0, "render": 4.0}
     solved = PerformResult(session, 1, unit, NONE, NONE, 2, now + 20 * MS, NONE[0], PICTURE, ms)
-    tracer.hop(PerformJob(session, 1, unit, 0, 2, 0, 0, VIEW), solved, now, now + 25 * MS)
+    tracer.hop(PerformJob(session, 1, unit, 0, 2, 0, 0), solved, begin, now + 25 * MS)  # waits for its hand-over
     now += 20 * MS
     tracer.answered(session, unit, INFO, begin, now + 6 * MS)
 
@@ -90,7 +90,7 @@ def test_one_trace_a_unit_with_its_stages_inside(tmp_path: Path) -> None:
     assert [len(first[0][key]) for key in ("traceId", "spanId")] == [32, 16]
     times = {span["name"]: duration_ms(span) for span in first}
     assert times == pytest.approx(
-        {"unit": 38, "open": 1, "encode": 2, "think": 10, "exchange": 5, "solve": 15, "decode": 5}
+        {"unit": 38, "open": 1, "encode": 2, "think": 10, "exchange": 3, "solve": 15, "decode": 5}
     )
     assert attributes(first[0])["session.id"] == "s"
     assert attributes(first[0])["unit.index"] == "0"

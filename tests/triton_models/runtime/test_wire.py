@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from triton_models.runtime import wire
 from triton_models.runtime.messages import (
     CloseJob,
+    HandOver,
     HistoryView,
     OpenJob,
     PerceiveJob,
@@ -78,9 +79,20 @@ messages = st.one_of(
         origin=counts,
         seed=counts,
         slots=st.lists(counts, max_size=4).map(tuple),
+        handed=st.booleans(),
         ms=ms,
     ),
-    st.builds(PerformJob, **heads, seed=counts, steps=counts, deadline_ns=counts, origin=counts, history=histories),
+    st.builds(HandOver, **heads, seed=counts, origin=counts, history=histories, sent_ns=counts),
+    st.builds(
+        PerformJob,
+        **heads,
+        seed=counts,
+        steps=counts,
+        deadline_ns=counts,
+        origin=counts,
+        history=st.none() | histories,
+        sent_ns=counts,
+    ),
     st.builds(
         PerformResult,
         **heads,
@@ -150,7 +162,7 @@ BODY = bytes(24)
         (pack(["HistoryView", [1, 1], [1, 2]]), "page_ids: expected int64 with 1 axes"),
         (pack(["ThinkJob", "s", 1, 0, "", VIEW, None, None, None], BODY), "expected perceive to be a PerceiveJob"),
         (pack(["ThinkJob", "s", 1, 0, "", 7, None, None, None]), "message: expected one of .*, got 7"),
-        (pack(["ThinkResult", "s", 1, 0, "", "", VIEW, 0, 0, 5, {}], BODY), "expected slots as a list, got 5"),
+        (pack(["ThinkResult", "s", 1, 0, "", "", VIEW, 0, 0, 5, {}, False], BODY), "expected slots as a list, got 5"),
     ],
 )
 def test_what_is_no_message_is_refused(packed: np.ndarray, expected: str) -> None:
