@@ -18,6 +18,7 @@ from .metrics import Metrics
 from .validate import finite
 
 Row = Mapping[str, np.ndarray]  # inputs of one row without the batch axis; `state` [S] among them
+Name = tuple[int, str]  # unit and session, for messages: made a text only where one is needed
 Outcome = tuple[dict[str, np.ndarray], float]  # outputs of one row, `state_out` among them; ms of its call
 
 
@@ -28,7 +29,7 @@ class CodecStep:
         self._engine, self._max_batch = engines[step], engines.max_batch
         self._step, self._finite, self._metrics = step, tuple(finite), metrics
 
-    def run(self, rows: Sequence[Row], names: Sequence[str]) -> list[Outcome | SessionError]:
+    def run(self, rows: Sequence[Row], names: Sequence[Name]) -> list[Outcome | SessionError]:
         """Outputs of each row, or its error, in which `names` tells what failed."""
         results: list[Outcome | SessionError] = []
         for start in range(0, len(rows), self._max_batch):
@@ -36,7 +37,7 @@ class CodecStep:
             results += self._call(batch, names[start : start + self._max_batch])
         return results
 
-    def _call(self, batch: Sequence[Row], names: Sequence[str]) -> list[Outcome | SessionError]:
+    def _call(self, batch: Sequence[Row], names: Sequence[Name]) -> list[Outcome | SessionError]:
         inputs = {name: stack([row[name] for row in batch]) for name in batch[0]}
         begin = time.perf_counter()
         try:
@@ -46,14 +47,15 @@ class CodecStep:
             return [failure for _ in batch]
         ms = (time.perf_counter() - begin) * 1e3
         self._metrics.time(self._step, ms, len(batch))
+        suspects = [output for output in self._finite if not finite(out[output])]  # somewhere in the batch
+        if len(batch) == 1 and not suspects:
+            return [({output: array[0] for output, array in out.items()}, ms)]
         results: list[Outcome | SessionError] = []
-        for b, name in enumerate(names):
-            bad = [output for output in self._finite if not finite(out[output][b])]
+        for b, (unit, session) in enumerate(names):
+            bad = [output for output in suspects if not finite(out[output][b])]
             if bad:
-                what = f"{self._step} {name}: NaN or Inf in {', '.join(bad)}"
+                what = f"{self._step} {unit} of session {session!r}: NaN or Inf in {', '.join(bad)}"
                 results.append(SessionError("INTERNAL", what))
-            elif len(batch) == 1:
-                results.append(({output: array[0] for output, array in out.items()}, ms))
             else:  # a view would keep the whole batch alive
                 results.append(({output: array[b].copy() for output, array in out.items()}, ms))
         return results

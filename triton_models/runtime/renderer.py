@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import validate
 from .codec_step import CodecStep
 from .engine import EngineSet
 from .messages import Float32, RenderJob, RenderResult, SessionError
@@ -36,6 +35,8 @@ class Renderer:
         self.metrics = metrics or Metrics()
         self._step = CodecStep(engines, "render", ("pcm", "state_out"), self.metrics)
         self._zeros = np.zeros(engines.state_sizes["render"], dtype=np.float32)
+        v, a = self.config.video, self.config.audio
+        self._shapes = (v.tokens, v.latent_dim), (a.tokens, a.latent_dim)
         self._max_sessions = max_sessions
         self._voices: dict[str, _Voice] = {}
 
@@ -48,22 +49,15 @@ class Renderer:
 
     def render(self, jobs: Sequence[RenderJob]) -> list[RenderResult | SessionError]:
         """Decodes clean latents. At most one job of a session in a call."""
-        results: dict[int, RenderResult | SessionError] = {}
+        results: list[RenderResult | SessionError | None] = [None] * len(jobs)
         rows: list[tuple[int, _Voice, RenderJob]] = []
-        v, a = self.config.video, self.config.audio
         for i, job in enumerate(jobs):
             try:
-                voice = self._voice(job)
-                validate.latents("z_video", job.z_video, v.tokens, v.latent_dim)
-                validate.latents("z_audio", job.z_audio, a.tokens, a.latent_dim)
-            except ValueError as error:
-                results[i] = SessionError("INVALID_ARGUMENT", str(error))
+                rows.append((i, self._voice(job), job))
             except SessionError as error:
                 results[i] = error
-            else:
-                rows.append((i, voice, job))
         inputs = [{"z_video": j.z_video, "z_audio": j.z_audio, "state": voice.state} for _, voice, j in rows]
-        outcomes = self._step.run(inputs, [f"{job.unit} of session {job.session!r}" for _, _, job in rows])
+        outcomes = self._step.run(inputs, [(job.unit, job.session) for _, _, job in rows])
         for (i, voice, job), outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, SessionError):
                 results[i] = voice.failure = outcome
@@ -71,7 +65,7 @@ class Renderer:
             out, ms = outcome
             voice.state, voice.rendered = out["state_out"], job.unit
             results[i] = RenderResult(job.session, job.epoch, job.unit, out["pcm"], out["frames"], ms={"render": ms})
-        return [results[i] for i in range(len(jobs))]
+        return [result for result in results if result is not None]
 
     def close(self, session: str, epoch: int) -> None:
         """Forgets a session; an unknown one or an older epoch is no error."""
@@ -80,18 +74,30 @@ class Renderer:
             del self._voices[session]
 
     def _voice(self, job: RenderJob) -> _Voice:
-        """The session of a job; unit 0 makes it. Raises SessionError, ValueError."""
+        """The session of a job; unit 0 makes it. Raises SessionError."""
+        shapes = (
+            job.z_video.shape,
+            job.z_audio.shape,
+        )  # the solver, whence they come, has seen to it that they are finite
+        if shapes != self._shapes:
+            what = (
+                f"z_video, z_audio: expected {self._shapes[0]} and {self._shapes[1]}, got {shapes[0]} and {shapes[1]}"
+            )
+            raise SessionError("INVALID_ARGUMENT", what)
         voice = self._voices.get(job.session)
         if voice is None:
-            if job.unit != 0:
-                raise SessionError("NOT_FOUND", f"session {job.session!r} has rendered nothing yet, got {job.unit}")
-            if len(self._voices) >= self._max_sessions:
-                raise SessionError(
-                    "RESOURCE_EXHAUSTED", f"sessions: all {self._max_sessions} of this renderer are open"
-                )
-            voice = self._voices[job.session] = _Voice(job.epoch, self._zeros)
+            voice = self._open(job)
         if voice.failure is not None:
             raise voice.failure
         if job.unit != voice.rendered + 1:
-            raise ValueError(f"unit: expected {voice.rendered + 1}, the next one to render, got {job.unit}")
+            what = f"unit: expected {voice.rendered + 1}, the next one to render, got {job.unit}"
+            raise SessionError("INVALID_ARGUMENT", what)
+        return voice
+
+    def _open(self, job: RenderJob) -> _Voice:
+        if job.unit != 0:
+            raise SessionError("NOT_FOUND", f"session {job.session!r} has rendered nothing yet, got {job.unit}")
+        if len(self._voices) >= self._max_sessions:
+            raise SessionError("RESOURCE_EXHAUSTED", f"sessions: all {self._max_sessions} of this renderer are open")
+        voice = self._voices[job.session] = _Voice(job.epoch, self._zeros)
         return voice

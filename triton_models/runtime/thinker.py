@@ -142,7 +142,7 @@ class Thinker:
                 continue
             rows.append((i, session, job))
         inputs = [{"pcm": job.pcm, "frames": job.frames, "state": session.encoder_state} for _, session, job in rows]
-        outcomes = self._encoder.run(inputs, [f"{job.unit} of session {job.session!r}" for _, _, job in rows])
+        outcomes = self._encoder.run(inputs, [(job.unit, job.session) for _, _, job in rows])
         for (i, session, job), outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, SessionError):
                 results[i] = self._fail(session, outcome)

@@ -48,16 +48,17 @@ def test_batched_equals_solo_bit_for_bit(bench: Bench) -> None:
 
 
 def test_bad_jobs_are_refused_alone(bench: Bench) -> None:
-    renderer = Renderer(bench.engines, max_sessions=3)
-    bad = RenderJob("b", 1, 0, np.full((1, 2), np.nan, np.float32), np.zeros((2, 3), np.float32))
+    renderer = Renderer(bench.engines, max_sessions=2)
+    bad = RenderJob("b", 1, 0, np.zeros((2, 2), np.float32), np.zeros((2, 3), np.float32))
     results = renderer.render([bench.spoken("a", 0), bad, bench.spoken("c", 0)])
-    assert "z_video: expected finite values" in error_of(results[1], "INVALID_ARGUMENT")
+    expected = "z_video, z_audio: expected (1, 2) and (2, 3), got (2, 2) and (2, 3)"
+    assert expected in error_of(results[1], "INVALID_ARGUMENT")
     shown(results[2])
     assert "expected 1, the next one to render, got 0" in error_of(
         renderer.render([bench.spoken("a", 0)])[0], "INVALID_ARGUMENT"
     )
     assert "has rendered nothing yet" in error_of(renderer.render([bench.spoken("d", 1)])[0], "NOT_FOUND")
-    assert "all 3 of this renderer are open" in error_of(
+    assert "all 2 of this renderer are open" in error_of(
         renderer.render([bench.spoken("d", 0)])[0], "RESOURCE_EXHAUSTED"
     )
 
