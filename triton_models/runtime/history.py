@@ -7,13 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .kv_cache import NULL_PAGE
+from .kv_cache import NULL_PAGE, PageTable
 from .messages import HistoryView, Int64
 
 
 def stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """[B, ..]; a batch of one is no copy."""
     return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+
+
+def join(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """[B, ..] of rows [1, ..]; a batch of one is the row itself."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def stack_views(views: Sequence[HistoryView], multiple: int) -> dict[str, Int64]:
@@ -29,6 +34,20 @@ def stack_views(views: Sequence[HistoryView], multiple: int) -> dict[str, Int64]
         table[b, : len(view.page_ids)] = view.page_ids
         ranges[b, : len(view.page_ids)] = view.ranges
     return {"page_table": table, "page_range": ranges}
+
+
+def stack_tables(tables: Sequence[PageTable], multiple: int) -> tuple[Int64, Int64]:
+    """`stack_views` of tables that are at hand. One row is not copied: it moves on with its table (`staged`)."""
+    rows = [table.staged(multiple) for table in tables]
+    if len(rows) == 1:
+        return rows[0]
+    pages = max(table.shape[1] for table, _ in rows)
+    table = np.full((len(rows), pages), NULL_PAGE, dtype=np.int64)
+    ranges = np.zeros((len(rows), pages, 2), dtype=np.int64)
+    for b, (own, visible) in enumerate(rows):
+        table[b, : own.shape[1]] = own[0]
+        ranges[b, : own.shape[1]] = visible[0]
+    return table, ranges
 
 
 def page_multiple(page_tokens: int, head_dim: int) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -111,8 +112,7 @@ class BlockManager:
             raise RuntimeError(f"{self.free} free + {len(seen) - self.free} used pages, expected {self.total} in all")
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """`count` consecutive token positions of a page, from `offset`."""
 
     page: int
@@ -120,7 +120,7 @@ class Span:
     count: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Stream:
     """Tokens packed over `pages`: the first one stands at `start` of the first page and `length` follow each other."""
 
@@ -128,6 +128,7 @@ class _Stream:
     start: int = 0
     length: int = 0
     runs: deque[list[int]] = field(default_factory=deque)  # [unit, tokens], oldest first; empty for a pinned stream
+    row: int = 0  # of its first page in the staged table, while there is one
 
 
 class PageTable:
@@ -140,8 +141,8 @@ class PageTable:
         self.retention = retention
         self.unit = -1  # the unit that evict() opened last; -1: only the prompt may be appended
         self._blocks = blocks
-        self._pinned, self._rolling, self._language = _Stream(), _Stream(), _Stream()
-        self._whole: tuple[Int64, Int64] | None = None  # all page ids and whole ranges, until the pages change
+        self._multiple = 1  # of pages in the staged table
+        self._clear()
 
     @property
     def tokens(self) -> int:
@@ -157,21 +158,14 @@ class PageTable:
 
         `unit` is -1 for the prompt. Raises OutOfPages or TooManyPages, and then nothing has changed.
         """
-        if kind not in KINDS:
-            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-        if unit != self.unit or (kind == "prompt") != (unit < 0):
-            raise ValueError(f"unit: expected {self.unit}, the one that evict() opened, got {unit} for {kind} tokens")
-        if count < 0:
-            raise ValueError(f"count: expected >= 0 tokens, got {count}")
-        stream = self._stream_of(kind, unit)
+        stream = self._homes.get(kind)
+        if stream is None or unit != self.unit or count < 0:
+            raise self._misuse(kind, unit, count)
         size = self._blocks.page_tokens
         end = stream.start + stream.length
-        missing = max(-(-(end + count) // size) - len(stream.pages), 0)
-        if self._max_pages is not None and missing and self.pages + missing > self._max_pages:
-            raise TooManyPages(self.owner, self.pages + missing, self._max_pages)
-        if missing:
-            self._whole = None
-            stream.pages.extend(self._blocks.allocate(self.owner, missing))
+        missing = -(-(end + count) // size) - len(stream.pages)
+        if missing > 0:
+            self._extend(stream, missing)
         stream.length += count
         if stream is not self._pinned and count:
             if stream.runs and stream.runs[-1][0] == unit:
@@ -180,9 +174,12 @@ class PageTable:
                 stream.runs.append([unit, count])
         spans = []
         while count > 0:
-            index, offset = divmod(end, size)
-            fits = min(count, size - offset)
+            index = end // size
+            offset = end - index * size
+            fits = count if offset + count <= size else size - offset
             spans.append(Span(stream.pages[index], offset, fits))
+            if self._staged is not None:
+                self._staged[1][0, stream.row + index, 1] = offset + fits
             end, count = end + fits, count - fits
         return spans
 
@@ -190,64 +187,106 @@ class PageTable:
         """Opens `unit`: forgets what its block may not see. Returns the freed pages, to be scrubbed."""
         if unit <= self.unit:
             raise ValueError(f"unit: expected more than {self.unit}, the last one opened, got {unit}")
-        self.unit = unit
+        self._open(unit)
         freed: list[int] = []
         kinds: tuple[tuple[_Stream, Kind], ...] = ((self._rolling, "av"), (self._language, "language"))
         for stream, kind in kinds:
             while stream.runs and not self.retention.visible(kind, stream.runs[0][0], unit):
                 freed += self._shrink(stream, stream.runs.popleft()[1])
-        if freed:
-            self._whole = None
-        return self._blocks.release(self.owner, freed)
+        return self._blocks.release(self.owner, freed) if freed else freed
+
+    def staged(self, multiple: int) -> tuple[Int64, Int64]:
+        """All visible tokens as engines take them: page_table [1, P], page_range [1, P, 2], the end in null pages.
+
+        P is the next multiple of `multiple`, at least one. They are the table's own arrays and move on with it: a slot
+        adds one to one number of them. Whoever keeps them asks for a `view`.
+        """
+        if self._staged is None or self._multiple != multiple:
+            self._multiple = multiple
+            self._staged = self._stage()
+        return self._staged
 
     def view(self) -> HistoryView:
         """All visible tokens as page ids [P] and ranges [P, 2]; P >= 1: an empty history is one null page."""
-        size = self._blocks.page_tokens
-        if self._whole is None:  # else only the ends have moved since the last view
-            pages = [page for stream in self._streams for page in stream.pages]
-            ids = np.array(pages or [NULL_PAGE], dtype=np.int64)
-            whole = np.zeros((len(ids), 2), dtype=np.int64)
-            whole[: len(pages), 1] = size
-            self._whole = ids, whole
-        ids, whole = self._whole
-        ranges = whole.copy()
-        row = 0
-        for stream in self._streams:
-            if stream.pages:
-                ranges[row, 0] = stream.start
-                row += len(stream.pages)
-                ranges[row - 1, 1] = stream.start + stream.length - (len(stream.pages) - 1) * size
-        return HistoryView(ids, ranges)
+        table, ranges = self.staged(self._multiple)
+        pages = self.pages or 1
+        return HistoryView(table[0, :pages].copy(), ranges[0, :pages].copy())
 
     def close(self) -> list[int]:
         """Gives all pages back and returns them, to be scrubbed. A second call returns nothing."""
-        self._pinned, self._rolling, self._language = _Stream(), _Stream(), _Stream()
-        self._whole = None
+        self._clear()
         return self._blocks.release(self.owner)
 
-    @property
-    def _streams(self) -> tuple[_Stream, _Stream, _Stream]:
-        return self._pinned, self._rolling, self._language
+    def _clear(self) -> None:
+        self._pinned, self._rolling, self._language = _Stream(), _Stream(), _Stream()
+        self._streams = self._pinned, self._rolling, self._language  # as they follow each other in a view
+        self._staged: tuple[Int64, Int64] | None = None  # see `staged`; None: the pages have changed
+        self._open(self.unit)
 
-    def _stream_of(self, kind: Kind, unit: int) -> _Stream:
-        if kind == "prompt" or self.retention.pinned(unit):
-            return self._pinned
-        # Apart only where the two kinds leave at different times: a stream shrinks from its left end alone.
-        if kind == "language" and isinstance(self.retention, WindowLanguage):
-            return self._language
-        return self._rolling
+    def _open(self, unit: int) -> None:
+        """From now on tokens of `unit` may come; where they go is found once, not at every `append`."""
+        self.unit = unit
+        self._homes: dict[Kind, _Stream] = {"prompt": self._pinned}
+        if unit >= 0:
+            home = self._pinned if self.retention.pinned(unit) else self._rolling
+            # Apart only where the two kinds leave at different times: a stream shrinks from its left end alone.
+            apart = home is self._rolling and isinstance(self.retention, WindowLanguage)
+            self._homes = {"av": home, "language": self._language if apart else home}
+
+    def _extend(self, stream: _Stream, missing: int) -> None:
+        """Gives a stream `missing` more pages. Raises TooManyPages or OutOfPages, and then nothing has changed."""
+        row = self.pages
+        if self._max_pages is not None and row + missing > self._max_pages:
+            raise TooManyPages(self.owner, row + missing, self._max_pages)
+        pages = self._blocks.allocate(self.owner, missing)
+        stream.pages.extend(pages)
+        if self._staged is not None:
+            table, _ = self._staged
+            if stream.row + len(stream.pages) == row + missing <= table.shape[1]:  # nothing follows, and there is room
+                table[0, row : row + missing] = pages
+                for later in self._streams[self._streams.index(stream) + 1 :]:
+                    later.row = row + missing
+            else:
+                self._staged = None
+
+    def _stage(self) -> tuple[Int64, Int64]:
+        size = self._blocks.page_tokens
+        pages = [page for stream in self._streams for page in stream.pages]
+        width = -(-max(len(pages), 1) // self._multiple) * self._multiple
+        table = np.zeros((1, width), dtype=np.int64)  # null pages
+        ranges = np.zeros((1, width, 2), dtype=np.int64)
+        table[0, : len(pages)] = pages
+        ranges[0, : len(pages), 1] = size
+        row = 0
+        for stream in self._streams:  # only the ends of a stream are not whole pages
+            stream.row = row
+            if stream.pages:
+                ranges[0, row, 0] = stream.start
+                row += len(stream.pages)
+                ranges[0, row - 1, 1] = stream.start + stream.length - (len(stream.pages) - 1) * size
+        return table, ranges
+
+    def _misuse(self, kind: str, unit: int, count: int) -> ValueError:
+        if kind not in KINDS:
+            return ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+        if count < 0:
+            return ValueError(f"count: expected >= 0 tokens, got {count}")
+        return ValueError(f"unit: expected {self.unit}, the one that evict() opened, got {unit} for {kind} tokens")
 
     def _shrink(self, stream: _Stream, count: int) -> list[int]:
         """Drops the oldest `count` tokens of a stream; returns the pages that hold none any more."""
         stream.start += count
         stream.length -= count
+        freed: list[int] = []
         if stream.length == 0:
             freed = list(stream.pages)
             stream.pages.clear()
             stream.start = 0
-            return freed
-        freed = []
         while stream.start >= self._blocks.page_tokens:
             stream.start -= self._blocks.page_tokens
             freed.append(stream.pages.popleft())
+        if freed:
+            self._staged = None
+        elif self._staged is not None:
+            self._staged[1][0, stream.row, 0] = stream.start
         return freed

@@ -186,23 +186,26 @@ class KVPool:
 
         `ValueError` if the spans do not hold exactly these tokens, leave their page or touch the null page.
         """
-        held = sum(span.count for span in spans)
-        if held != len(token_indices):
-            raise ValueError(f"spans: expected room for {len(token_indices)} tokens, got {held}")
         g = self.geometry
+        held = 0
         for span in spans:
             inside = span.offset >= 0 and span.count >= 0 and span.offset + span.count <= g.page_tokens
             if not (NULL_PAGE < span.page < g.num_pages and inside):
                 raise ValueError(f"spans: expected pages 1..{g.num_pages - 1} of {g.page_tokens} tokens, got {span}")
+            held += span.count
+        if held != len(token_indices):
+            raise ValueError(f"spans: expected room for {len(token_indices)} tokens, got {held}")
+        if held == 1:  # a slot, the usual case, needs no gathering
+            self.k[:, spans[0].page, spans[0].offset] = k_new[:, token_indices[0]]
+            self.v[:, spans[0].page, spans[0].offset] = v_new[:, token_indices[0]]
+            return
+        k, v = k_new.take(token_indices, axis=1), v_new.take(token_indices, axis=1)
         start = 0
         for span in spans:
-            tokens: Any = token_indices[start : start + span.count]
-            if span.count == 1:  # a slot, the usual case: a slice is quicker than a list of one
-                tokens = slice(int(tokens[0]), int(tokens[0]) + 1)
-            end = span.offset + span.count
-            self.k[:, span.page, span.offset : end] = k_new[:, tokens]
-            self.v[:, span.page, span.offset : end] = v_new[:, tokens]
-            start += span.count
+            end, place = start + span.count, slice(span.offset, span.offset + span.count)
+            self.k[:, span.page, place] = k[:, start:end]
+            self.v[:, span.page, place] = v[:, start:end]
+            start = end
 
     def scrub(self, pages: Iterable[int]) -> None:
         """Zeroes pages, so that their next owner cannot see what was in them."""

@@ -1,6 +1,9 @@
 """The uses of the `think` engine: prompt chunks, the context blocks of a batch, and their slots token by token.
 
 Every pass commits its K/V at once, row by row, and a row whose numbers are not finite commits nothing.
+
+Between two engine calls the caches of the processor are cold, and every function that was not called just before costs
+microseconds: what can be made once (a unit's RoPE, the inputs that all slots share) is made once.
 """
 
 from __future__ import annotations
@@ -8,22 +11,25 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from engine_builder.layout import UnitLayout, rope_tables
 
 from .engine import EngineSet
-from .history import page_multiple, stack, stack_views
+from .history import join, page_multiple, stack, stack_tables
+from .kv_cache import PageTable
 from .kv_pool import Pool
 from .messages import Float32, Int64, SessionError
 from .retention import Kind
-from .thinker_session import ThinkerSession
+from .thinker_session import Rope, ThinkerSession, UnitRope
 from .validate import finite
 
-_FIRST = np.zeros(1, dtype=np.int64)  # the one token of a slot pass
+Tensors = dict[str, Any]  # of an engine call; K and V may be on a device
+Groups = Sequence[tuple[Kind, Int64]]  # which tokens of a pass are kept, by what they are to retention
 
-Outputs = dict[str, np.ndarray]  # logits [B, V] of the last token; k_new, v_new [L, B, T, Hkv, D]
+_SLOT: Groups = [("language", np.zeros(1, dtype=np.int64))]  # the one token of a slot pass
 
 
 @dataclass(eq=False)
@@ -38,6 +44,16 @@ class ThinkRow:
     error: SessionError | None = None
 
 
+@dataclass(eq=False)
+class _Feed:
+    """Rows whose slots are fed together, and what their passes share."""
+
+    rows: Sequence[ThinkRow]
+    tables: Sequence[PageTable] = ()
+    ropes: Sequence[Rope] = ()  # of each slot
+    inputs: Tensors = field(default_factory=dict)  # of an engine call; each slot puts its own `ids` and RoPE there
+
+
 class ThinkPass:
     """Runs think passes over sessions and commits their K/V to the pool."""
 
@@ -49,13 +65,13 @@ class ThinkPass:
         self._pool = pool
         self._page_multiple = page_multiple(pool.geometry.page_tokens, self.config.backbone.head_dim)
         language = self.config.language
-        self._state_ids = np.array(language.state_ids, dtype=np.int64)
-        self._not_text = np.zeros(language.vocab_size, dtype=bool)  # never chosen for a text slot; <eou> may be
-        self._not_text[list(language.special_ids)] = True
-        self._not_text[language.eou_id] = False
-        self._absent: dict[int, Outputs] = {}  # by rows: what a pass without a block has in place of its parts
+        self._state_ids = language.state_ids
+        self._not_text = [i for i in language.special_ids if i != language.eou_id]  # never chosen for a text slot
+        self._absent: dict[int, Tensors] = {}  # by rows: what a pass without a block has in place of its parts
+        self._untyped = np.full((1, language.text_tokens + 1), language.pad_id, dtype=np.int64)
+        self._untyped[0, -1] = language.query_id
         typed = range(language.text_tokens + 1)
-        self._masks = [self._block_mask(count) for count in typed]
+        self._masks = [self._block_mask(count)[None] for count in typed]
         self._committed = [self._block_tokens(count) for count in typed]
 
     def prefill(self, session: ThinkerSession, start: int, count: int) -> None:
@@ -65,9 +81,10 @@ class ThinkPass:
         """
         ids = np.array([session.prompt[start : start + count]], dtype=np.int64)
         tokens = ids.shape[1]
-        rope = rope_tables(self.config.backbone, np.arange(start, start + tokens)[None])
-        out = self._run([session], ids, rope, np.tri(tokens, dtype=bool)[None])
-        if not _finite_pass(0, out):
+        cos, sin = rope_tables(self.config.backbone, np.arange(start, start + tokens)[None])
+        inputs = {"ids": ids, "rope_cos": cos, "rope_sin": sin, "block_mask": np.tri(tokens, dtype=bool)[None]}
+        out = self._run([session.table], self._no_block(1) | inputs)
+        if not _finite_rows(out, 1)[0]:
             raise SessionError("INTERNAL", f"prompt of session {session.id!r}: the think engine gave NaN or Inf")
         spans = session.table.append("prompt", -1, tokens)
         self._pool.write(spans, out["k_new"][:, 0], out["v_new"][:, 0], np.arange(tokens))
@@ -75,55 +92,62 @@ class ThinkPass:
     def think(self, rows: Sequence[ThinkRow]) -> None:
         """Block and slots of each row: fills `row.slots` (the state first) or `row.error`."""
         self._blocks(rows)
+        feed = _Feed([])
         for slot in range(self.config.language.slots):
             live = [row for row in rows if row.error is None and row.token != self.config.language.eou_id]
-            if live:
-                self._slot(live, slot)
-
-    def _blocks(self, rows: Sequence[ThinkRow]) -> None:
-        """Context blocks `[z^v | z^a | e^v | e^a | text, padded | query]`; the logits choose the state."""
-        lay, language = self.layout, self.config.language
-        sessions = [row.session for row in rows]
-        ids = np.full((len(rows), language.text_tokens + 1), language.pad_id, dtype=np.int64)
-        ids[:, -1] = language.query_id
-        for b, row in enumerate(rows):
-            ids[b, : len(row.text)] = row.text
-            self.prepare(row.session, row.unit)
-        block = slice(lay.slot_offset)
-        out = self._run(
-            sessions,
-            ids,
-            self._rope(rows, block),
-            stack([self._masks[len(row.text)] for row in rows]),
-            {
-                "z_video": stack([session.z_video for session in sessions]),
-                "z_audio": stack([session.z_audio for session in sessions]),
-                "e_video": stack([session.e_video for session in sessions]),
-                "e_audio": stack([session.e_audio for session in sessions]),
-            },
-        )
-        for b, row in enumerate(rows):
-            self._commit(row, b, out, self._committed[len(row.text)])
-            row.token = int(self._state_ids[np.argmax(out["logits"][b, self._state_ids])])
+            if not live:
+                break
+            if len(live) != len(feed.rows):  # rows drop out and never come back
+                feed = self._feed(live)
+            self._slot(feed, slot)
 
     def prepare(self, session: ThinkerSession, unit: int) -> None:
         """RoPE of `unit`, unless it is there: what depends on nothing but the unit can be made before it comes."""
-        if session.rope is None or session.rope[0] != unit:
-            start = session.origin + unit * self.layout.span
-            cos, sin = rope_tables(self.config.backbone, np.arange(start, start + self.layout.span))
-            session.rope = unit, cos, sin
+        if session.rope is None or session.rope.unit != unit:
+            lay = self.layout
+            start = session.origin + unit * lay.span
+            cos, sin = rope_tables(self.config.backbone, np.arange(start, start + lay.span)[None])
+            parts = [slice(lay.slot_offset), *(slice(at, at + 1) for at in range(lay.slot_offset, lay.span))]
+            block, *slots = [(cos[:, part], sin[:, part]) for part in parts]
+            session.rope = UnitRope(unit, block, slots)
 
-    def _rope(self, rows: Sequence[ThinkRow], where: slice) -> tuple[Float32, Float32]:
-        """cos and sin [B, T, D / 2] of a part of the units' spans."""
-        made = [row.session.rope for row in rows if row.session.rope is not None]
-        return stack([cos[where] for _, cos, _ in made]), stack([sin[where] for _, _, sin in made])
+    def _blocks(self, rows: Sequence[ThinkRow]) -> None:
+        """Context blocks `[z^v | z^a | e^v | e^a | text, padded | query]`; the logits choose the state."""
+        for row in rows:
+            self.prepare(row.session, row.unit)
+        sessions = [row.session for row in rows]
+        cos, sin = _join_ropes([session.rope.block for session in sessions if session.rope is not None])
+        inputs = {
+            "z_video": stack([session.z_video for session in sessions]),
+            "z_audio": stack([session.z_audio for session in sessions]),
+            "e_video": stack([session.e_video for session in sessions]),
+            "e_audio": stack([session.e_audio for session in sessions]),
+            "ids": join([self._block_ids(row.text) for row in rows]),
+            "rope_cos": cos,
+            "rope_sin": sin,
+            "block_mask": join([self._masks[len(row.text)] for row in rows]),
+        }
+        out = self._run([session.table for session in sessions], inputs)
+        fine = _finite_rows(out, len(rows))
+        for b, row in enumerate(rows):
+            self._commit(row, b, out, fine[b], self._committed[len(row.text)])
+            if row.error is None:
+                row.token = max(self._state_ids, key=out["logits"][b].item)
 
-    def _block_tokens(self, typed: int) -> dict[Kind, Int64]:
+    def _block_ids(self, text: list[int]) -> Int64:
+        """int64 [1, I]: typed text, padded, and the query."""
+        if not text:
+            return self._untyped
+        ids = self._untyped.copy()
+        ids[0, : len(text)] = text
+        return ids
+
+    def _block_tokens(self, typed: int) -> Groups:
         """Which tokens of a block with `typed` text tokens are kept, by what they are to retention."""
         lay = self.layout
         tokens = lay.committed_tokens(typed)  # the query, last of them, is forgotten with sights and sounds
         av = np.concatenate([tokens[: lay.text_offset], tokens[-1:]])
-        return {"av": av, "language": tokens[lay.text_offset : -1]} if typed else {"av": av}
+        return [("av", av), ("language", tokens[lay.text_offset : -1])] if typed else [("av", av)]
 
     def _block_mask(self, typed: int) -> np.ndarray:
         """bool [T, T] of a block with `typed` text tokens; the rest of their places is padding."""
@@ -134,59 +158,61 @@ class ThinkPass:
         mask[padding, padding] = True  # .. but itself, so that every softmax has a key
         return mask
 
-    def _slot(self, rows: Sequence[ThinkRow], slot: int) -> None:
-        """Feeds slot token number `slot` of rows whose block is committed; the logits choose the next token."""
-        at = self.layout.slot_offset + slot
-        out = self._run(
-            [row.session for row in rows],
-            np.array([[row.token] for row in rows], dtype=np.int64),
-            self._rope(rows, slice(at, at + 1)),
-            np.ones((len(rows), 1, 1), dtype=bool),
-        )
-        for b, row in enumerate(rows):
-            self._commit(row, b, out, {"language": _FIRST})
-            row.slots.append(row.token)
-            row.token = int(np.argmax(np.where(self._not_text, -np.inf, out["logits"][b])))
+    def _feed(self, rows: Sequence[ThinkRow]) -> _Feed:
+        """What all slot passes of the same rows share."""
+        count = len(rows)
+        by_row = [row.session.rope.slots for row in rows if row.session.rope is not None]
+        ropes = by_row[0] if count == 1 else [_join_ropes(of_slot) for of_slot in zip(*by_row, strict=True)]
+        ids, mask = np.empty((count, 1), dtype=np.int64), np.ones((count, 1, 1), dtype=bool)
+        inputs = {**self._no_block(count), "ids": ids, "block_mask": mask}
+        return _Feed(rows, [row.session.table for row in rows], ropes, inputs)
 
-    def _commit(self, row: ThinkRow, b: int, out: Outputs, groups: dict[Kind, np.ndarray]) -> None:
+    def _slot(self, feed: _Feed, slot: int) -> None:
+        """Feeds slot token number `slot` of rows whose block is committed; the logits choose the next token."""
+        rows, inputs = feed.rows, feed.inputs
+        for b, row in enumerate(rows):
+            inputs["ids"][b, 0] = row.token
+        inputs["rope_cos"], inputs["rope_sin"] = feed.ropes[slot]
+        out = self._run(feed.tables, inputs)
+        fine = _finite_rows(out, len(rows))
+        for b, row in enumerate(rows):
+            self._commit(row, b, out, fine[b], _SLOT)
+            if row.error is None:
+                row.slots.append(row.token)
+                row.token = self._text_token(out["logits"][b])
+
+    def _text_token(self, logits: Float32) -> int:
+        """The likeliest of text and <eou>, the first of equals. Changes `logits` [V] if another one is likelier."""
+        token = int(logits.argmax())
+        if token in self._not_text:
+            logits[self._not_text] = -np.inf
+            token = int(logits.argmax())
+        return token
+
+    def _commit(self, row: ThinkRow, b: int, out: Tensors, fine: bool, groups: Groups) -> None:
         """Writes token groups of batch row `b` to the history, or sets `row.error`."""
-        if not _finite_pass(b, out):
+        if not fine:
             what = f"think {row.unit} of session {row.session.id!r}"
             row.error = SessionError("INTERNAL", f"{what}: the think engine gave NaN or Inf")
             return
         try:
-            for kind, tokens in groups.items():
+            for kind, tokens in groups:
                 spans = row.session.table.append(kind, row.unit, len(tokens))
                 self._pool.write(spans, out["k_new"][:, b], out["v_new"][:, b], tokens)
         except SessionError as error:  # OutOfPages
             row.error = error
 
-    def _run(
-        self,
-        sessions: Sequence[ThinkerSession],
-        ids: Int64,
-        rope: tuple[Float32, Float32],
-        mask: np.ndarray,
-        block: Outputs | None = None,
-    ) -> Outputs:
-        """One engine call. rope: cos and sin [B, T, D / 2]; block: latents and embeddings, None in other passes."""
-        inputs = {
-            **(self._no_block(len(sessions)) if block is None else block),
-            "ids": ids,
-            "rope_cos": rope[0],
-            "rope_sin": rope[1],
-            "block_mask": mask,
-            **stack_views([session.table.view() for session in sessions], self._page_multiple),
-            "k_pool": self._pool.k,
-            "v_pool": self._pool.v,
-        }
+    def _run(self, tables: Sequence[PageTable], inputs: Tensors) -> Tensors:
+        """One engine call over the histories `tables`, which it adds to `inputs`."""
+        inputs["page_table"], inputs["page_range"] = stack_tables(tables, self._page_multiple)
+        inputs["k_pool"], inputs["v_pool"] = self._pool.k, self._pool.v
         begin = time.perf_counter()
         try:
             return self._engine.run(inputs)
         finally:
             self.engine_ms += (time.perf_counter() - begin) * 1e3
 
-    def _no_block(self, rows: int) -> Outputs:
+    def _no_block(self, rows: int) -> Tensors:
         """Parts that a pass does not have come with zero tokens."""
         if rows not in self._absent:
             c = self.config
@@ -196,7 +222,15 @@ class ThinkPass:
         return self._absent[rows]
 
 
-def _finite_pass(b: int, out: Outputs) -> bool:
+def _join_ropes(ropes: Sequence[Rope]) -> Rope:
+    return join([cos for cos, _ in ropes]), join([sin for _, sin in ropes])
+
+
+def _finite_rows(out: Tensors, rows: int) -> list[bool]:
+    """Of which rows all numbers are finite. One look at the whole pass, as a rule; only a bad one is searched."""
     if "finite" in out:  # K and V are on a device, which has looked at them
-        return bool(out["finite"][b])
-    return finite(out["logits"][b]) and finite(out["k_new"][:, b]) and finite(out["v_new"][:, b])
+        return [bool(fine) for fine in out["finite"]]
+    logits, k, v = out["logits"], out["k_new"], out["v_new"]
+    if finite(logits, k, v):
+        return [True] * rows
+    return [finite(logits[b], k[:, b], v[:, b]) for b in range(rows)]

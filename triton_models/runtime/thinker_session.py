@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,16 @@ from .messages import Float32, SessionError
 from .tokenizer import TextStream
 
 MAX_QUEUED_TEXT = 1024  # typed tokens that may wait for later units
+
+Rope = tuple[Float32, Float32]  # cos and sin [1, T, D / 2] of a pass of T tokens
+
+
+class UnitRope(NamedTuple):
+    """RoPE of the passes of one unit, as they take it."""
+
+    unit: int
+    block: Rope
+    slots: list[Rope]  # T = 1
 
 
 @dataclass(eq=False)
@@ -39,7 +50,7 @@ class ThinkerSession:
     perceived: int = -1
     thought: int = -1
     perceive_ms: float = 0.0
-    rope: tuple[int, Float32, Float32] | None = None  # of a unit's whole span, made beforehand: unit, cos, sin
+    rope: UnitRope | None = None  # of the unit at hand or of the next one, made beforehand
     failure: SessionError | None = None
 
     @classmethod

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from triton_models.runtime.history import page_multiple, stack_views
+from triton_models.runtime.history import page_multiple, stack_tables, stack_views
+from triton_models.runtime.kv_cache import BlockManager, PageTable
 from triton_models.runtime.messages import HistoryView
 from triton_models.runtime.metrics import Metrics
+from triton_models.runtime.retention import Full
 
 pytestmark = pytest.mark.unit
 
@@ -22,6 +24,19 @@ def test_shorter_rows_end_in_null_pages_of_which_nothing_is_visible() -> None:
     assert stacked["page_range"][0].tolist() == [[1, 4], [0, 0], [0, 0], [0, 0]]
     assert stacked["page_range"][1].tolist() == [[1, 4], [1, 4], [1, 4], [0, 0]]
     assert stacked["page_table"].dtype == stacked["page_range"].dtype == np.int64
+
+
+def test_tables_are_stacked_as_their_views_are() -> None:
+    blocks = BlockManager(16, 4)
+    tables = [PageTable(blocks, name, Full()) for name in "abc"]
+    for table, tokens in zip(tables, (3, 21, 0), strict=True):
+        table.append("prompt", -1, tokens)
+    for chosen in (tables, tables[:1], tables[2:]):
+        expected = stack_views([table.view() for table in chosen], multiple=2)
+        pages, ranges = stack_tables(chosen, multiple=2)
+        np.testing.assert_array_equal(pages, expected["page_table"])
+        np.testing.assert_array_equal(ranges, expected["page_range"])
+        assert pages.dtype == ranges.dtype == np.int64
 
 
 @pytest.mark.parametrize(

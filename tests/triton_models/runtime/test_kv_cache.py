@@ -65,6 +65,32 @@ def test_packing_is_contiguous_and_rolling_starts_on_its_own_page() -> None:
     assert view.ranges.tolist() == [[0, 4], [0, 2], [2, 4], [0, 1]]
 
 
+def check_staged(table: PageTable, multiple: int) -> None:
+    """What engines get is the view, with null pages up to the next multiple."""
+    view, (pages, ranges) = table.view(), table.staged(multiple)
+    count = len(view.page_ids)
+    assert pages.shape == (1, -(-count // multiple) * multiple)
+    assert ranges.shape == (*pages.shape, 2)
+    assert (pages[0, :count].tolist(), ranges[0, :count].tolist()) == (view.page_ids.tolist(), view.ranges.tolist())
+    assert not pages[0, count:].any()
+    assert not ranges[0, count:].any()
+
+
+def test_a_view_stays_what_it_was_while_the_staged_table_moves_on() -> None:
+    table = PageTable(BlockManager(20, 4), "s", Window(sink=0, recent=1))
+    table.evict(0)
+    table.append("av", 0, 6)
+    view, staged = table.view(), table.staged(4)
+    table.append("language", 0, 3)
+    assert table.staged(4)[1] is staged[1]  # a slot makes no new table, not even where it begins a page
+    check_staged(table, 4)
+    assert (view.page_ids.tolist(), view.ranges.tolist()) == ([1, 2], [[0, 4], [0, 2]])
+    table.evict(1)
+    table.append("av", 1, 1)
+    check_staged(table, 4)
+    assert (view.page_ids.tolist(), view.ranges.tolist()) == ([1, 2], [[0, 4], [0, 2]])
+
+
 def test_empty_view_is_one_null_page() -> None:
     view = PageTable(BlockManager(4, 4), "s", Full()).view()
     assert view.page_ids.tolist() == [NULL_PAGE]
@@ -179,6 +205,7 @@ class Pool(RuleBasedStateMachine):
     def check_views(self) -> None:
         for owner, table in self.tables.items():
             view = table.view()
+            check_staged(table, multiple=3)
             seen = [
                 self.where[page, offset]
                 for page, (start, stop) in zip(view.page_ids.tolist(), view.ranges.tolist(), strict=True)

@@ -49,6 +49,21 @@ def test_slots_end_at_eou_or_when_they_are_used_up(bench: Bench) -> None:
             assert not set(thought.slots[1:]) & set(language.special_ids)
 
 
+def test_of_equally_likely_tokens_the_first_is_chosen_and_none_that_is_no_text(bench: Bench) -> None:
+    language = bench.config.language
+    likeliest = [[*language.special_ids, 20], [20, 30], [*language.state_ids, 40, 50], [language.pad_id]]
+
+    def script(inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+        outputs["logits"][:] = -5
+        outputs["logits"][:, likeliest.pop(0)] = 3
+
+    bench.open("a")
+    bench.fake("think").spoil = script
+    assert bench.unit("a", 0).slots == (language.first_state_id, 20, 40)
+    likeliest[:] = [[9], [language.query_id, language.pad_id]]  # all text is equally unlikely: <eou>, which comes first
+    assert bench.unit("a", 1).slots == (language.first_state_id,)
+
+
 def test_state_and_text_are_named_and_characters_wait_for_their_bytes(bench: Bench) -> None:
     bench.open("a")
     smile = bench.tokenizer.encode("🙂")[-4:]  # its four bytes

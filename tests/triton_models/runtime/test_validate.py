@@ -120,3 +120,15 @@ def test_history_errors(ids: np.ndarray, ranges: object, message: str) -> None:
 
 def test_history_accepts_what_a_page_table_gives() -> None:
     validate.history(np.array([0, 8]), np.array([[0, 0], [2, 4]]), num_pages=9, page_tokens=4)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (2, 3, 4), (3, 7000)])
+def test_finite_finds_one_bad_number_anywhere(shape: tuple[int, ...]) -> None:
+    array = np.full(shape, -3e38, np.float32)  # of which any sum and any product overflows
+    assert validate.finite(array, array.T)
+    for bad in (np.nan, np.inf, -np.inf):
+        for place in {0, array.size // 2, array.size - 1} if array.size else ():
+            spoiled = array.copy()
+            spoiled.reshape(-1)[place] = bad
+            assert not validate.finite(spoiled)
+            assert not validate.finite(array, spoiled.T)
