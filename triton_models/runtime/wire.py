@@ -77,13 +77,23 @@ def encode(message: object) -> Packed:
     arrays: list[np.ndarray] = []
     content = message if message is None or type(message) in (int, float) else _flatten(message, arrays)
     header = _to_json(content).encode("ascii")
-    parts = [_LENGTH.pack(len(header)), header]
     end = _LENGTH.size + len(header)
+    places = []
     for array in arrays:
-        padding = -end % _ALIGNMENT
-        parts += [bytes(padding), array.tobytes()]
-        end += padding + array.nbytes
-    return np.frombuffer(b"".join(parts), np.uint8)
+        start = end + -end % _ALIGNMENT
+        end = start + array.nbytes
+        places.append((start, end, array))
+    packed = np.empty(end, np.uint8)
+    view = packed.data
+    _LENGTH.pack_into(view, 0, len(header))
+    end = _LENGTH.size + len(header)
+    view[_LENGTH.size : end] = header
+    for start, stop, array in places:
+        view[end:start] = bytes(start - end)
+        if array.nbytes:  # memoryview casts nothing that is empty
+            view[start:stop] = (array if array.flags.c_contiguous else np.ascontiguousarray(array)).data.cast("B")
+        end = stop
+    return packed
 
 
 def decode(packed: Packed) -> Any:
