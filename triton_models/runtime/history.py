@@ -26,9 +26,9 @@ def stack_views(views: Sequence[HistoryView], multiple: int) -> dict[str, Int64]
 
     Shorter rows end in null pages of which nothing is visible.
     """
-    longest = max(len(view.page_ids) for view in views)
+    longest = max([len(view.page_ids) for view in views])
     pages = -(-longest // multiple) * multiple
-    table = np.full((len(views), pages), NULL_PAGE, dtype=np.int64)
+    table = np.zeros((len(views), pages), dtype=np.int64)  # null pages
     ranges = np.zeros((len(views), pages, 2), dtype=np.int64)
     for b, view in enumerate(views):
         table[b, : len(view.page_ids)] = view.page_ids

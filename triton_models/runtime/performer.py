@@ -75,6 +75,7 @@ class Performer:
         self._scheduler = scheduler
         self._clock = clock
         self._layout = UnitLayout.of(self.config)
+        self._schedules: dict[int, list[float]] = {}  # taus by steps, of which a solver has few
         self._solves: dict[Hashable, _Solve] = {}
         self._solved: deque[PerformJob] = deque(maxlen=MAX_STARTS)  # whose next units are not prepared yet
         self._starts: OrderedDict[str, _Start] = OrderedDict()  # of next units, by session
@@ -96,7 +97,7 @@ class Performer:
             raise SessionError("INVALID_ARGUMENT", f"unit {job.unit}: expected a history, got a job without one")
         try:
             validate.history(history.page_ids, history.ranges, geometry.num_pages, geometry.page_tokens)
-            taus = self.config.solver.taus(job.steps)
+            taus = self._schedules.get(job.steps) or self._schedule(job.steps)
             start = self._starts.pop(job.session, None)
             if start is None or start.of != (job.seed, job.origin, job.unit):
                 start = self._start_of(job.seed, job.origin, job.unit)
@@ -121,6 +122,11 @@ class Performer:
                 self._starts.move_to_end(job.session)
         while len(self._starts) > MAX_STARTS:
             self._starts.popitem(last=False)
+
+    def _schedule(self, steps: int) -> list[float]:
+        """Raises ValueError for more steps than the solver takes."""
+        taus = self._schedules[steps] = self.config.solver.taus(steps)
+        return taus
 
     def _start_of(self, seed: int, origin: int, unit: int) -> _Start:
         """Raises ValueError for numbers out of range."""
@@ -170,8 +176,7 @@ class Performer:
         for row, solve, fine in zip(rows, solves, finite, strict=True):
             solve.engine_ns += engine_ns
             if not fine:
-                what = f"perform {solve.job.unit} of session {solve.job.session!r}"
-                finished.append((solve.job, SessionError("INTERNAL", f"{what}: NaN or Inf in the velocity")))
+                finished.append((solve.job, _not_finite(solve.job)))
                 continue
             if row.jump:
                 self.metrics.count("steps.skipped", row.steps - row.step - 1)
@@ -205,10 +210,12 @@ class Performer:
             self.metrics.observe("join.rows", under_way)
             self.metrics.observe("join.wait", (now - solve.joined_ns) / 1e9)
 
-    def _result(self, solve: _Solve, now: int) -> PerformResult:
+    def _result(self, solve: _Solve, now: int) -> PerformResult | SessionError:
         job = solve.job
         ms = {"queue": (solve.started_ns - (job.sent_ns or solve.joined_ns)) / 1e6, "perform": solve.engine_ns / 1e6}
         z_video, z_audio = self._solver.take(solve.slot)
+        if not validate.finite(z_video, z_audio):
+            return _not_finite(job)
         return PerformResult(job.session, job.epoch, job.unit, z_video, z_audio, solve.done, now, ms=ms)
 
     def _drop(self, key: Hashable) -> _Solve:
@@ -216,3 +223,8 @@ class Performer:
         solve = self._solves.pop(key)
         self._solver.drop(solve.slot)
         return solve
+
+
+def _not_finite(job: PerformJob) -> SessionError:
+    what = f"perform {job.unit} of session {job.session!r}"
+    return SessionError("INTERNAL", f"{what}: NaN or Inf in the velocity")

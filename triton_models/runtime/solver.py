@@ -16,7 +16,6 @@ import numpy as np
 from .history import page_multiple, stack, stack_views
 from .kv_pool import Pool
 from .messages import Float32, HistoryView
-from .validate import finite
 
 
 class SolverFull(RuntimeError):
@@ -33,7 +32,10 @@ class Solver(Protocol):
         ...
 
     def tick(self, slots: Sequence[int], taus: Sequence[float], steps: Sequence[float]) -> Iterable[bool]:
-        """One Euler step x += step * velocity(x, tau) of each named slot; B truths: False where it is not finite."""
+        """One Euler step x += step * velocity(x, tau) of each named slot; B truths: False where it is not finite.
+
+        Where looking costs something it need not look: what is not finite stays so, and who takes it looks anyway.
+        """
         ...
 
     def take(self, slot: int) -> tuple[Float32, Float32]:
@@ -59,14 +61,13 @@ class _Batch:
     """The rows of the last tick, which most often are those of the next one: their latents live in its inputs.
 
     Between two engine calls caches are cold, so an Euler step touches as little as it can: nothing is made again that
-    was there, and all rows are one numpy operation.
+    was there, all rows are one numpy operation, and nobody looks for NaN before the last step.
     """
 
     slots: tuple[int, ...]
     inputs: dict[str, Any]  # of the engine; x_video, x_audio and tau change with every tick
     steps: Float32  # [B], the lengths of the Euler steps
     scale: Float32  # a view of `steps` that multiplies latents: [] or [B, 1, 1], numpy is quickest with the former
-    fine: list[bool]  # what a tick returns as a rule
 
 
 class HostSolver:
@@ -91,7 +92,7 @@ class HostSolver:
         return slot
 
     def tick(self, slots: Sequence[int], taus: Sequence[float], steps: Sequence[float]) -> Iterable[bool]:
-        """Raises what the engine raises; the units are then as they were, and so are rows that are not finite."""
+        """Raises what the engine raises; the units are then as they were."""
         batch = self._batch
         if batch is None or batch.slots != tuple(slots):
             batch = self._gather(slots)
@@ -101,17 +102,11 @@ class HostSolver:
         begin = time.perf_counter_ns()
         out = self._run(inputs)
         self.engine_ns += time.perf_counter_ns() - begin
-        x_video = out["velocity_video"] * batch.scale
-        x_video += inputs["x_video"]
-        x_audio = out["velocity_audio"] * batch.scale
-        x_audio += inputs["x_audio"]
-        fine = batch.fine
-        if not (finite(x_video) and finite(x_audio)):
-            fine = [finite(x_video[b]) and finite(x_audio[b]) for b in range(len(slots))]
-            for b in (b for b, moves in enumerate(fine) if not moves):
-                x_video[b], x_audio[b] = inputs["x_video"][b], inputs["x_audio"][b]
-        inputs["x_video"], inputs["x_audio"] = x_video, x_audio
-        return fine
+        for name, velocity in (("x_video", "velocity_video"), ("x_audio", "velocity_audio")):
+            x = out[velocity] * batch.scale
+            x += inputs[name]
+            inputs[name] = x
+        return [True] * len(slots)
 
     def take(self, slot: int) -> tuple[Float32, Float32]:
         self._scatter()
@@ -139,7 +134,7 @@ class HostSolver:
             "v_pool": self._pool.v,
         }
         scale = steps.reshape(() if len(units) == 1 else (-1, 1, 1))
-        self._batch = _Batch(tuple(slots), inputs, steps, scale, [True] * len(units))
+        self._batch = _Batch(tuple(slots), inputs, steps, scale)
         return self._batch
 
     def _scatter(self) -> None:

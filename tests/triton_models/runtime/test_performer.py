@@ -140,12 +140,26 @@ def test_nan_in_one_row_stays_in_that_row(stage: Stage) -> None:
     stage.engine.spoil = spoil
     for i, name in enumerate("abc", start=1):
         stage.performer.join(stage.job(name, i))
-    first = stage.performer.tick()
-    assert [job.session for job, _ in first] == ["b"]
-    assert isinstance(first[0][1], SessionError)
-    assert str(first[0][1]) == "INTERNAL: perform 0 of session 'b': NaN or Inf in the velocity"
     done = stage.finish()
+    lost = done.pop("b")
+    assert isinstance(lost, SessionError)
+    assert str(lost) == "INTERNAL: perform 0 of session 'b': NaN or Inf in the velocity"
     assert {name: round(z_of(result)[0], 4) for name, result in done.items()} == {"a": 1.0, "c": 3.0}
+    assert stage.performer.pending == 0
+
+
+def test_a_row_that_its_solver_finds_lost_leaves_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    tick = stage.performer._solver.tick
+
+    def look(slots: Any, taus: Any, steps: Any) -> Any:
+        return [fine and slot != 1 for slot, fine in zip(slots, tick(slots, taus, steps), strict=True)]
+
+    monkeypatch.setattr(stage.performer._solver, "tick", look)
+    for i, name in enumerate("abc", start=1):
+        stage.performer.join(stage.job(name, i))
+    ((job, error),) = stage.performer.tick()
+    assert (job.session, str(error)) == ("b", "INTERNAL: perform 0 of session 'b': NaN or Inf in the velocity")
+    assert set(stage.finish()) == {"a", "c"}
 
 
 def test_a_crash_fails_the_rows_of_its_tick(stage: Stage) -> None:
