@@ -195,17 +195,17 @@ class KVPool:
             held += span.count
         if held != len(token_indices):
             raise ValueError(f"spans: expected room for {len(token_indices)} tokens, got {held}")
-        if held == 1:  # a slot, the usual case, needs no gathering
-            self.k[:, spans[0].page, spans[0].offset] = k_new[:, token_indices[0]]
-            self.v[:, spans[0].page, spans[0].offset] = v_new[:, token_indices[0]]
-            return
-        k, v = k_new.take(token_indices, axis=1), v_new.take(token_indices, axis=1)
-        start = 0
+        tokens: list[int] = token_indices.tolist()
+        at = 0
         for span in spans:
-            end, place = start + span.count, slice(span.offset, span.offset + span.count)
-            self.k[:, span.page, place] = k[:, start:end]
-            self.v[:, span.page, place] = v[:, start:end]
-            start = end
+            place, stop = span.offset, at + span.count
+            while at < stop:  # by runs of tokens that follow each other: slices, where a list would be gathered first
+                first = end = tokens[at]
+                while at < stop and tokens[at] == end:
+                    at, end = at + 1, end + 1
+                self.k[:, span.page, place : place + end - first] = k_new[:, first:end]
+                self.v[:, span.page, place : place + end - first] = v_new[:, first:end]
+                place += end - first
 
     def scrub(self, pages: Iterable[int]) -> None:
         """Zeroes pages, so that their next owner cannot see what was in them."""

@@ -67,7 +67,7 @@ class ThinkPass:
         language = self.config.language
         self._state_ids = language.state_ids
         self._not_text = [i for i in language.special_ids if i != language.eou_id]  # never chosen for a text slot
-        self._absent: dict[int, Tensors] = {}  # by rows: what a pass without a block has in place of its parts
+        self._slot_inputs: dict[int, Tensors] = {}  # by rows: see `_shared`
         self._untyped = np.full((1, language.text_tokens + 1), language.pad_id, dtype=np.int64)
         self._untyped[0, -1] = language.query_id
         typed = range(language.text_tokens + 1)
@@ -83,7 +83,7 @@ class ThinkPass:
         tokens = ids.shape[1]
         cos, sin = rope_tables(self.config.backbone, np.arange(start, start + tokens)[None])
         inputs = {"ids": ids, "rope_cos": cos, "rope_sin": sin, "block_mask": np.tri(tokens, dtype=bool)[None]}
-        out = self._run([session.table], self._no_block(1) | inputs)
+        out = self._run([session.table], self._shared(1) | inputs)
         if not _finite_rows(out, 1)[0]:
             raise SessionError("INTERNAL", f"prompt of session {session.id!r}: the think engine gave NaN or Inf")
         spans = session.table.append("prompt", -1, tokens)
@@ -160,12 +160,9 @@ class ThinkPass:
 
     def _feed(self, rows: Sequence[ThinkRow]) -> _Feed:
         """What all slot passes of the same rows share."""
-        count = len(rows)
         by_row = [row.session.rope.slots for row in rows if row.session.rope is not None]
-        ropes = by_row[0] if count == 1 else [_join_ropes(of_slot) for of_slot in zip(*by_row, strict=True)]
-        ids, mask = np.empty((count, 1), dtype=np.int64), np.ones((count, 1, 1), dtype=bool)
-        inputs = {**self._no_block(count), "ids": ids, "block_mask": mask}
-        return _Feed(rows, [row.session.table for row in rows], ropes, inputs)
+        ropes = by_row[0] if len(rows) == 1 else [_join_ropes(of_slot) for of_slot in zip(*by_row, strict=True)]
+        return _Feed(rows, [row.session.table for row in rows], ropes, self._shared(len(rows)).copy())
 
     def _slot(self, feed: _Feed, slot: int) -> None:
         """Feeds slot token number `slot` of rows whose block is committed; the logits choose the next token."""
@@ -212,14 +209,19 @@ class ThinkPass:
         finally:
             self.engine_ms += (time.perf_counter() - begin) * 1e3
 
-    def _no_block(self, rows: int) -> Tensors:
-        """Parts that a pass does not have come with zero tokens."""
-        if rows not in self._absent:
+    def _shared(self, rows: int) -> Tensors:
+        """The inputs that all slot passes of so many rows share, made once: parts of a block, of zero tokens each, the
+        mask of a token that sees itself, and a place for the ids, which a pass fills in."""
+        if rows not in self._slot_inputs:
             c = self.config
             widths = {"z_video": c.video.latent_dim, "z_audio": c.audio.latent_dim}
             widths |= {"e_video": c.backbone.hidden_size, "e_audio": c.backbone.hidden_size}
-            self._absent[rows] = {name: np.zeros((rows, 0, width), np.float32) for name, width in widths.items()}
-        return self._absent[rows]
+            self._slot_inputs[rows] = {
+                **{name: np.zeros((rows, 0, width), np.float32) for name, width in widths.items()},
+                "ids": np.zeros((rows, 1), dtype=np.int64),
+                "block_mask": np.ones((rows, 1, 1), dtype=bool),
+            }
+        return self._slot_inputs[rows]
 
 
 def _join_ropes(ropes: Sequence[Rope]) -> Rope:
