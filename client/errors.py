@@ -30,13 +30,15 @@ class DuplexError(Exception):
     code: one of `SERVER_CODES`, or DEADLINE_EXCEEDED / CANCELLED found by the client.
     fatal: the session is over. A refused unit in mid-session is not fatal: it changed nothing on the server, which
     still expects a unit with the same index.
+    broken: it is the way to the server that failed; the session there may be alive.
     """
 
-    def __init__(self, code: str, message: str, *, fatal: bool = True) -> None:
+    def __init__(self, code: str, message: str, *, fatal: bool = True, broken: bool = False) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.fatal = fatal
+        self.broken = broken
 
 
 def from_server(text: str, *, session_open: bool) -> DuplexError:

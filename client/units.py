@@ -79,3 +79,22 @@ class UnitResponse:
     frames: UInt8
     info: dict[str, Any] = field(default_factory=dict)
     received: float = 0.0
+
+    @property
+    def lost(self) -> bool:
+        """The answer was lost with its connection, and this stands for it: silence and the last picture."""
+        return self.info.get("lost") is True
+
+
+def quiet(index: int, shape: UnitShape, *, end: bool = False) -> UserUnit:
+    """A unit in which the user says and shows nothing."""
+    return UserUnit(index, np.zeros(shape.samples, np.float32), np.zeros(shape.frames, np.uint8), end=end)
+
+
+def blank(index: int, shape: UnitShape, last: UnitResponse | None, received: float) -> UnitResponse:
+    """A response that is `lost`: the state and the last picture of `last`, and silence."""
+    silence = np.zeros(shape.samples, np.float32)
+    if last is None:
+        return UnitResponse(index, "", "", silence, np.zeros(shape.frames, np.uint8), {"lost": True}, received)
+    frames = np.repeat(last.frames[-1:], FRAMES_PER_UNIT, axis=0)
+    return UnitResponse(index, last.state, "", silence, frames, {"lost": True}, received)

@@ -45,12 +45,15 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
     errors: dict[int, str] = field(default_factory=dict)  # unit -> error message instead of an answer
     silent_from: int | None = None  # takes units from here on and answers none
     leave_at: int | None = None  # closes the stream instead of answering this unit
+    deaf_at: int | None = None  # closes the stream as if this unit had never come, once
+    resume_errors: list[str] = field(default_factory=list)  # instead of resuming a session, each once
     swap: tuple[int, int] | None = None  # answers the first with the index of the second
     stay_open: bool = False  # does not close the stream after the last unit
     ready: bool = True
     parameters: dict[str, str] = field(default_factory=lambda: {"weights": "random (test double)"})
     answer: Callable[[Seen], tuple[str, str, np.ndarray, np.ndarray]] | None = None
     seen: list[Seen] = field(default_factory=list)
+    expected: dict[int | str, int] = field(default_factory=dict)  # session -> its next unit
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
 
@@ -80,6 +83,16 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             async for request in request_iterator:
                 unit = read(request)
+                if unit.start and unit.options and unit.options.get("resume") and unit.session in self.expected:
+                    if self.resume_errors:
+                        yield service_pb2.ModelStreamInferResponse(error_message=self.resume_errors.pop(0))
+                        continue
+                    if unit.index == -1:
+                        unit.index = self.expected[unit.session]
+                if unit.index == self.deaf_at:
+                    self.deaf_at = None
+                    return
+                self.expected[unit.session] = unit.index + 1
                 self.seen.append(unit)
                 if unit.index == self.leave_at:
                     return
