@@ -21,7 +21,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from engine_builder.config import ModelConfig
@@ -29,6 +28,7 @@ from engine_builder.config import ModelConfig
 from . import validate
 from .admission import Admission
 from .conversation import Conversation, Reply, Turn, UnitRequest, UnitResponse
+from .crew import Crew
 from .degradation import Measure
 from .duplex_meter import UNIT_NS, DuplexMeter
 from .messages import (
@@ -95,8 +95,8 @@ class Duplex:
         self._admission, self._degrade = admission, degrade
         self._lock = threading.RLock()
         # Apart: if units that wait for an earlier one had all the threads, that one could not go on.
-        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="think")
-        self._performing = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="perform")
+        self._threads = Crew(MAX_THREADS, "think")
+        self._performing = Crew(MAX_THREADS, "perform")
         self._conversations: dict[str, Conversation] = {}
         self._calls: dict[object, tuple[float, str, Conversation]] = {}  # under way: since when, what, for whom
         self._freeing = 0  # sessions that ended and still hold something in the models
@@ -420,8 +420,8 @@ class Duplex:
 
     def stop(self) -> None:
         """Takes no more work; threads whose call does not return are left to the end of the process."""
-        for threads in (self._threads, self._performing):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.stop()
+        self._performing.stop()
 
     def status(self) -> dict[str, Any]:
         """Sessions now, counters so far, and for how long the oldest call has been under way."""

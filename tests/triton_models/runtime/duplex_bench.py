@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from engine_builder.config import ModelConfig
 from triton_models.runtime.conversation import Conversation, UnitRequest, UnitResponse
+from triton_models.runtime.crew import Crew
 from triton_models.runtime.duplex import MAX_THREADS, Duplex
 from triton_models.runtime.messages import (
     CloseJob,
@@ -178,24 +178,25 @@ class Clock:
         return self.now
 
 
-class CountingThreads(ThreadPoolExecutor):
+class CountingThreads(Crew):
     """Knows how much of what was submitted is not done."""
 
     def __init__(self) -> None:
-        super().__init__(2 * MAX_THREADS)
+        super().__init__(2 * MAX_THREADS, "test")
         self._counting = threading.Lock()
         self.under_way = 0
 
-    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, work: Callable[..., None], *args: Any) -> None:
         with self._counting:
             self.under_way += 1
-        future = super().submit(*args, **kwargs)
-        future.add_done_callback(self._done)
-        return future
+        super().submit(self._counted, work, args)
 
-    def _done(self, future: Future[Any]) -> None:
-        with self._counting:
-            self.under_way -= 1
+    def _counted(self, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+        try:
+            work(*args)
+        finally:
+            with self._counting:
+                self.under_way -= 1
 
 
 class DuplexBench:
@@ -254,4 +255,5 @@ class DuplexBench:
         for gate in [*self.models.gates.values(), *self.models.doors.values()]:
             gate.set()
         self.duplex.abandon("the test is over")
-        self.threads.shutdown()
+        self.settled()
+        self.threads.stop()
