@@ -80,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
     agent.add_argument("--steps", type=int, metavar="N", help="solver steps a unit")
     agent.add_argument("--session", metavar="ID", help="name of the session, a number or a word (default: random)")
     talk.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the three files go")
+    talk.add_argument("--no-reconnect", action="store_true", help="a connection that is lost ends the conversation; "
+                      "else it is dialled again, and the conversation goes on with what is said then")  # fmt: skip
     talk.add_argument("--weights", metavar="WORD", help="for the report, where the server does not say what it serves")
     info = commands.add_parser("info", help="what a server serves: shapes, parameters, versions")
     info.add_argument("--json", action="store_true", help="as JSON")
@@ -129,7 +131,7 @@ def _converse(args: argparse.Namespace, console: Console) -> int:
         except ValueError:
             raise MediaError(f"--text-at: expected seconds and a text, got {seconds!r} {text!r}") from None
     session = int(args.session) if args.session and args.session.isdecimal() else args.session
-    request = Request(args.url, args.model, options, session, args.timeout)
+    request = Request(args.url, args.model, options, session, args.timeout, not args.no_reconnect)
     talk = asyncio.run(
         hold(
             request,

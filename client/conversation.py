@@ -21,10 +21,13 @@ import numpy as np
 
 from client.errors import DuplexError, MediaError
 from client.pacing import Pacer
+from client.reconnect import Reconnect, Resumed
 from client.source import UserSource
 from client.speech import active
 from client.stream import DuplexClient, DuplexSession
 from client.units import UNIT_MS, Float32, UInt8, UnitResponse, UnitShape, UserUnit
+
+HANG_UP_SECONDS = 0.1  # how often it is looked, after `stop`, whether the connection is lost
 
 
 @dataclass
@@ -39,6 +42,7 @@ class UnitRecord:
     state: str = ""
     text: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+    skipped: bool = False  # never sent: it fell into an outage of the connection
 
     @property
     def response_ms(self) -> float | None:
@@ -114,7 +118,7 @@ class Recording:
 
 @dataclass(eq=False)
 class Conversation:
-    """What happened: one record per unit sent, the errors, and who talked with whom."""
+    """What happened: one record per unit, without gaps, the errors, and who talked with whom."""
 
     source: UserSource
     recording: Recording
@@ -127,6 +131,7 @@ class Conversation:
     started: str  # ISO time
     units: list[UnitRecord] = field(default_factory=list)
     errors: list[DuplexError] = field(default_factory=list)
+    outages: list[Resumed] = field(default_factory=list)  # of the connection, after which it went on
     stopped: bool = False  # by the user, before the end
 
     @property
@@ -137,7 +142,7 @@ class Conversation:
         return [unit for unit in self.units if unit.received_ms is not None]
 
     def user_active(self) -> list[bool]:
-        """Whether the user was heard, for each unit sent."""
+        """Whether the user was heard, for each unit."""
         n = self.shape.samples
         return [bool(x) for x in active(self.source.pcm, n)[: len(self.units)]]
 
@@ -151,14 +156,22 @@ async def converse(
     session_id: int | str | None = None,
     stop: asyncio.Event | None = None,
     timeout: float = 10.0,
+    reconnect: bool | Reconnect = False,
     on_unit: Callable[[UnitRecord], None] | None = None,
+    on_resume: Callable[[Resumed], None] | None = None,
 ) -> Conversation:
     """Holds the conversation and returns what happened, also when the server fails in the middle (see `errors`).
 
     folder: for the scratch file; must exist.  stop: set it to end early; the unit after that is the last one.
-    on_unit: called for each response.
+    reconnect: see `DuplexClient.session`.  on_unit: called for each response.  on_resume: after each outage.
     """
-    session = client.session(session_id, options, timeout=timeout)
+
+    def resumed(news: Resumed) -> None:
+        talk.outages.append(news)
+        if on_resume is not None:
+            on_resume(news)
+
+    session = client.session(session_id, options, timeout=timeout, reconnect=reconnect, on_resume=resumed)
     talk = Conversation(
         source=source,
         recording=Recording(client.shape, folder),
@@ -175,6 +188,9 @@ async def converse(
 
     def sent(unit: UserUnit, at: float) -> None:
         origin = pacer.due(-1)
+        for index in range(len(talk.units), unit.index):
+            due = (pacer.due(index) - origin) * 1e3
+            talk.units.append(UnitRecord(index, due, due, source.typed.get(index, ""), skipped=True))
         record = UnitRecord(unit.index, (pacer.due(unit.index) - origin) * 1e3, (at - origin) * 1e3, unit.text)
         records[unit.index] = record
         talk.units.append(record)
@@ -183,6 +199,8 @@ async def converse(
         record = records.get(response.unit_index)
         if record is None:
             raise DuplexError("INTERNAL", f"unit_index: the server answered unit {response.unit_index}, never sent")
+        if response.lost:
+            return
         record.received_ms = (response.received - pacer.due(-1)) * 1e3
         record.state, record.text, record.info = response.state, response.text, response.info
         talk.recording.add(response)
@@ -191,12 +209,14 @@ async def converse(
 
     async with session:
         playing = asyncio.create_task(session.play(_until(source.units(), stop), pacer, sent))
+        leaving = asyncio.create_task(_hang_up(session, stop))
         try:
             await _listen(session, received, talk, playing)
         finally:
-            playing.cancel()
-            with contextlib.suppress(asyncio.CancelledError, DuplexError, MediaError):
-                await playing
+            for task in (playing, leaving):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, DuplexError, MediaError):
+                    await task
     talk.stopped = stop is not None and stop.is_set()
     return talk
 
@@ -229,6 +249,16 @@ async def _listen(
             return
         finally:
             answer.cancel()
+
+
+async def _hang_up(session: DuplexSession, stop: asyncio.Event | None) -> None:
+    """After `stop`: no last unit can be sent while the connection is lost, and nobody waits for that."""
+    if stop is None:
+        return
+    await stop.wait()
+    while not session.reconnecting:
+        await asyncio.sleep(HANG_UP_SECONDS)
+    await session.close()
 
 
 def _until(units: Iterator[UserUnit], stop: asyncio.Event | None) -> Iterator[UserUnit]:

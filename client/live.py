@@ -35,6 +35,7 @@ class Request:
     options: Mapping[str, Any] | None = None
     session_id: int | str | None = None
     timeout: float = 10.0
+    reconnect: bool = True
 
 
 async def hold(
@@ -58,7 +59,9 @@ async def hold(
                 session_id=request.session_id,
                 stop=stop,
                 timeout=request.timeout,
+                reconnect=request.reconnect,
                 on_unit=_Ticker(bar, task),
+                on_resume=lambda news: console.print(f"[yellow]{news}[/yellow]"),
             )
 
 
@@ -101,7 +104,8 @@ def summarise(data: Mapping[str, Any], folder: Path, console: Console) -> None:
     units, response = data["units"], data["ms"]["response"]
     share = data["on_time"]["share"]
     colour = "green" if share >= 0.99 else "yellow" if share >= 0.9 else "red"
-    line = f"[bold {colour}]{share:.1%} of {units['sent']} units on time[/]"
+    count = units["sent"] + sum(outage["skipped"] for outage in data["outages"])
+    line = f"[bold {colour}]{share:.1%} of {count} units on time[/]"
     if response:
         line += f"   response p50 {response['p50']:.0f}  p95 {response['p95']:.0f}  p99 {response['p99']:.0f} ms"
     console.print(line)

@@ -31,7 +31,7 @@ def percentiles(values: Iterable[float]) -> dict[str, float] | None:
 
 
 def on_time_share(units: list[UnitRecord]) -> float:
-    """Share of the units sent whose response was here before the next unit was complete; no answer is not on time."""
+    """Share of the units whose response was here before the next unit was complete; no answer is not on time."""
     return sum(unit.on_time for unit in units) / len(units) if units else 0.0
 
 
@@ -57,7 +57,12 @@ def build(talk: Conversation, *, weights: str | None = None, media: dict[str, st
         "weights": weights or talk.parameters.get("weights") or UNSTATED,
         "started": talk.started,
         "stopped_early": talk.stopped,
-        "units": {"sent": len(units), "answered": len(answered), "planned": talk.source.count},
+        "units": {
+            "sent": sum(not unit.skipped for unit in units),
+            "answered": len(answered),
+            "planned": talk.source.count,
+        },
+        "outages": [vars(outage) for outage in talk.outages],
         "on_time": {
             "share": round(on_time_share(units), 5),
             "deadline_ms": UNIT_MS,
@@ -70,7 +75,7 @@ def build(talk: Conversation, *, weights: str | None = None, media: dict[str, st
             **stages,
         },
         "first_response_ms": None if first is None else round(first, 3),
-        "send_lateness_ms": percentiles(u.late_send_ms for u in units),
+        "send_lateness_ms": percentiles(u.late_send_ms for u in units if not u.skipped),
         "agent_states": dict(Counter(u.state for u in answered)),
         "agent_text": "".join(u.text for u in answered),
         "user_text": {str(u.index): u.user_text for u in units if u.user_text},

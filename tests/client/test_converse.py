@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client import cli
+from client import cli, report
 from client.conversation import converse
+from client.reconnect import Reconnect
 from client.source import TypedText, read_source
 from client.stream import DuplexClient
 
@@ -115,6 +117,7 @@ async def test_converse_writes_the_three_files(start_fake, tmp_path):
     assert fake.seen[0].session == "ada"
     assert fake.seen[0].options == {
         "hold_open": True,
+        "resume": True,
         "prompt": "be brief",
         "seed": 9,
         "retention": {"window": {"sink": 4, "recent": 50}},
@@ -125,9 +128,79 @@ async def test_converse_writes_the_three_files(start_fake, tmp_path):
 
 async def test_a_conversation_that_fails_on_the_way_exits_with_1_and_its_files(start_fake, tmp_path):
     fake, _ = await start_fake(leave_at=2)
-    assert await _cli("converse", "--url", fake.url, "--text", "hi", "--out", str(tmp_path)) == 1
+    arguments = ["converse", "--url", fake.url, "--text", "hi", "--out", str(tmp_path)]
+    assert await _cli(*arguments, "--no-reconnect") == 1
     assert (tmp_path / "conversation.mp4").exists()
-    assert json.loads((tmp_path / "report.json").read_text())["errors"][0]["code"] == "UNAVAILABLE"
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert (data["errors"][0]["code"], data["outages"]) == ("UNAVAILABLE", [])
+    assert "resume" not in fake.seen[0].options
+
+
+async def test_a_lost_connection_is_mended_and_told(start_fake, tmp_path, capsys):
+    fake, _ = await start_fake(leave_at=2)
+    assert await _cli("converse", "--url", fake.url, "--text", "hi", "--tail", "1.2", "--out", str(tmp_path)) == 0
+    errors = capsys.readouterr().err
+    assert re.search(r"connection lost, resumed after \d\.\d s \(\d units? lost\)", errors)
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["errors"] == []
+    outage = data["outages"][0]
+    assert outage["lost"] == 1
+    assert data["units"]["sent"] == data["units"]["planned"] - outage["skipped"]
+    assert data["units"]["answered"] == data["units"]["sent"] - 1
+    assert 2 in data["on_time"]["late_units"]
+
+
+async def test_units_that_fell_into_an_outage_leave_no_gap_in_the_record(start_fake, tmp_path):
+    fake, _ = await start_fake(leave_at=2)
+
+    def tick(unit):
+        if unit.index == 1:
+            fake.ready = False
+            asyncio.get_running_loop().call_later(0.9, setattr, fake, "ready", True)
+
+    async with await DuplexClient.connect(fake.url) as client:
+        source = read_source(client.shape, typed=[TypedText(0, "hello"), TypedText(0.7, "there")], tail=1.3)
+        talk = await converse(client, source, tmp_path, on_unit=tick, reconnect=Reconnect(first=0.05, longest=0.1))
+    assert not talk.errors
+    assert [u.index for u in talk.units] == list(range(source.count))
+    skipped = [u.index for u in talk.units if u.skipped]
+    assert skipped == list(range(3, 3 + talk.outages[0].skipped))
+    assert len(skipped) >= 2
+    assert [u.index for u in talk.units if u.received_ms is None] == [2, *skipped]
+    assert [s.text for s in fake.seen if s.text] == ["hello", "there"]
+    data = report.build(talk)
+    assert data["units"]["sent"] == source.count - len(skipped)
+    talk.recording.close()
+
+
+async def test_stopping_does_not_wait_for_a_lost_connection(start_fake, tmp_path):
+    fake, server = await start_fake()
+    stop = asyncio.Event()
+
+    async def lose_and_stop():
+        await server.stop(0)
+        await asyncio.sleep(0.4)
+        stop.set()
+
+    tasks = []
+    async with await DuplexClient.connect(fake.url) as client:
+        source = read_source(client.shape, typed=[TypedText(0, "hello")], tail=20)
+        talk = await asyncio.wait_for(
+            converse(
+                client,
+                source,
+                tmp_path,
+                stop=stop,
+                reconnect=True,
+                on_unit=lambda unit: tasks.append(asyncio.ensure_future(lose_and_stop())) if unit.index == 1 else None,
+            ),
+            10,
+        )
+    assert talk.stopped
+    assert [e.code for e in talk.errors] == ["CANCELLED"]
+    assert "while the connection was lost" in talk.errors[0].message
+    assert len(talk.answered()) == 2
+    talk.recording.close()
 
 
 async def test_what_cannot_start_exits_with_2(start_fake, tmp_path, capsys):
