@@ -157,27 +157,6 @@ class PerformResult:
 
 
 @dataclass(frozen=True)
-class RenderJob:
-    """Clean latents of one unit on their way from the solver to the renderer, which share a process."""
-
-    session: str
-    epoch: int
-    unit: int
-    z_video: Float32
-    z_audio: Float32
-
-
-@dataclass(frozen=True)
-class RenderResult:
-    session: str
-    epoch: int
-    unit: int
-    pcm: Float32
-    frames: UInt8
-    ms: dict[str, float] = field(default_factory=dict)  # render
-
-
-@dataclass(frozen=True)
 class CloseJob:
     """Frees everything the session holds in the thinker; closing an unknown session is no error."""
 

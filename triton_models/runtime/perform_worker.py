@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any
 
-from .messages import CloseJob, HandOver, PerformJob, PerformResult, RenderJob, RenderResult, SessionError
+from .messages import CloseJob, HandOver, PerformJob, PerformResult, SessionError
 from .performer import Key, Outcome, Performer, job_key
 from .renderer import Renderer
 from .rendezvous import Rendezvous
@@ -101,9 +100,9 @@ class PerformerWorker(Worker):
                 solved.append((future, result))
             else:
                 resolve(future, result)
-        jobs = [RenderJob(r.session, r.epoch, r.unit, r.z_video, r.z_audio) for _, r in solved]
-        for (future, result), shown in zip(solved, self._renderer.render(jobs), strict=True):
-            resolve(future, _with_render(result, shown) if isinstance(shown, RenderResult) else shown)
+        rendered = self._renderer.render([result for _, result in solved])
+        for (future, _), result in zip(solved, rendered, strict=True):
+            resolve(future, result)
         for job, _ in outcomes:
             del self._futures[job_key(job)]
 
@@ -111,10 +110,6 @@ class PerformerWorker(Worker):
         self._performer.clear()
         futures, self._futures = self._futures, {}
         fail_futures([*futures.values(), *self._ahead.clear()], error)
-
-
-def _with_render(solved: PerformResult, shown: RenderResult) -> PerformResult:
-    return replace(solved, pcm=shown.pcm, frames=shown.frames, ms={**solved.ms, **shown.ms})
 
 
 def _handed_over(future: Future[Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .codec_step import CodecStep
 from .engine import EngineSet
-from .messages import Float32, RenderJob, RenderResult, SessionError
+from .messages import Float32, PerformResult, SessionError, UInt8
 from .metrics import Metrics
 
 
@@ -47,25 +47,25 @@ class Renderer:
         """Whether no other session is open here."""
         return len(self._voices) == 1 and session in self._voices
 
-    def render(self, jobs: Sequence[RenderJob]) -> list[RenderResult | SessionError]:
-        """Decodes clean latents. At most one job of a session in a call."""
-        results: list[RenderResult | SessionError | None] = [None] * len(jobs)
-        rows: list[tuple[int, _Voice, RenderJob]] = []
-        for i, job in enumerate(jobs):
+    def render(self, solved: Sequence[PerformResult]) -> list[PerformResult | SessionError]:
+        """Decodes clean latents: results of the solver with pcm and frames. At most one of a session in a call."""
+        results: list[PerformResult | SessionError] = list(solved)
+        rows: list[tuple[int, _Voice, PerformResult]] = []
+        for i, u in enumerate(solved):
             try:
-                rows.append((i, self._voice(job), job))
+                rows.append((i, self._voice(u), u))
             except SessionError as error:
                 results[i] = error
-        inputs = [{"z_video": j.z_video, "z_audio": j.z_audio, "state": voice.state} for _, voice, j in rows]
-        outcomes = self._step.run(inputs, [(job.unit, job.session) for _, _, job in rows])
-        for (i, voice, job), outcome in zip(rows, outcomes, strict=True):
+        inputs = [{"z_video": u.z_video, "z_audio": u.z_audio, "state": voice.state} for _, voice, u in rows]
+        outcomes = self._step.run(inputs, [(u.unit, u.session) for _, _, u in rows])
+        for (i, voice, u), outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, SessionError):
                 results[i] = voice.failure = outcome
                 continue
             out, ms = outcome
-            voice.state, voice.rendered = out["state_out"], job.unit
-            results[i] = RenderResult(job.session, job.epoch, job.unit, out["pcm"], out["frames"], ms={"render": ms})
-        return [result for result in results if result is not None]
+            voice.state, voice.rendered = out["state_out"], u.unit
+            results[i] = _shown(u, out["pcm"], out["frames"], {**u.ms, "render": ms})
+        return results
 
     def close(self, session: str, epoch: int) -> None:
         """Forgets a session; an unknown one or an older epoch is no error."""
@@ -73,31 +73,36 @@ class Renderer:
         if voice is not None and epoch >= voice.epoch:
             del self._voices[session]
 
-    def _voice(self, job: RenderJob) -> _Voice:
-        """The session of a job; unit 0 makes it. Raises SessionError."""
+    def _voice(self, solved: PerformResult) -> _Voice:
+        """The session of a unit; unit 0 makes it. Raises SessionError."""
         shapes = (
-            job.z_video.shape,
-            job.z_audio.shape,
+            solved.z_video.shape,
+            solved.z_audio.shape,
         )  # the solver, whence they come, has seen to it that they are finite
         if shapes != self._shapes:
             what = (
                 f"z_video, z_audio: expected {self._shapes[0]} and {self._shapes[1]}, got {shapes[0]} and {shapes[1]}"
             )
             raise SessionError("INVALID_ARGUMENT", what)
-        voice = self._voices.get(job.session)
+        voice = self._voices.get(solved.session)
         if voice is None:
-            voice = self._open(job)
+            voice = self._open(solved)
         if voice.failure is not None:
             raise voice.failure
-        if job.unit != voice.rendered + 1:
-            what = f"unit: expected {voice.rendered + 1}, the next one to render, got {job.unit}"
+        if solved.unit != voice.rendered + 1:
+            what = f"unit: expected {voice.rendered + 1}, the next one to render, got {solved.unit}"
             raise SessionError("INVALID_ARGUMENT", what)
         return voice
 
-    def _open(self, job: RenderJob) -> _Voice:
-        if job.unit != 0:
-            raise SessionError("NOT_FOUND", f"session {job.session!r} has rendered nothing yet, got {job.unit}")
+    def _open(self, solved: PerformResult) -> _Voice:
+        if solved.unit != 0:
+            raise SessionError("NOT_FOUND", f"session {solved.session!r} has rendered nothing yet, got {solved.unit}")
         if len(self._voices) >= self._max_sessions:
             raise SessionError("RESOURCE_EXHAUSTED", f"sessions: all {self._max_sessions} of this renderer are open")
-        voice = self._voices[job.session] = _Voice(job.epoch, self._zeros)
+        voice = self._voices[solved.session] = _Voice(solved.epoch, self._zeros)
         return voice
+
+
+def _shown(u: PerformResult, pcm: Float32, frames: UInt8, ms: dict[str, float]) -> PerformResult:
+    """What `replace` does as well, in three times the time."""
+    return PerformResult(u.session, u.epoch, u.unit, u.z_video, u.z_audio, u.steps, u.solved_ns, pcm, frames, ms)

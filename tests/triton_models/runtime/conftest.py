@@ -26,7 +26,7 @@ from triton_models.runtime.messages import (
     CloseJob,
     OpenJob,
     PerceiveJob,
-    RenderJob,
+    PerformResult,
     SessionError,
     ThinkJob,
     ThinkResult,
@@ -158,8 +158,8 @@ class Bench:
         pcm = np.full(self.config.audio.unit_samples, level, np.float32)
         return PerceiveJob(session, 1, unit, pcm, np.full((4, 16, 16, 3), unit % 256, np.uint8))
 
-    def spoken(self, session: str, unit: int, level: float = 0.2) -> RenderJob:
-        return RenderJob(session, 1, unit, *self.latents(level))
+    def spoken(self, session: str, unit: int, level: float = 0.2) -> PerformResult:
+        return PerformResult(session, 1, unit, *self.latents(level), steps=4)
 
     def latents(self, level: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
         """z of some unit, as the performer would have solved it."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from outcomes import error_of
 
-from triton_models.runtime.messages import RenderJob, RenderResult
+from triton_models.runtime.messages import PerformResult
 from triton_models.runtime.renderer import Renderer
 
 pytestmark = pytest.mark.unit
@@ -16,8 +16,10 @@ pytestmark = pytest.mark.unit
 Bench = Any  # the class of conftest.py
 
 
-def shown(result: object) -> RenderResult:
-    assert isinstance(result, RenderResult), result
+def shown(result: object) -> PerformResult:
+    assert isinstance(result, PerformResult), result
+    assert result.pcm is not None, "rendered"
+    assert result.frames is not None, "rendered"
     return result
 
 
@@ -49,7 +51,7 @@ def test_batched_equals_solo_bit_for_bit(bench: Bench) -> None:
 
 def test_bad_jobs_are_refused_alone(bench: Bench) -> None:
     renderer = Renderer(bench.engines, max_sessions=2)
-    bad = RenderJob("b", 1, 0, np.zeros((2, 2), np.float32), np.zeros((2, 3), np.float32))
+    bad = PerformResult("b", 1, 0, np.zeros((2, 2), np.float32), np.zeros((2, 3), np.float32), 4)
     results = renderer.render([bench.spoken("a", 0), bad, bench.spoken("c", 0)])
     expected = "z_video, z_audio: expected (1, 2) and (2, 3), got (2, 2) and (2, 3)"
     assert expected in error_of(results[1], "INVALID_ARGUMENT")

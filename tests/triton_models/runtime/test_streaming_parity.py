@@ -31,8 +31,6 @@ from triton_models.runtime.messages import (
     PerceiveJob,
     PerformJob,
     PerformResult,
-    RenderJob,
-    RenderResult,
     ThinkJob,
     ThinkResult,
 )
@@ -167,16 +165,16 @@ class Duo:
                     script.name, 1, unit, thought.seed, script.steps, 2**62, thought.origin, thought.history
                 )
                 self.performer.join(job)
-            renders: list[RenderJob] = []
+            solved: list[PerformResult] = []
             self.z = {}
             while self.performer.pending:
-                for job, result in self.performer.tick():
+                for _, result in self.performer.tick():
                     assert isinstance(result, PerformResult), result
-                    renders.append(RenderJob(job.session, 1, unit, result.z_video, result.z_audio))
-            for job, result in zip(renders, self.renderer.render(renders), strict=True):
-                self.z[job.session] = job.z_video, job.z_audio
-                assert isinstance(result, RenderResult), result
-                self._log_perform(logs[job.session], job, result)
+                    solved.append(result)
+            for result in self.renderer.render(solved):
+                assert isinstance(result, PerformResult), result
+                self.z[result.session] = result.z_video, result.z_audio
+                self._log_perform(logs[result.session], result)
         for script in scripts:
             self.thinker.close(CloseJob(script.name, 1))
             self.renderer.close(script.name, 1)
@@ -205,16 +203,16 @@ class Duo:
         log.v.append([made["v_new"] for _, made in passes])
         log.thought = thought
 
-    def _log_perform(self, log: Log, job: RenderJob, result: RenderResult) -> None:
-        steps = self.perform.take(job.session)
-        given, made = steps[job.unit % len(steps)]
+    def _log_perform(self, log: Log, result: PerformResult) -> None:
+        steps = self.perform.take(result.session)
+        given, made = steps[result.unit % len(steps)]
         log.x_video.append(given["x_video"])
         log.x_audio.append(given["x_audio"])
         log.tau.append(float(given["tau"]))
         log.velocity_video.append(made["velocity_video"])
         log.velocity_audio.append(made["velocity_audio"])
-        log.z_video.append(job.z_video)
-        log.z_audio.append(job.z_audio)
+        log.z_video.append(result.z_video)
+        log.z_audio.append(result.z_audio)
         log.pcm.append(result.pcm)
         log.frames.append(result.frames)
 
