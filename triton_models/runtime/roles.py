@@ -48,13 +48,13 @@ class ThinkerRole:
         pool = engines.link.create(settings.pool, engines.config, settings.pages, settings.page_tokens)
         engines.link.rehearse(engines, pool, None)
         blocks = BlockManager(settings.pages, settings.page_tokens)
-        thinker = Thinker(engines, pool, blocks, tokenizer, settings.max_sessions)
+        sender = HandOverSender(settings.pool)
+        thinker = Thinker(engines, pool, blocks, tokenizer, settings.max_sessions, sender.send)
         curve = None
         if (costs := load_costs(directory, settings.threads, settings.device)) is not None:
             usual = usual_history(engines.config, OptionLimits.of(engines.manifest).retention)
             curve = think_curve(costs, engines.max_batch, usual, engines.config.language.slots)
-        sender = HandOverSender(settings.pool)
-        worker = ThinkerWorker(thinker, costs=curve, hand_over=sender.send)
+        worker = ThinkerWorker(thinker, costs=curve)
         worker.start()
         return cls(worker, thinker, pool, sender)
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any
 
 from .gather import GatherWindow
-from .messages import CloseJob, HandOver, OpenJob, PerceiveJob, SessionError, ThinkJob, ThinkResult
+from .messages import CloseJob, OpenJob, PerceiveJob, SessionError, ThinkJob
 from .thinker import Thinker
 from .worker import Item, Job, Worker, fail_items, resolve
 
@@ -30,14 +29,10 @@ class ThinkerWorker(Worker):
         capacity: int = 1024,
         gather_ns: int = GATHER_NS,
         costs: Sequence[float] | None = None,
-        hand_over: Callable[[HandOver], bool] | None = None,
     ) -> None:
-        """costs: of a think call of 0, 1, .. max_batch rows (`costs.think_curve`); None: a larger batch is better
-        hand_over: sends a thought unit straight to the performer; False if it did not
-        """
+        """costs: of a think call of 0, 1, .. max_batch rows (`costs.think_curve`); None: a larger batch is better."""
         super().__init__("thinker", capacity)
         self._thinker = thinker
-        self._hand_over = hand_over
         self._window = GatherWindow(gather_ns, thinker.max_batch, costs=costs)
         self._thinking: dict[str, Item] = {}  # think jobs in the gather window, by session
         self._opening: list[tuple[OpenJob, Iterator[None], Future[Any]]] = []
@@ -62,6 +57,9 @@ class ThinkerWorker(Worker):
 
     def _round(self, items: list[Item]) -> None:
         """At most one job of each session. Closes come first: they free pages that others may be waiting for."""
+        if len(items) == 1 and isinstance(items[0][0], ThinkJob) and self._alone(items[0][0]) and not self._thinking:
+            self._batch(items, ThinkJob, self._thinker.think)  # there is nobody to wait for
+            return
         if any(job.session in self._thinking and not isinstance(job, CloseJob) for job, _ in items):
             self._think(now=True)  # a session's next job comes after its think
         for job, future in items:
@@ -86,18 +84,7 @@ class ThinkerWorker(Worker):
         """Runs the think jobs that are due, or (`now`) all that wait."""
         while sessions := self._window.take(time.monotonic_ns() + (self._window.window_ns if now else 0)):
             items = [self._thinking.pop(str(session)) for session in sessions]
-            self._batch(items, ThinkJob, self._think_and_hand_over)
-
-    def _think_and_hand_over(self, jobs: list[ThinkJob]) -> list[ThinkResult | SessionError]:
-        results = self._thinker.think(jobs)
-        if self._hand_over is None:
-            return results
-        for i, result in enumerate(results):
-            if isinstance(result, ThinkResult):
-                r, now = result, time.monotonic_ns()
-                if self._hand_over(HandOver(r.session, r.epoch, r.unit, r.seed, r.origin, r.history, now)):
-                    results[i] = replace(r, handed=True)
-        return results
+            self._batch(items, ThinkJob, self._thinker.think)
 
     def _batch(self, items: list[Item], kind: type, call: Callable[[list[Any]], Sequence[Any]]) -> None:
         chosen = [item for item in items if isinstance(item[0], kind)]

@@ -23,6 +23,7 @@ from .kv_cache import BlockManager
 from .kv_pool import Pool
 from .messages import (
     CloseJob,
+    HandOver,
     OpenJob,
     PerceiveJob,
     SessionError,
@@ -50,13 +51,16 @@ class Thinker:
         blocks: BlockManager,
         tokenizer: TextTokenizer,
         max_sessions: int = 1024,
+        hand_over: Callable[[HandOver], bool] | None = None,
     ) -> None:
+        """hand_over: tells the performer where the history of a thought unit is; False if it could not."""
         self.config = engines.config
         self.metrics = Metrics()
         self._engines = engines
         self._pool = pool
         self._blocks = blocks
         self._tokenizer = tokenizer
+        self._hand_over = hand_over
         self._pass = ThinkPass(engines, pool)
         self._encoder = CodecStep(engines, "perceive", ("e_audio", "e_video", "state_out"), self.metrics)
         self._sessions = ThinkerSessions(engines, pool, blocks, tokenizer, max_sessions)
@@ -207,19 +211,24 @@ class Thinker:
         return ThinkRow(session, job.unit, session.take_text(self.config.language.text_tokens))
 
     def _thought(self, job: ThinkJob, row: ThinkRow, ms: float) -> ThinkResult:
-        session = row.session
+        session, history, handed = row.session, row.session.table.view(), False
         session.thought = row.unit
+        if self._hand_over is not None:  # before anything else: the performer waits for it
+            now = time.monotonic_ns()
+            over = HandOver(session.id, job.epoch, row.unit, session.seed, session.origin, history, now)
+            handed = self._hand_over(over)
         return ThinkResult(
             session=session.id,
             epoch=job.epoch,
             unit=row.unit,
             state=self.config.language.state_name(row.slots[0]),
             text=session.text_stream.feed(row.slots[1:]),
-            history=session.table.view(),
+            history=history,
             origin=session.origin,
             seed=session.seed,
             slots=tuple(row.slots),
             ms={"perceive": session.perceive_ms, "think": ms},
+            handed=handed,
         )
 
     # -- inside ------------------------------------------------------------------------------------------------

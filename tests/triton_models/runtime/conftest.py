@@ -24,6 +24,7 @@ from triton_models.runtime.kv_cache import BlockManager
 from triton_models.runtime.kv_pool import KVPool
 from triton_models.runtime.messages import (
     CloseJob,
+    HandOver,
     OpenJob,
     PerceiveJob,
     PerformResult,
@@ -133,7 +134,7 @@ def fake_engines(max_batch: int = 3) -> EngineSet:
 class Bench:
     """A thinker over fake engines with short-hands to drive it; jobs carry epoch 1 unless they say otherwise."""
 
-    def __init__(self, name: str, pages: int, max_batch: int, **options: int) -> None:
+    def __init__(self, name: str, pages: int, max_batch: int, **options: Any) -> None:
         self.config = FAKE_CONFIG
         self.engines = fake_engines(max_batch)
         self.pool = KVPool.create(name, FAKE_CONFIG, pages, PAGE_TOKENS)
@@ -179,7 +180,7 @@ class Bench:
         assert isinstance(thought, ThinkResult), thought
         return thought
 
-    def history(self, thought: ThinkResult) -> np.ndarray:
+    def history(self, thought: ThinkResult | HandOver) -> np.ndarray:
         """K of layer 0 that a result's view shows, in order."""
         view = thought.history
         pages = zip(view.page_ids, view.ranges, strict=True)
@@ -195,7 +196,7 @@ def pool_name() -> str:
 def make_bench(pool_name: str) -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
-    def make(pages: int = 256, max_batch: int = 3, **options: int) -> Bench:
+    def make(pages: int = 256, max_batch: int = 3, **options: Any) -> Bench:
         made.append(Bench(f"{pool_name}-{len(made)}", pages, max_batch, **options))
         return made[-1]
 

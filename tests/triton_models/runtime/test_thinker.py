@@ -12,6 +12,7 @@ from outcomes import error_of
 from engine_builder.layout import UnitLayout
 from triton_models.runtime.messages import (
     CloseJob,
+    HandOver,
     OpenJob,
     PerceiveJob,
     SessionError,
@@ -115,6 +116,28 @@ def test_the_history_holds_exactly_the_tokens_of_the_unit(bench: Bench) -> None:
     heard = 0.3 + 0.15  # the encoder's state came along
     second = [0.3, -0.3, -0.3, 1 / 255, heard, heard, query, *(token / 1000 for token in thought.slots)]
     np.testing.assert_allclose(bench.history(thought), [*first, *second], rtol=1e-6)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_thought_unit_is_handed_over_when_its_history_is_written(
+    make_bench: Callable[..., Bench], heard: bool
+) -> None:
+    handed: list[tuple[HandOver, np.ndarray]] = []
+
+    def hand_over(over: HandOver) -> bool:
+        handed.append((over, bench.history(over)))
+        return heard
+
+    bench = make_bench(hand_over=hand_over)
+    bench.open("a", prompt="red", seed=9)
+    thought = bench.unit("a", 0)
+    ((over, history),) = handed
+    assert (over.session, over.epoch, over.unit, over.seed, over.origin) == ("a", 1, 0, 9, 1)
+    np.testing.assert_array_equal(history, bench.history(thought))
+    assert thought.handed == heard
+    bench.fake("think").crash = RuntimeError("boom")
+    bench.think(bench.asks("a", 1))
+    assert len(handed) == 1, "a unit that failed has nothing to hand over"
 
 
 def test_positions_and_mask_of_a_block(bench: Bench) -> None:
