@@ -16,16 +16,16 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from client import wire
 from client.errors import DuplexError, from_server
+from client.flight import Flight, Owed
 from client.inbox import Inbox
 from client.line import Line, dial, transport_error
 from client.pacing import Pacer
@@ -39,15 +39,6 @@ POLL_SECONDS = 0.25  # how often it is looked whether an answer is overdue
 CLOSE_SECONDS = 1.0  # after the last answer: how long the server may take to close the stream by itself
 GOODBYE_SECONDS = 0.5  # for a session that is left early to tell the server
 _END: Any = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class Owed(NamedTuple):
-    """A unit that was sent and is not answered. number: its index at the server."""
-
-    index: int
-    number: int
-    at: float
-    text: str
 
 
 class DuplexSession:
@@ -77,16 +68,11 @@ class DuplexSession:
         self.ended = False
         self._client = client
         self._timeout, self._reconnect, self._on_resume = timeout, reconnect, on_resume
-        self._room = asyncio.Semaphore(client.unanswered)
-        self._gate = asyncio.Event()  # open: there is a stream to send to
-        self._gate.set()
+        self._flight = Flight(client.unanswered)
         self._inbox = Inbox()
-        self._owed: deque[Owed] = deque()  # oldest first
         self._reading_since: float | None = None  # None: the reader waits for its consumer
         self._verdict: DuplexError | None = None  # why the watch has cancelled the stream ..
         self._over = False  # .. or that it did so after the last answer
-        self._written = asyncio.Event()  # no unit is on its way to gRPC
-        self._written.set()
         self._next_index = 0  # of the caller's units
         self._last_number = -1  # the newest unit that was answered, as the server counts
         self._shift = 0  # the caller's index minus the server's
@@ -128,8 +114,7 @@ class DuplexSession:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-            self._room.release()
-            self._gate.set()
+            self._flight.end()
             if self._line is not self._client.line:
                 await self._line.close()
             self._inbox.close(self._failure)
@@ -165,18 +150,13 @@ class DuplexSession:
         unit.check(self._client.shape)
         if self._failure is None and self.ended:
             raise DuplexError("INVALID_ARGUMENT", f"unit {unit.index}: the session has ended with the unit before it")
-        await self._room.acquire()  # ends at the latest when the reader finds an answer overdue
-        try:
-            while not self._gate.is_set():
-                await self._gate.wait()
-            if self._failure is not None:
-                raise self._failure
-        except BaseException:
-            self._room.release()  # for the next one who waits
-            raise
+        await self._flight.turn()  # ends at the latest when the reader finds an answer overdue
+        if self._failure is not None:
+            self._flight.give_back()
+            raise self._failure
         if self._outage is None or time.monotonic() <= latest:
             return True
-        self._room.release()
+        self._flight.give_back()
         self.skipped += 1
         self._outage.skipped += 1
         self._next_index = unit.index + 1
@@ -187,18 +167,17 @@ class DuplexSession:
     async def _hand_over(self, unit: UserUnit) -> float:
         now, index = time.monotonic(), unit.index
         text, self._typed = " ".join(filter(None, (*self._typed, unit.text))), []
-        number, options = unit.index - self._shift, None if self.sent else self.options
-        if self._outage is not None:  # the one unit that resumes the session; others wait for its answer
+        number, options = index - self._shift, None if self.sent else self.options
+        resuming = self._outage is not None  # with this unit, and others wait for its answer
+        if resuming:
             number, options = RESUME_ANYWHERE, {name: self.options[name] for name in ("resume", "hold_open")}
-            self._gate.clear()
-        if number != unit.index or text != unit.text:
+        if number != index or text != unit.text:
             unit = replace(unit, index=number, text=text)
         request = wire.encode(self._client.model, unit, self.session_id, options)
-        self._owed.append(Owed(index, number, now, text))
+        self._flight.begin(Owed(index, number, now, text), alone=resuming)
         self.sent += 1
         self.ended = unit.end
         self._next_index = index + 1
-        self._written.clear()
         call = self._call
         try:
             await call.write(request)
@@ -210,7 +189,7 @@ class DuplexSession:
             if _cancelled():
                 raise
         finally:
-            self._written.set()
+            self._flight.written()
         return now
 
     async def _say_goodbye(self) -> None:
@@ -239,8 +218,7 @@ class DuplexSession:
             last = error
         self._failure = last
         self._call.cancel()
-        self._room.release()  # a sender that waits finds out about the failure
-        self._gate.set()
+        self._flight.end()  # a sender that waits finds out about the failure
         await self._inbox.put(last)
 
     async def _receive(self) -> DuplexError | None:
@@ -251,11 +229,11 @@ class DuplexSession:
                 message = await self._call.read()
                 received = time.monotonic()
                 self._reading_since = None
-                await self._written.wait()  # an answer may be quicker than the return of `send`, which comes first
+                await self._flight.settle()
                 if message is _END:
-                    if not self._owed and self.ended:
+                    if not self._flight and self.ended:
                         return None
-                    closed = f"the server closed the stream with {len(self._owed)} units unanswered"
+                    closed = f"the server closed the stream with {len(self._flight)} units unanswered"
                     return DuplexError("UNAVAILABLE", f"{self._client.url}: {closed}", broken=True)
                 item = self._taken(message, received)
                 if isinstance(item, DuplexError) and item.fatal:
@@ -280,13 +258,13 @@ class DuplexSession:
             since, now = self._reading_since, time.monotonic()
             if since is None or self._verdict is not None:  # a server is not late while this side was not reading
                 continue
-            oldest = max(self._owed[0].at, since) if self._owed else None
+            oldest = max(self._flight.oldest, since) if self._flight.oldest is not None else None
             given_up = self._outage is not None and now > self._outage.end
             if oldest is not None and (given_up or now - oldest > self._timeout):
                 silent = min(now - oldest, self._timeout)
                 self._verdict = DuplexError(
                     "DEADLINE_EXCEEDED",
-                    f"no answer for {silent:.3g} s; {len(self._owed)} units are unanswered",
+                    f"no answer for {silent:.3g} s; {len(self._flight)} units are unanswered",
                     broken=True,
                 )
             elif oldest is None and self.ended and now - since > CLOSE_SECONDS:
@@ -298,10 +276,7 @@ class DuplexSession:
     def _taken(self, message: Any, received: float) -> UnitResponse | DuplexError:
         """A message as what the iterator gives; a DuplexError is returned if the server sent it, raised if it broke
         the contract."""
-        owed = None
-        if self._owed:
-            owed = self._owed.popleft()
-            self._room.release()
+        owed = self._flight.land()
         resuming = owed is not None and owed.number == RESUME_ANYWHERE
         if message.error_message:
             error = from_server(message.error_message, session_open=self.answered > 0)
@@ -331,22 +306,20 @@ class DuplexSession:
         """From a stream that broke to the next one. Raises DuplexError when it is time to give up."""
         policy = self._reconnect or Reconnect()
         if self._outage is None:
-            began = self._owed[0].at if self._owed else time.monotonic()
+            began = self._flight.oldest or time.monotonic()
             self._outage = Outage(began, policy.end(began, self._client.grace), error.message)
-        self._gate.clear()
+        self._flight.close_gate()
         self._reading_since = self._verdict = None
         self._call.cancel()
-        await self._written.wait()
-        while self._owed:
-            owed = self._owed.popleft()
-            self._room.release()
+        await self._flight.settle()
+        for owed in self._flight.crash():
             self._outage.lose(owed.number, owed.text)
             await self._inbox.put(self._blank(owed))
         if self._line is not self._client.line:
             await self._line.close()
         self._line = await policy.until_back(self._dial, self._outage)
         self._call = self._line.stream()
-        self._gate.set()
+        self._flight.open_gate()
 
     async def _dial(self, seconds: float) -> Line:
         return await dial(self._client.url, self._client.model, seconds)
@@ -361,7 +334,7 @@ class DuplexSession:
         self._shift = owed.index - response.unit_index
         outage, self._outage = self._outage, None
         self.resumed += 1
-        self._gate.set()
+        self._flight.open_gate()
         if outage is None:
             return
         self._typed += outage.unheard(response.unit_index)
@@ -371,7 +344,7 @@ class DuplexSession:
 
     def _refused(self, error: DuplexError, owed: Owed) -> UnitResponse | DuplexError:
         """The server did not resume the session with this unit."""
-        self._gate.set()
+        self._flight.open_gate()
         if self._outage is not None and error.code == "RESOURCE_EXHAUSTED" and time.monotonic() < self._outage.end:
             # Units of the old stream are still under way there. The next one of ours asks again.
             self._outage.lose(RESUME_ANYWHERE, "")
