@@ -42,7 +42,7 @@ class Engine(Protocol):
     """One compiled step. Stateless: a row of the outputs depends on the same row of the inputs (and on the pools)."""
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
-        """All outputs by name, as arrays of their own. The pools are read in place during the call."""
+        """All outputs by name, as arrays of their own, which the caller may change. The pools are read in place."""
         ...
 
 

@@ -103,7 +103,8 @@ class HostSolver:
         out = self._run(inputs)
         self.engine_ns += time.perf_counter_ns() - begin
         for name, velocity in (("x_video", "velocity_video"), ("x_audio", "velocity_audio")):
-            x = out[velocity] * batch.scale
+            x = out[velocity]  # an array of our own: velocity, then step, then where it leads
+            x *= batch.scale
             x += inputs[name]
             inputs[name] = x
         return [True] * len(slots)
