@@ -151,7 +151,7 @@ class PageTable:
 
     @property
     def pages(self) -> int:
-        return sum(len(stream.pages) for stream in self._streams)
+        return len(self._pinned.pages) + len(self._rolling.pages) + len(self._language.pages)
 
     def append(self, kind: Kind, unit: int, count: int) -> list[Span]:
         """Makes room for `count` tokens after those of their stream; returns where they go, in order.
@@ -189,8 +189,7 @@ class PageTable:
             raise ValueError(f"unit: expected more than {self.unit}, the last one opened, got {unit}")
         self._open(unit)
         freed: list[int] = []
-        kinds: tuple[tuple[_Stream, Kind], ...] = ((self._rolling, "av"), (self._language, "language"))
-        for stream, kind in kinds:
+        for stream, kind in self._windows:
             while stream.runs and not self.retention.visible(kind, stream.runs[0][0], unit):
                 freed += self._shrink(stream, stream.runs.popleft()[1])
         return self._blocks.release(self.owner, freed) if freed else freed
@@ -220,6 +219,7 @@ class PageTable:
     def _clear(self) -> None:
         self._pinned, self._rolling, self._language = _Stream(), _Stream(), _Stream()
         self._streams = self._pinned, self._rolling, self._language  # as they follow each other in a view
+        self._windows: tuple[tuple[_Stream, Kind], ...] = ((self._rolling, "av"), (self._language, "language"))
         self._staged: tuple[Int64, Int64] | None = None  # see `staged`; None: the pages have changed
         self._open(self.unit)
 
