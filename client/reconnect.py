@@ -43,7 +43,7 @@ class Reconnect:
 
     budget: float = 24.0
     first: float = 0.1
-    longest: float = 2.0
+    longest: float = 1.0
     attempt: float = 2.0
 
     def __post_init__(self) -> None:
