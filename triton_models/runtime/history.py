@@ -38,9 +38,9 @@ def stack_views(views: Sequence[HistoryView], multiple: int) -> dict[str, Int64]
 
 def stack_tables(tables: Sequence[PageTable], multiple: int) -> tuple[Int64, Int64]:
     """`stack_views` of tables that are at hand. One row is not copied: it moves on with its table (`staged`)."""
+    if len(tables) == 1:
+        return tables[0].staged(multiple)
     rows = [table.staged(multiple) for table in tables]
-    if len(rows) == 1:
-        return rows[0]
     pages = max(table.shape[1] for table, _ in rows)
     table = np.full((len(rows), pages), NULL_PAGE, dtype=np.int64)
     ranges = np.zeros((len(rows), pages, 2), dtype=np.int64)

@@ -92,9 +92,9 @@ class ThinkPass:
     def think(self, rows: Sequence[ThinkRow]) -> None:
         """Block and slots of each row: fills `row.slots` (the state first) or `row.error`."""
         self._blocks(rows)
-        feed = _Feed([])
-        for slot in range(self.config.language.slots):
-            live = [row for row in rows if row.error is None and row.token != self.config.language.eou_id]
+        feed, language = _Feed([]), self.config.language
+        for slot in range(language.slots):
+            live = [row for row in rows if row.error is None and row.token != language.eou_id]
             if not live:
                 break
             if len(live) != len(feed.rows):  # rows drop out and never come back
