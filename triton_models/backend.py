@@ -15,11 +15,11 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import numpy as np
+import orjson
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
 from .runtime import wire
@@ -81,12 +81,16 @@ class TritonReply:
         self._lock = threading.Lock()
 
     def send(self, response: UnitResponse) -> None:
-        texts = {"state": response.state, "text": response.text, "info": json.dumps(response.info)}
+        texts = {
+            "state": response.state.encode(),
+            "text": response.text.encode(),
+            "info": orjson.dumps(response.info),
+        }
         tensors = {
             "unit_index": np.array([response.unit], np.int64),
             "pcm": response.pcm,
             "frames": response.frames,
-            **{name: np.array([text.encode()], np.object_) for name, text in texts.items()},
+            **{name: np.array([text], np.object_) for name, text in texts.items()},
         }
         outputs = [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in tensors.items()]
         self._do(lambda: self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs)))
@@ -114,7 +118,7 @@ class TritonReply:
 
 
 class JobServer:
-    """Runs BLS requests as jobs of a worker and answers each when its future is done.
+    """Runs BLS requests as jobs of a worker and answers each when its outcome is told.
 
     Answers go out from a thread of their own: a response copies its arrays and waits for the server, which is no work
     for the thread that runs the engines. Only if no other job is here that thread answers itself: it keeps nobody
@@ -125,7 +129,7 @@ class JobServer:
         self._worker = worker
         self._jobs = 0  # that are not answered
         self._lock = threading.Lock()
-        self._done: queue.SimpleQueue[tuple[Any, Future[Any]] | None] = queue.SimpleQueue()  # bounded by the worker's
+        self._done: queue.SimpleQueue[tuple[Any, object] | None] = queue.SimpleQueue()  # bounded by the worker's
         self._thread = threading.Thread(target=self._answer, name="answers", daemon=True)
         self._thread.start()
 
@@ -137,9 +141,7 @@ class JobServer:
             try:
                 job = _unpack(request.inputs())
             except Exception as error:
-                future: Future[Any] = Future()
-                future.set_exception(error)
-                self._finish(sender, future)
+                self._finish(sender, error)
             else:
                 self._worker.serve(job, partial(self._finish, sender))
 
@@ -147,14 +149,14 @@ class JobServer:
         self._done.put(None)
         self._thread.join(5.0)
 
-    def _finish(self, sender: Any, future: Future[Any]) -> None:
+    def _finish(self, sender: Any, outcome: object) -> None:
         with self._lock:
             self._jobs -= 1
             alone = self._jobs == 0
         if alone:
-            _send_outcome(sender, future)
+            _send_outcome(sender, outcome)
         else:
-            self._done.put((sender, future))
+            self._done.put((sender, outcome))
 
     def _answer(self) -> None:
         while (item := self._done.get()) is not None:
@@ -182,22 +184,24 @@ class Caller:
         return _unpack(response.output_tensors())
 
 
-def _send_outcome(sender: Any, future: Future[Any]) -> None:
+def _send_outcome(sender: Any, outcome: object) -> None:
+    """Answers a job with its result, or with its error."""
     try:
-        sender.send(_outcome(future), flags=FINAL)
+        sender.send(_response(outcome), flags=FINAL)
     except Exception as error:
         _log.warning("a result could not be sent: %s", error)
 
 
-def _outcome(future: Future[Any]) -> Any:
-    """The answer to a job: its result, or its error."""
-    try:
-        return pb_utils.InferenceResponse(output_tensors=_pack(future.result()))
-    except SessionError as error:
-        return _failure(error)
-    except Exception as error:
-        _log.exception("a job failed")
-        return _failure(SessionError("INTERNAL", f"{type(error).__name__}: {error}"))
+def _response(outcome: object) -> Any:
+    if not isinstance(outcome, Exception):
+        try:
+            return pb_utils.InferenceResponse(output_tensors=_pack(outcome))
+        except Exception as error:
+            outcome = error
+    if not isinstance(outcome, SessionError):
+        _log.error("a job failed", exc_info=outcome)
+        outcome = SessionError("INTERNAL", f"{type(outcome).__name__}: {outcome}")
+    return _failure(outcome)
 
 
 def _pack(message: object) -> list[Any]:

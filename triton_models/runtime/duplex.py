@@ -75,6 +75,7 @@ class Duplex:
         *,
         admission: Admission | None = None,
         degrade: bool = True,
+        serve_alone: bool = False,
         stall_seconds: float = STALL_SECONDS,
         clock: Callable[[], int] = time.monotonic_ns,
         tracer: Tracer | None = None,
@@ -82,6 +83,8 @@ class Duplex:
     ) -> None:
         """admission: the books of promised time and pages; None admits up to `max_sessions` unseen
         degrade: late units are shortened (`degradation.py`)
+        serve_alone: the thread that calls `serve` thinks a unit itself where it keeps nobody waiting: no thread has to
+            wake up for it. Another session's first request then waits for one think at most.
         table: arguments of `SessionTable` but `release` and `admit`
         """
         self.table = SessionTable(release=self._release, admit=self._admit, **table)
@@ -92,7 +95,7 @@ class Duplex:
         self._count_tokens = count_tokens
         self._stall_seconds = stall_seconds
         self._clock, self._tracer = clock, tracer
-        self._admission, self._degrade = admission, degrade
+        self._admission, self._degrade, self._serve_alone = admission, degrade, serve_alone
         self._lock = threading.RLock()
         # Apart: if units that wait for an earlier one had all the threads, that one could not go on.
         self._threads = Crew(MAX_THREADS, "think")
@@ -126,7 +129,12 @@ class Duplex:
             self.meter.accepted(accepted, arrival)
             talk.unanswered[accepted.unit] = reply
             talk.typed = max(0, talk.typed + self._tokens(text) - self._config.language.text_tokens)
-        self._threads.submit(self._thread, self._think, Turn(talk, accepted, request, text, arrival))
+            alone = self._serve_alone and self._alone(accepted, talk)
+        turn = Turn(talk, accepted, request, text, arrival)
+        if alone:
+            self._thread(self._think, turn)
+        else:
+            self._threads.submit(self._thread, self._think, turn)
 
     def _thread(self, stage: Callable[[Turn], None], turn: Turn) -> None:
         """One of the two threads of a unit. A failure ends its session."""
@@ -271,6 +279,11 @@ class Duplex:
             talk.changed.notify_all()
 
     # -- arrivals ----------------------------------------------------------------------------------------------
+    def _alone(self, accepted: Accepted, talk: Conversation) -> bool:
+        """Whether nobody else is served, and this unit has only to be thought."""
+        quiet = len(self.table) == 1 and not self._freeing
+        return quiet and not accepted.started and list(talk.unanswered) == [accepted.unit]
+
     def _admit(self, session: Session) -> None:
         """Books a new session in, before it exists. Raises SessionError RESOURCE_EXHAUSTED with the figures."""
         if self._admission is not None:

@@ -54,6 +54,7 @@ class DuplexService:
             lambda text: len(tokenizer.encode(text)),
             admission=books,
             degrade=settings.degrade,
+            serve_alone=True,
             tracer=self._tracer,
             limits=limits,
             max_sessions=settings.max_sessions,

@@ -2,6 +2,9 @@
 
 Times are `time.monotonic_ns()`: CLOCK_MONOTONIC is shared by the processes of one machine, so a deadline that the
 duplex model sets means the same to the performer.
+
+Nobody changes a message once it is made. They are not frozen all the same: making a frozen one takes twice as long, and
+a dozen are made for each unit while no engine works.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class SessionError(Exception):
         self.message = message
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class HistoryView:
     """One session's visible history as the performer and the step graphs see it.
 
@@ -51,7 +54,7 @@ class HistoryView:
     ranges: Int64
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class OpenJob:
     """Opens a session in the thinker: pages are reserved and the persona prompt is prefilled."""
 
@@ -62,7 +65,7 @@ class OpenJob:
     retention: object = "full"  # JSON form; `retention.parse` validates it
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class PerceiveJob:
     """User unit `unit`: pcm float32 [N], frames uint8 [4, H, W, 3]."""
 
@@ -73,7 +76,7 @@ class PerceiveJob:
     frames: UInt8
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ThinkJob:
     """Runs the context block and the slots of `unit`; its perception must be there (or comes along as `perceive`).
 
@@ -91,7 +94,7 @@ class ThinkJob:
     latest_ns: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ThinkResult:
     session: str
     epoch: int
@@ -106,7 +109,7 @@ class ThinkResult:
     handed: bool = False  # the performer has its HandOver already
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class HandOver:
     """What the performer must know of a unit that was thought: where its history is. `sent_ns`: when it left."""
 
@@ -119,7 +122,7 @@ class HandOver:
     sent_ns: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class PerformJob:
     """Solves one unit over its history and renders it. `deadline_ns`: when the solver should be done.
 
@@ -137,7 +140,7 @@ class PerformJob:
     sent_ns: int = 0  # of the hand-over
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class PerformResult:
     """Clean latents of one unit: z_video [n_v, c_v], z_audio [n_a, c_a]; `steps` may be fewer than asked when late.
 
@@ -156,7 +159,7 @@ class PerformResult:
     ms: dict[str, float] = field(default_factory=dict)  # queue, perform, render
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class CloseJob:
     """Frees everything the session holds in the thinker; closing an unknown session is no error."""
 

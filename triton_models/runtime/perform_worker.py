@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import Future
-from typing import Any
 
 from .messages import CloseJob, HandOver, PerformJob, PerformResult, SessionError
-from .performer import Key, Outcome, Performer, job_key
+from .performer import Key, Performer, job_key
+from .performer import Outcome as Solved
 from .renderer import Renderer
 from .rendezvous import Rendezvous
-from .worker import Item, Job, Worker, fail_futures, resolve
+from .worker import Item, Job, Outcome, Worker, fail_futures, resolve
 
 RETRY_SECONDS = 0.0005  # jobs are there, but the scheduler waits for company
 
@@ -24,8 +23,8 @@ class PerformerWorker(Worker):
     def __init__(self, performer: Performer, renderer: Renderer, capacity: int = 1024) -> None:
         super().__init__("performer", capacity)
         self._performer, self._renderer = performer, renderer
-        self._futures: dict[Key, Future[Any]] = {}
-        self._ahead: Rendezvous[Future[Any]] = Rendezvous()  # jobs that came ahead of their hand-over
+        self._futures: dict[Key, Outcome] = {}
+        self._ahead: Rendezvous[Outcome] = Rendezvous()  # jobs that came ahead of their hand-over
 
     def hand_over(self, handed: HandOver) -> None:
         """What the thinker sends, from the thread that receives it."""
@@ -54,7 +53,7 @@ class PerformerWorker(Worker):
                 resolve(future, SessionError("INTERNAL", f"the performer takes no {type(job).__name__}"))
         self._finish(self._performer.tick())
 
-    def _take(self, job: PerformJob, future: Future[Any]) -> None:
+    def _take(self, job: PerformJob, future: Outcome) -> None:
         """Lets a job join, or wait for its hand-over."""
         if self._ahead.closed(job.session, job.epoch):  # the close has overtaken it
             resolve(future, SessionError("ABORTED", f"session {job.session!r} was closed"))
@@ -70,7 +69,7 @@ class PerformerWorker(Worker):
                 if met is not None:
                     self._join(met, future)
 
-    def _join(self, job: PerformJob, future: Future[Any]) -> None:
+    def _join(self, job: PerformJob, future: Outcome) -> None:
         try:
             self._performer.join(job)
             self._futures[job_key(job)] = future
@@ -90,10 +89,10 @@ class PerformerWorker(Worker):
     def _idle(self) -> None:
         """Nothing to look after: the performer allocates nothing."""
 
-    def _finish(self, outcomes: Sequence[Outcome]) -> None:
+    def _finish(self, outcomes: Sequence[Solved]) -> None:
         if not outcomes:
             return
-        solved: list[tuple[Future[Any], PerformResult]] = []
+        solved: list[tuple[Outcome, PerformResult]] = []
         for job, result in outcomes:
             future = self._futures[job_key(job)]
             if isinstance(result, PerformResult):
@@ -112,7 +111,7 @@ class PerformerWorker(Worker):
         fail_futures([*futures.values(), *self._ahead.clear()], error)
 
 
-def _handed_over(future: Future[Any]) -> None:
+def _handed_over(outcome: object) -> None:
     """Nobody waits for the outcome of a hand-over: if it is refused, its job stalls and ends its session."""
-    if (error := future.exception()) is not None:
-        _log.warning("hand-over: %s", error)
+    if isinstance(outcome, Exception):
+        _log.warning("hand-over: %s", outcome)

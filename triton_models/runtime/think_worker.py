@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 from .gather import GatherWindow
 from .messages import CloseJob, OpenJob, PerceiveJob, SessionError, ThinkJob
 from .thinker import Thinker
-from .worker import Item, Job, Worker, fail_items, resolve
+from .worker import Item, Job, Outcome, Worker, fail_items, resolve
 
 # Units of several sessions that become ready this close together share a think call. Two rows cost about a third more
 # than one (tiny, CPU), so waiting longer than a fraction of a call would cost more latency than it saves work.
@@ -35,7 +34,7 @@ class ThinkerWorker(Worker):
         self._thinker = thinker
         self._window = GatherWindow(gather_ns, thinker.max_batch, costs=costs)
         self._thinking: dict[str, Item] = {}  # think jobs in the gather window, by session
-        self._opening: list[tuple[OpenJob, Iterator[None], Future[Any]]] = []
+        self._opening: list[tuple[OpenJob, Iterator[None], Outcome]] = []
 
     def _wait_seconds(self) -> float | None:
         if self._opening:
@@ -107,7 +106,7 @@ class ThinkerWorker(Worker):
         if not self._thinker.is_open(job.session):
             self._window.close(job.session)
 
-    def _step_opening(self, job: OpenJob, steps: Iterator[None], future: Future[Any]) -> None:
+    def _step_opening(self, job: OpenJob, steps: Iterator[None], future: Outcome) -> None:
         try:
             next(steps)
         except StopIteration:

@@ -26,7 +26,8 @@ def pcm(value: np.ndarray, config: ModelConfig) -> Float32:
     samples = config.audio.unit_samples
     if value.dtype != np.float32 or value.shape != (samples,):
         raise ValueError(f"pcm: expected {samples} float32 samples for one {UNIT_MS} ms unit, got {_describe(value)}")
-    if not (value.min() >= -MAX_PCM and value.max() <= MAX_PCM):  # NaN is neither
+    # By place and not `min` and `max`: with cold caches that is quicker. Where there is a NaN, both find it.
+    if not (value.item(value.argmin()) >= -MAX_PCM and value.item(value.argmax()) <= MAX_PCM):
         finite = np.isfinite(value)
         if not finite.all():
             at = int(np.argmin(finite))

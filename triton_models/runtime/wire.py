@@ -13,7 +13,6 @@ here can run code: unknown types, fields and codes are refused.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
@@ -22,6 +21,7 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from . import messages
@@ -62,8 +62,6 @@ _SPECIAL = {
 _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 8
 _CODED = re.compile(rf"\b({'|'.join(CODES)}): (.*)", re.DOTALL)
-_to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-_from_json = json.JSONDecoder().decode
 
 Packed = NDArray[np.uint8]
 
@@ -76,7 +74,10 @@ def encode(message: object) -> Packed:
     """A message (a dataclass of `messages.py`, a number or None) as uint8 [n]. Raises WireError."""
     arrays: list[np.ndarray] = []
     content = message if message is None or type(message) in (int, float) else _flatten(message, arrays)
-    header = _to_json(content).encode("ascii")
+    try:
+        header = orjson.dumps(content)
+    except TypeError as error:
+        raise WireError(f"message: {error}") from None
     end = _LENGTH.size + len(header)
     places = []
     for array in arrays:
@@ -105,8 +106,8 @@ def decode(packed: Packed) -> Any:
     if start > len(packed):
         raise WireError(f"message: expected a JSON header of {length} bytes, got {len(packed)} bytes in all")
     try:
-        content = _from_json(packed[_LENGTH.size : start].tobytes().decode("ascii"))
-    except (ValueError, RecursionError) as error:
+        content = orjson.loads(packed.data[_LENGTH.size : start])
+    except ValueError as error:
         raise WireError(f"message: expected a JSON header of {length} bytes, got {error!r}") from None
     if not (content is None or type(content) in (int, float, list)):
         raise WireError(f"message: expected a number, null or a list, got {content!r}")

@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from .answer import Answer
 from .messages import CloseJob, HandOver, OpenJob, PerceiveJob, PerformJob, SessionError, ThinkJob
 
 Job = OpenJob | PerceiveJob | ThinkJob | HandOver | PerformJob | CloseJob
-Item = tuple[Job, Future[Any]]
+Outcome = Future[Any] | Answer
+Item = tuple[Job, Outcome]
 
 IDLE_SECONDS = 1.0  # an idle thread looks after its invariants this often
 
@@ -49,41 +51,48 @@ class Worker(ABC):
     def submit(self, job: Job) -> Future[Any]:
         """Queues a job. Its future ends in the result or in a SessionError, also if the queue is full or has ended."""
         future: Future[Any] = Future()
-        with self._ready:
-            if self._stopping:
-                future.set_exception(SessionError("UNAVAILABLE", f"the {self.name} is shutting down"))
-            elif len(self._queue) >= self._capacity and not isinstance(job, CloseJob):
-                future.set_exception(
-                    SessionError("RESOURCE_EXHAUSTED", f"the {self.name} has {len(self._queue)} jobs queued already")
-                )
-            else:
-                self._queue.append((job, future))
-                self._ready.notify()
+        self._enqueue(job, future)
         return future
 
-    def serve(self, job: Job, done: Callable[[Future[Any]], None]) -> None:
-        """Like `submit`, with `done` called at the end. A job that is alone is done here and now: it keeps nobody
-        waiting, and no thread has to wake up for it. Should another job come meanwhile, the thread takes over."""
-        future: Future[Any] = Future()
-        if self._turning.acquire(blocking=False):
-            left = False
-            try:
-                with self._ready:
-                    alone = not self._queue and not self._stopping and self._alone(job)
-                if alone:
-                    future.add_done_callback(done)
-                    self._guarded_turn([(job, future)])
-                    while not (self._queue or self._waits) and self._wait_seconds() == 0:
-                        self._guarded_turn([])
-                    left = self._wait_seconds() is not None
-            finally:
-                self._turning.release()
+    def serve(self, job: Job, done: Callable[[object], None]) -> None:
+        """Like `submit`, with `done` called at the end with the result or the SessionError. A job that is alone is done
+        here and now: it keeps nobody waiting, and no thread has to wake up for it. Should another job come meanwhile,
+        the thread takes over."""
+        answer = Answer(done)
+        if not self._turning.acquire(blocking=False):
+            self._enqueue(job, answer)
+            return
+        left = False
+        try:
+            with self._ready:
+                alone = not self._queue and not self._stopping and self._alone(job)
             if alone:
-                if left:
-                    with self._ready:
-                        self._ready.notify()
-                return
-        self.submit(job).add_done_callback(done)
+                self._guarded_turn([(job, answer)])
+                while not (self._queue or self._waits) and self._wait_seconds() == 0:
+                    self._guarded_turn([])
+                left = self._wait_seconds() is not None
+        finally:
+            self._turning.release()
+        if not alone:
+            self._enqueue(job, answer)
+        elif left:
+            with self._ready:
+                self._ready.notify()
+
+    def _enqueue(self, job: Job, outcome: Outcome) -> None:
+        error = None
+        with self._ready:
+            if self._stopping:
+                error = SessionError("UNAVAILABLE", f"the {self.name} is shutting down")
+            elif len(self._queue) >= self._capacity and not isinstance(job, CloseJob):
+                error = SessionError(
+                    "RESOURCE_EXHAUSTED", f"the {self.name} has {len(self._queue)} jobs queued already"
+                )
+            else:
+                self._queue.append((job, outcome))
+                self._ready.notify()
+        if error is not None:
+            outcome.set_exception(error)
 
     def stop(self, timeout: float = 10.0) -> None:
         """Ends the thread after the turn it is in and fails everything that is pending with UNAVAILABLE."""
@@ -164,7 +173,7 @@ class Worker(ABC):
         return [(j, f) for j, f in items if f.set_running_or_notify_cancel() or isinstance(j, CloseJob)]
 
 
-def resolve(future: Future[Any], result: object) -> None:
+def resolve(future: Outcome, result: object) -> None:
     """Ends a future, unless it has ended, in a result or in a SessionError."""
     if future.done():
         return
@@ -178,6 +187,6 @@ def fail_items(items: Sequence[Item], error: SessionError) -> None:
     fail_futures([future for _, future in items], error)
 
 
-def fail_futures(futures: Sequence[Future[Any]], error: SessionError) -> None:
+def fail_futures(futures: Sequence[Outcome], error: SessionError) -> None:
     for future in futures:
         resolve(future, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from duplex_bench import CONFIG, DuplexBench, Gate, within
 
 from triton_models.runtime.conversation import UnitResponse
 from triton_models.runtime.duplex import UNIT_NS
-from triton_models.runtime.messages import PerceiveJob
+from triton_models.runtime.messages import PerceiveJob, ThinkJob
 
 pytestmark = pytest.mark.unit
 
@@ -173,3 +174,28 @@ def test_a_slice_that_the_thinker_could_not_hand_over_goes_this_way(make: Callab
     assert [what for what, _ in bench.models.log] == ["open", "think", "handover", "perform", "close", "close"]
     performed = bench.models.jobs("perform")[0]
     assert (performed.seed, performed.origin, performed.history.page_ids.tolist()) == (7, 3, [1])
+
+
+def test_a_unit_that_is_alone_is_thought_by_the_thread_that_brings_it(make: Callable[..., Bench]) -> None:
+    bench = make(serve_alone=True)
+    bench.unit("a", 0)
+    bench.settled()
+    thinkers: list[str] = []
+    call = bench.duplex._call_thinker
+
+    def spy(job: Any) -> Any:
+        if isinstance(job, ThinkJob):
+            thinkers.append(threading.current_thread().name)
+        return call(job)
+
+    bench.duplex._call_thinker = spy
+    reply = bench.unit("a", 1)
+    within(reply.spoke)
+    bench.settled()
+    assert thinkers == [threading.current_thread().name]
+    bench.unit("b", 0)
+    bench.settled()
+    bench.unit("a", 2)
+    bench.settled()
+    assert all(name.startswith("test-") for name in thinkers[1:])
+    assert len(thinkers) == 3
