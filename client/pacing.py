@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 
 from client.units import UNIT_SECONDS
 
+MAKE_SECONDS = 0.1  # for reading and decoding one unit, which takes some milliseconds
+
 
 class Pacer:
     """Due times of units in seconds of `clock` (time.monotonic by default)."""
@@ -40,6 +42,18 @@ class Pacer:
         """Sleeps until unit `unit` is complete; the first call starts the clock. Returns the lateness in seconds."""
         if self.start is None:
             self.start = self._clock()
-        while (left := self.due(unit) - self._clock()) > 0:
-            await self._sleep(left)
+        await self._until(self.due(unit))
         return self._clock() - self.due(unit)
+
+    async def wait_to_make(self, unit: int) -> None:
+        """Sleeps until unit `unit` is MAKE_SECONDS from being complete; returns at once before the clock has started.
+
+        Reading it earlier would take a core from the server, where both share a machine, just when the unit before it
+        has been sent: 0.3 ms of its answer's time.
+        """
+        if self.start is not None:
+            await self._until(self.due(unit) - MAKE_SECONDS)
+
+    async def _until(self, moment: float) -> None:
+        while (left := moment - self._clock()) > 0:
+            await self._sleep(left)

@@ -139,11 +139,12 @@ class DuplexSession:
         source = iter(units)
         while (unit := await asyncio.to_thread(next, source, None)) is not None:
             await pacer.wait(unit.index)
-            if not await self._turn(unit, math.inf if unit.end else pacer.deadline(unit.index)):
-                continue
-            sent = await self._hand_over(unit)
-            if on_sent is not None:
-                on_sent(unit, sent)
+            if await self._turn(unit, math.inf if unit.end else pacer.deadline(unit.index)):
+                sent = await self._hand_over(unit)
+                if on_sent is not None:
+                    on_sent(unit, sent)
+            if not unit.end:
+                await pacer.wait_to_make(unit.index + 1)
 
     async def _turn(self, unit: UserUnit, latest: float = math.inf) -> bool:
         """Waits until one more unit may be under way. False: it fell into an outage, and it is later than `latest`."""

@@ -79,20 +79,16 @@ class TritonReply:
         self._sender = sender
         self._open = True
         self._lock = threading.Lock()
+        self._prepared: tuple[tuple[int, str, str] | None, list[Any]] = None, []
+
+    def prepare(self, unit: int, state: str, text: str) -> None:
+        self._prepared = (unit, state, text), _words(unit, state, text)
 
     def send(self, response: UnitResponse) -> None:
-        texts = {
-            "state": response.state.encode(),
-            "text": response.text.encode(),
-            "info": orjson.dumps(response.info),
-        }
-        tensors = {
-            "unit_index": np.array([response.unit], np.int64),
-            "pcm": response.pcm,
-            "frames": response.frames,
-            **{name: np.array([text], np.object_) for name, text in texts.items()},
-        }
-        outputs = [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in tensors.items()]
+        said = response.unit, response.state, response.text
+        words = self._prepared[1] if self._prepared[0] == said else _words(*said)
+        media = [pb_utils.Tensor(name, np.ascontiguousarray(getattr(response, name))) for name in ("pcm", "frames")]
+        outputs = [*words, *media, _text("info", orjson.dumps(response.info))]
         self._do(lambda: self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs)))
 
     def fail(self, error: SessionError) -> None:
@@ -202,6 +198,16 @@ def _response(outcome: object) -> Any:
         _log.error("a job failed", exc_info=outcome)
         outcome = SessionError("INTERNAL", f"{type(outcome).__name__}: {outcome}")
     return _failure(outcome)
+
+
+def _words(unit: int, state: str, text: str) -> list[Any]:
+    """The outputs of a response that are known when its unit was thought."""
+    index = pb_utils.Tensor("unit_index", np.array([unit], np.int64))
+    return [index, _text("state", state.encode()), _text("text", text.encode())]
+
+
+def _text(name: str, value: bytes) -> Any:
+    return pb_utils.Tensor(name, np.array([value], np.object_))
 
 
 def _pack(message: object) -> list[Any]:

@@ -40,6 +40,10 @@ class UnitResponse:
 class Reply(Protocol):
     """The way back to the client of one request. From any thread; nothing may raise; after `finish` all do nothing."""
 
+    def prepare(self, unit: int, state: str, text: str) -> None:
+        """What the answer will say; it may be packed while sound and pictures are made."""
+        ...
+
     def send(self, response: UnitResponse) -> None: ...
 
     def fail(self, error: SessionError) -> None: ...

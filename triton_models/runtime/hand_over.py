@@ -7,6 +7,10 @@ pages travel by the KV link, and those it names are written before it is sent.
 The socket is a file of /dev/shm named after the pool, readable by its owner alone; it goes with the server's other
 shared memory. A packet that cannot be sent (nobody listens yet, the buffer is full, the history is too long for one
 packet) is no loss: the thinker's answer says so, and the duplex model makes the call.
+
+A packet alone would not do. Linux takes a write to a socket for a sign that the writer is about to sleep (WF_SYNC) and
+may queue the reader on the writer's core, where it waits for as long as the thinker words its answer: 0.2 ms at the
+median. So the thinker also passes an eventfd when it connects, whose wake-up means "now": the receiver sleeps on that.
 """
 
 from __future__ import annotations
@@ -15,20 +19,24 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from . import wire
 from .kv_pool import SHM_DIRECTORY
-from .messages import HandOver
+from .messages import HandOver, HistoryView
 
 MAX_PACKET = 2**18  # bytes; the kernel's default buffers carry about 200 kB, the page table of an hour
+HELLO = b"wst"  # the packet that carries the eventfd
 RETRY_SECONDS = 1.0  # after a failed connection
 STOP_SECONDS = 2.0
+
+_HEAD = struct.Struct("<qqQqqQ")  # epoch, unit, seed, origin, sent_ns, number of pages
 
 _log = logging.getLogger(__name__)
 
@@ -38,12 +46,33 @@ def socket_path(pool: str) -> str:
     return str(SHM_DIRECTORY / f"{pool}.ho")
 
 
+def pack(handed: HandOver) -> bytes:
+    """A packet: fixed numbers, page_ids, ranges, the session's name. A third of the time of `wire.encode`."""
+    h, view, name = handed, handed.history, handed.session.encode()
+    head = _HEAD.pack(h.epoch, h.unit, h.seed, h.origin, h.sent_ns, len(view.page_ids))
+    return b"".join((head, view.page_ids.tobytes(), view.ranges.tobytes(), name))
+
+
+def unpack(packet: bytes) -> HandOver:
+    """The HandOver of a packet; its arrays are read-only views. Raises ValueError for one that `pack` did not make."""
+    if len(packet) < _HEAD.size:
+        raise ValueError(f"packet: expected at least {_HEAD.size} bytes, got {len(packet)}")
+    epoch, unit, seed, origin, sent_ns, pages = _HEAD.unpack_from(packet)
+    ranges_at, name_at = _HEAD.size + 8 * pages, _HEAD.size + 24 * pages
+    if len(packet) < name_at:
+        raise ValueError(f"packet: expected {name_at} bytes for {pages} pages, got {len(packet)}")
+    ids = np.frombuffer(packet, np.int64, pages, _HEAD.size)
+    ranges = np.frombuffer(packet, np.int64, 2 * pages, ranges_at).reshape(pages, 2)
+    return HandOver(packet[name_at:].decode(), epoch, unit, seed, origin, HistoryView(ids, ranges), sent_ns)
+
+
 class HandOverSender:
     """The thinker's end. One thread calls it."""
 
     def __init__(self, pool: str) -> None:
         self._path = socket_path(pool)
         self._socket: socket.socket | None = None
+        self._bell = -1  # of the connection
         self._retry_at = 0.0
 
     def send(self, handed: HandOver) -> bool:
@@ -52,7 +81,8 @@ class HandOverSender:
             link = self._socket or self._connect()
             if link is None:
                 return False
-            link.send(wire.encode(handed).data, socket.MSG_DONTWAIT)
+            link.send(pack(handed), socket.MSG_DONTWAIT)
+            os.eventfd_write(self._bell, 1)
             return True
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EMSGSIZE, errno.ENOBUFS):
@@ -64,19 +94,22 @@ class HandOverSender:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+            os.close(self._bell)
 
     def _connect(self) -> socket.socket | None:
         if time.monotonic() < self._retry_at:
             return None
         self._retry_at = time.monotonic() + RETRY_SECONDS
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        link, bell = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), os.eventfd(0, os.EFD_CLOEXEC)
         try:
             link.connect(self._path)
+            socket.send_fds(link, [HELLO], [bell])
         except OSError as error:
             link.close()
+            os.close(bell)
             _log.info("hand-over: nobody listens at %s yet (%s)", self._path, error)
             return None
-        self._socket = link
+        self._socket, self._bell = link, bell
         return link
 
 
@@ -124,18 +157,36 @@ class HandOverReceiver:
 
     def _receive(self, link: socket.socket) -> None:
         """Until the thinker is gone."""
-        buffer = bytearray(MAX_PACKET)
-        while not self._stopping:
-            try:
-                size = link.recv_into(buffer)
-            except OSError:
-                return
-            if size == 0:
-                return
-            try:
-                handed = wire.decode(np.frombuffer(buffer, np.uint8, size).copy())
-                if not isinstance(handed, HandOver):
-                    raise wire.WireError(f"message: expected a HandOver, got {type(handed).__name__}")
-                self._take(handed)
-            except Exception:  # one bad packet is one unit that stalls and ends its session
-                _log.exception("hand-over: a packet could not be used")
+        _, bells, _, _ = socket.recv_fds(link, len(HELLO), 1)
+        if not bells:
+            _log.warning("hand-over: a connection without an eventfd is no thinker's")
+            return
+        try:
+            sleep = select.poll()
+            sleep.register(bells[0], select.POLLIN)
+            sleep.register(link, 0)  # its end is told in any case
+            buffer = bytearray(MAX_PACKET)
+            while not self._stopping:
+                rung = dict(sleep.poll())
+                if bells[0] in rung:
+                    os.eventfd_read(bells[0])
+                while self._take_one(link, buffer):
+                    pass
+                if link.fileno() in rung:
+                    return
+        finally:
+            os.close(bells[0])
+
+    def _take_one(self, link: socket.socket, buffer: bytearray) -> bool:
+        """False if no packet is there."""
+        try:
+            size = link.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        if size == 0:
+            return False
+        try:
+            self._take(unpack(bytes(memoryview(buffer)[:size])))
+        except Exception:  # one bad packet is one unit that stalls and ends its session
+            _log.exception("hand-over: a packet could not be used")
+        return True

@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 class PerformerWorker(Worker):
     """Runs solver steps while there are jobs; new ones join between two steps. What a step finished is rendered."""
 
+    rest_seconds = 0.002  # the answer's way to its client takes about 1 ms, on cores that the noise can wait for
+
     def __init__(self, performer: Performer, renderer: Renderer, capacity: int = 1024) -> None:
         super().__init__("performer", capacity)
         self._performer, self._renderer = performer, renderer

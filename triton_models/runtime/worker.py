@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 class Worker(ABC):
     """A thread with a bounded queue. Subclasses say what a turn does; what they own belongs to whoever takes a turn."""
+
+    rest_seconds = 0.0  # between the answer to a job that was alone, and the preparation of what comes next
 
     def __init__(self, name: str, capacity: int) -> None:
         self.name = name
@@ -78,6 +81,19 @@ class Worker(ABC):
         elif left:
             with self._ready:
                 self._ready.notify()
+        else:
+            self._prepare_after_rest()
+
+    def _prepare_after_rest(self) -> None:
+        """`_prepare`, when the processes that carry the answer have had the cores to themselves for a moment."""
+        if self.rest_seconds:
+            time.sleep(self.rest_seconds)
+        if self._turning.acquire(blocking=False):
+            try:
+                if not self._queue and self._wait_seconds() is None:
+                    self._guarded(self._prepare)
+            finally:
+                self._turning.release()
 
     def _enqueue(self, job: Job, outcome: Outcome) -> None:
         error = None
@@ -134,6 +150,8 @@ class Worker(ABC):
             with self._turning:
                 self._waits = False
                 self._guarded_turn(items)
+                if not self._queue and self._wait_seconds() != 0:
+                    self._guarded(self._prepare)
         failure = SessionError("UNAVAILABLE", f"the {self.name} is shutting down")
         with self._turning:
             self._abandon(failure)
@@ -146,8 +164,6 @@ class Worker(ABC):
         try:
             if items or self._wait_seconds() is not None:
                 self._turn(items)
-                if not self._queue and self._wait_seconds() != 0:
-                    self._prepare()
             else:
                 self._idle()
         except Exception as error:
@@ -155,6 +171,12 @@ class Worker(ABC):
             failure = self._failure(error)
             self._abandon(failure)
             fail_items(items, failure)
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:
+            _log.exception("the %s could not prepare the next turn", self.name)
 
     def _failure(self, error: Exception) -> SessionError:
         return SessionError("INTERNAL", f"the {self.name} failed: {error}")

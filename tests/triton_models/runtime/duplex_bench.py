@@ -42,12 +42,16 @@ class Recorder:
     said: list[UnitResponse | SessionError] = field(default_factory=list)
     finished: threading.Event = field(default_factory=threading.Event)
     spoke: threading.Event = field(default_factory=threading.Event)
+    prepared: list[tuple[int, str, str]] = field(default_factory=list)
     gone: bool = False
 
     def _say(self, what: UnitResponse | SessionError) -> None:
         assert not self.finished.is_set(), f"{what} after the end"
         self.said.append(what)
         self.spoke.set()
+
+    def prepare(self, unit: int, state: str, text: str) -> None:
+        self.prepared.append((unit, state, text))
 
     def send(self, response: UnitResponse) -> None:
         self._say(response)

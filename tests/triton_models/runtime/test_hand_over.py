@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from triton_models.runtime import hand_over
 from triton_models.runtime.hand_over import HandOverReceiver, HandOverSender, socket_path
@@ -68,6 +70,28 @@ def test_packets_arrive_in_order_and_whole(ends: Ends) -> None:
         np.testing.assert_array_equal(taken.history.ranges, packet.history.ranges)
 
 
+@given(
+    st.text(max_size=40),
+    st.integers(0, 2**62),
+    st.integers(0, 2**62),
+    st.integers(0, 2**64 - 1),
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9),
+)
+def test_a_packet_round_trip(session: str, epoch: int, unit: int, seed: int, pages: list[int]) -> None:
+    ids = np.array(pages, np.int64)
+    sent = HandOver(session, epoch, unit, seed, 3, HistoryView(ids, np.stack([ids, ids[::-1]], 1)), 17)
+    got = hand_over.unpack(hand_over.pack(sent))
+    assert (got.session, got.epoch, got.unit, got.seed, got.origin, got.sent_ns) == (session, epoch, unit, seed, 3, 17)
+    np.testing.assert_array_equal(got.history.page_ids, sent.history.page_ids)
+    np.testing.assert_array_equal(got.history.ranges, sent.history.ranges)
+
+
+@pytest.mark.parametrize("cut", [0, 20, 60])
+def test_a_packet_that_is_cut_is_refused(cut: int) -> None:
+    with pytest.raises(ValueError, match="packet: expected"):
+        hand_over.unpack(hand_over.pack(over(1, pages=3))[:cut])
+
+
 def test_only_its_owner_can_connect(ends: Ends) -> None:
     assert stat.S_IMODE(os.stat(socket_path(ends.pool)).st_mode) == 0o600
 
@@ -106,7 +130,9 @@ def test_a_receiver_that_does_not_read_is_no_reason_to_wait(pool: str) -> None:
 def test_a_bad_packet_does_not_end_the_thread(ends: Ends) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
         stranger.connect(socket_path(ends.pool))
+        socket.send_fds(stranger, [hand_over.HELLO], [bell := os.eventfd(1)])
         stranger.send(b"not a message")
+        os.close(bell)
     assert ends.sender.send(over(1)), "the next connection is taken when the first has gone"
     assert ends.take().unit == 1
 
