@@ -27,6 +27,7 @@ from engine_builder.config import ModelConfig
 
 from . import validate
 from .admission import Admission
+from .calls import Call, Calls, Over
 from .conversation import Conversation, Reply, Turn, UnitRequest, UnitResponse
 from .crew import Crew
 from .degradation import Measure
@@ -54,12 +55,6 @@ HEAD_START = 0.001
 MAX_THREADS = 256  # units under way at once; more wait for a thread
 
 _log = logging.getLogger(__name__)
-
-Call = Callable[[Any], Any]
-
-
-class Over(Exception):
-    """The session has ended under its unit: nobody waits for the rest."""
 
 
 class Duplex:
@@ -104,7 +99,7 @@ class Duplex:
         self._threads = Crew(MAX_THREADS, "think")
         self._performing = Crew(MAX_THREADS, "perform")
         self._conversations: dict[str, Conversation] = {}
-        self._calls: dict[object, tuple[float, str, Conversation]] = {}  # under way: since when, what, for whom
+        self._calls = Calls(self._lock, clock, tracer)
         self._freeing = 0  # sessions that ended and still hold something in the models
         # Running estimates, for deadlines: from the last solver step, and from the think call, to the response.
         self._after_solver_ns = self._after_think_ns = 0.0
@@ -162,12 +157,12 @@ class Duplex:
 
         if turn.accepted.started:
             retention = options.retention.to_json()
-            self._call(talk, think, OpenJob(name, epoch, options.prompt, options.seed, retention))
+            self._calls.make(talk, think, OpenJob(name, epoch, options.prompt, options.seed, retention))
 
         self._await(talk, "thought", unit - 1)
         heard: PerceiveJob | None = PerceiveJob(name, epoch, unit, request.pcm, request.frames)
         if talk.solved < unit - 1:  # z of the unit before is still being made: perceive meanwhile
-            self._call(talk, think, heard)
+            self._calls.make(talk, think, heard)
             heard = None  # otherwise it goes along with the think job, which saves a call
             self._await(talk, "solved", unit - 1)
 
@@ -176,14 +171,14 @@ class Duplex:
         latest = turn.arrival_ns + UNIT_NS - round(self._after_think_ns)
         thinking = ThinkJob(name, epoch, unit, turn.text, heard, z_video, z_audio, latest)
         self._performing.submit(self._thread, self._perform, turn)
-        thought: ThinkResult = self._call(talk, think, thinking)
+        thought: ThinkResult = self._calls.make(talk, think, thinking)
         turn.thought = thought
         self._reach(talk, thought=unit)
         if (reply := talk.unanswered.get(unit)) is not None:
             reply.prepare(unit, thought.state, thought.text)
         if not thought.handed:
             handed = HandOver(name, epoch, unit, thought.seed, thought.origin, thought.history)
-            self._call(talk, perform, handed)
+            self._calls.make(talk, perform, handed)
 
     def _perform(self, turn: Turn) -> None:
         """perform and render: the job waits in the performer for the thinker, and this thread for its result."""
@@ -195,7 +190,7 @@ class Duplex:
                 self.meter.accepted(turn.accepted, turn.arrival_ns)
         steps, deadline = talk.session.options.solver_steps, due - round(self._after_solver_ns)
         solving = PerformJob(talk.session.name, talk.epoch, unit, seed=0, steps=steps, deadline_ns=deadline, origin=0)
-        solved: PerformResult = self._call(talk, self._call_performer, solving)
+        solved: PerformResult = self._calls.make(talk, self._call_performer, solving)
         self._await(talk, "thought", unit)
         if solved.pcm is None or solved.frames is None or turn.thought is None:
             raise SessionError("INTERNAL", f"unit {unit}: expected pcm and frames of the performer, got none")
@@ -249,30 +244,6 @@ class Duplex:
                 if reply is not talk.held:
                     reply.finish()
             self.table.finish(session, unit, self._clock())
-
-    def _call(self, talk: Conversation, call: Call, job: object) -> Any:
-        """A call to a model. One that never returns is found by `poll`, which ends the session."""
-        begin = self._clock() if self._tracer else 0
-        token, what = object(), type(job).__name__.removesuffix("Job").lower()
-        with self._lock:
-            if talk.over:
-                raise Over
-            talk.calls += 1
-            self._calls[token] = time.monotonic(), what, talk
-        try:
-            result = call(job)
-        finally:
-            with self._lock:
-                talk.calls -= 1
-                del self._calls[token]
-                if talk.over:
-                    talk.changed.notify_all()
-        if talk.over:
-            raise Over
-        if self._tracer:
-            with self._lock:
-                self._tracer.hop(job, result, begin, self._clock())
-        return result
 
     def _await(self, talk: Conversation, stage: str, unit: int) -> None:
         """Until the session has come to `unit` in `stage`. Raises Over."""
@@ -399,15 +370,11 @@ class Duplex:
     def _close(self, talk: Conversation, where: str, call: Call) -> None:
         """Closes the session in one model, and waits for what is under way: it comes back before its pages are given
         to somebody else. A job that the close has overtaken is refused there."""
-        token = object()
-        with self._lock:
-            self._calls[token] = time.monotonic(), f"close in the {where}", talk
         try:
-            call(CloseJob(talk.session.name, talk.epoch))
+            self._calls.close(talk, f"close in the {where}", call, CloseJob(talk.session.name, talk.epoch))
         except Exception as error:
             _log.warning("closing session %r: %s", talk.session.key, error)
         with self._lock:
-            del self._calls[token]
             talk.changed.wait_for(lambda: talk.calls == 0, self._stall_seconds)
 
     # -- the watch ---------------------------------------------------------------------------------------------
@@ -423,9 +390,8 @@ class Duplex:
                 if not talk.over and self.table.detach(talk.session, self._clock()):
                     self.meter.lost(len(talk.unanswered))
                     talk.dismiss(None)
-            now = time.monotonic()
-            for since, what, talk in list(self._calls.values()):
-                if not talk.over and now - since > self._stall_seconds:
+            for talk, what in self._calls.stalled(self._stall_seconds):
+                if not talk.over:
                     self._fail(talk, SessionError("UNAVAILABLE", f"{what}: no result in {self._stall_seconds:g} s"))
             self.table.expire(self._clock())
 
@@ -449,7 +415,6 @@ class Duplex:
     def status(self) -> dict[str, Any]:
         """Sessions now, counters so far, and for how long the oldest call has been under way."""
         with self._lock:
-            since = min((since for since, _, _ in self._calls.values()), default=None)
             return {
                 "sessions": len(self.table),
                 "closing": self.table.closing,
@@ -457,5 +422,5 @@ class Duplex:
                 "units": self.units,
                 "dropped": self.table.dropped,
                 **self.meter.metrics.snapshot(),
-                "oldest_call_s": 0.0 if since is None else round(time.monotonic() - since, 3),
+                "oldest_call_s": self._calls.oldest_seconds(),
             }

@@ -10,9 +10,10 @@ from typing import Any
 
 from engine_builder.manifest import Manifest
 
+from .calls import Call
 from .capacity import admission
 from .conversation import Reply, UnitRequest
-from .duplex import Call, Duplex
+from .duplex import Duplex
 from .metrics import Metrics
 from .options import OptionLimits
 from .settings import DuplexSettings
