@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -62,17 +64,23 @@ async def dial(url: str, model: str, timeout: float) -> Line:
 
     Always a new one: what is left of a connection whose network is gone looks alive for a quarter of an hour.
     """
-    line = Line(url)
-    try:
+    async with opening(Line(url)) as line:
         if not await line.is_ready(model, timeout):
             raise DuplexError("UNAVAILABLE", f"{url}: model {model} is not ready", broken=True)
+    return line
+
+
+@contextlib.asynccontextmanager
+async def opening(line: Line) -> AsyncIterator[Line]:
+    """The first calls on a line: it is closed unless all of them succeed. Raises DuplexError in place of gRPC's."""
+    try:
+        yield line
     except grpc.aio.AioRpcError as error:
         await line.close()
-        raise transport_error(url, error) from None
+        raise transport_error(line.url, error) from None
     except BaseException:
         await line.close()
         raise
-    return line
 
 
 def transport_error(url: str, error: grpc.aio.AioRpcError) -> DuplexError:

@@ -18,7 +18,7 @@ import grpc
 from google.protobuf import json_format
 
 from client import wire
-from client.line import Line, transport_error
+from client.line import Line, opening
 from client.reconnect import GRACE_SECONDS, Reconnect, Resumed
 from client.session import DuplexSession
 from client.units import UnitShape
@@ -55,22 +55,14 @@ class DuplexClient:
         Raises DuplexError: UNAVAILABLE when it is not ready in `timeout` seconds, INVALID_ARGUMENT when it is not a
         duplex model.
         """
-        line = Line(url)
-        triton = line.triton
-        try:
+        async with opening(Line(url)) as line:
             await line.until_ready(model, timeout)
-            metadata = await triton.ModelMetadata(kserve.ModelMetadataRequest(name=model), timeout=timeout)
+            metadata = await line.triton.ModelMetadata(kserve.ModelMetadataRequest(name=model), timeout=timeout)
             client = cls(line, model, wire.read_shape(model, metadata.inputs))
-            server = await triton.ServerMetadata(kserve.ServerMetadataRequest(), timeout=timeout)
+            server = await line.triton.ServerMetadata(kserve.ServerMetadataRequest(), timeout=timeout)
             client.server = json_format.MessageToDict(server, preserving_proto_field_name=True)
-            config = await triton.ModelConfig(kserve.ModelConfigRequest(name=model), timeout=timeout)
+            config = await line.triton.ModelConfig(kserve.ModelConfigRequest(name=model), timeout=timeout)
             client.parameters = {k: v.string_value for k, v in config.config.parameters.items()}
-        except grpc.aio.AioRpcError as error:
-            await line.close()
-            raise transport_error(url, error) from None
-        except BaseException:
-            await line.close()
-            raise
         return client
 
     def session(

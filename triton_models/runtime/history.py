@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .kv_cache import NULL_PAGE, PageTable
+from .kv_cache import PageTable
 from .messages import HistoryView, Int64
 
 
@@ -40,14 +40,8 @@ def stack_tables(tables: Sequence[PageTable], multiple: int) -> tuple[Int64, Int
     """`stack_views` of tables that are at hand. One row is not copied: it moves on with its table (`staged`)."""
     if len(tables) == 1:
         return tables[0].staged(multiple)
-    rows = [table.staged(multiple) for table in tables]
-    pages = max(table.shape[1] for table, _ in rows)
-    table = np.full((len(rows), pages), NULL_PAGE, dtype=np.int64)
-    ranges = np.zeros((len(rows), pages, 2), dtype=np.int64)
-    for b, (own, visible) in enumerate(rows):
-        table[b, : own.shape[1]] = own[0]
-        ranges[b, : own.shape[1]] = visible[0]
-    return table, ranges
+    stacked = stack_views([table.view() for table in tables], multiple)
+    return stacked["page_table"], stacked["page_range"]
 
 
 def page_multiple(page_tokens: int, head_dim: int) -> int:

@@ -75,14 +75,11 @@ class Renderer:
 
     def _voice(self, solved: PerformResult) -> _Voice:
         """The session of a unit; unit 0 makes it. Raises SessionError."""
-        shapes = (
-            solved.z_video.shape,
-            solved.z_audio.shape,
-        )  # the solver, whence they come, has seen to it that they are finite
+        # Shapes alone: that the numbers are finite, the solver has seen, and z comes from nowhere else.
+        shapes = solved.z_video.shape, solved.z_audio.shape
         if shapes != self._shapes:
-            what = (
-                f"z_video, z_audio: expected {self._shapes[0]} and {self._shapes[1]}, got {shapes[0]} and {shapes[1]}"
-            )
+            (video, audio), (got_video, got_audio) = self._shapes, shapes
+            what = f"z_video, z_audio: expected {video} and {audio}, got {got_video} and {got_audio}"
             raise SessionError("INVALID_ARGUMENT", what)
         voice = self._voices.get(solved.session)
         if voice is None:
