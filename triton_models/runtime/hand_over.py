@@ -8,9 +8,9 @@ The socket is a file of /dev/shm named after the pool, readable by its owner alo
 shared memory. A packet that cannot be sent (nobody listens yet, the buffer is full, the history is too long for one
 packet) is no loss: the thinker's answer says so, and the duplex model makes the call.
 
-A packet alone would not do. Linux takes a write to a socket for a sign that the writer is about to sleep (WF_SYNC) and
-may queue the reader on the writer's core, where it waits for as long as the thinker words its answer: 0.2 ms at the
-median. So the thinker also passes an eventfd when it connects, whose wake-up means "now": the receiver sleeps on that.
+Linux takes a write to a socket for a sign that the writer is about to sleep (WF_SYNC) and may queue the reader on the
+writer's core. So the thinker also passes an eventfd when it connects, whose wake-up means "now", and the receiver sleeps
+on that: 0.21 ms from the packet to the receiver's first line instead of 0.26, in one run each.
 """
 
 from __future__ import annotations
