@@ -9,8 +9,8 @@ shared memory. A packet that cannot be sent (nobody listens yet, the buffer is f
 packet) is no loss: the thinker's answer says so, and the duplex model makes the call.
 
 Linux takes a write to a socket for a sign that the writer is about to sleep (WF_SYNC) and may queue the reader on the
-writer's core. So the thinker also passes an eventfd when it connects, whose wake-up means "now", and the receiver sleeps
-on that: 0.21 ms from the packet to the receiver's first line instead of 0.26, in one run each.
+writer's core. So the thinker also passes an eventfd when it connects, whose wake-up means "now", and the receiver
+sleeps on that: 0.21 ms from the packet to the receiver's first line instead of 0.26, in one run each.
 """
 
 from __future__ import annotations
