@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.errors import DuplexError, MediaError
 from client.live import Request, hold, summarise, write_files
 from client.loadtest import command as loadtest
-from client.source import TypedText, read_source
-from client.stream import DuplexClient
+from client.media.source import TypedText, read_source
+from client.stream.client import DuplexClient
+from client.stream.errors import DuplexError, MediaError
 
 DEFAULT_URL = "127.0.0.1:8001"
 EXAMPLES = """examples:

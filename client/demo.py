@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client import script as script_module
-from client.captions import printable
-from client.errors import DuplexError, MediaError
 from client.live import Request, hold, summarise, write_files
-from client.script import Script, Verdicts, judge
-from client.source import TypedText, UserSource, read_source
-from client.units import UnitShape
+from client.media.source import TypedText, UserSource, read_source
+from client.report.captions import printable
+from client.stream.errors import DuplexError, MediaError
+from client.stream.units import UnitShape
+from client.talk import script as script_module
+from client.talk.script import Script, Verdicts, judge
 
 MEDIA = Path(__file__).parent / "demo_media"
 CREDITS = {

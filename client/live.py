@@ -14,14 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
-from client import media_out, report, timeline
-from client.captions import printable
-from client.conversation import Conversation, UnitRecord, converse
-from client.errors import MediaError
-from client.script import Verdicts
-from client.source import UserSource
-from client.stream import DuplexClient
-from client.units import UnitShape
+from client.media.source import UserSource
+from client.report import figures as report
+from client.report import film as media_out
+from client.report import timeline
+from client.report.captions import printable
+from client.stream.client import DuplexClient
+from client.stream.errors import MediaError
+from client.stream.units import UnitShape
+from client.talk.conversation import Conversation, UnitRecord, converse
+from client.talk.script import Verdicts
 
 FILES = ("conversation.mp4", "timeline.png", "report.json")
 

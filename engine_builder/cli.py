@@ -103,7 +103,7 @@ def _init(args: argparse.Namespace) -> int:
 
 def _import_qwen3(args: argparse.Namespace) -> int:
     from .checkpoint import TOKENIZER, save_checkpoint
-    from .qwen3 import import_qwen3
+    from .importers.qwen3 import import_qwen3
     from .tokenizer import write_tiny_tokenizer
     from .weights_note import write_weights_note
 

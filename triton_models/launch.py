@@ -18,16 +18,16 @@ from typing import IO
 from engine_builder.manifest import Manifest, ManifestError
 from engine_builder.targets.names import GPU_TARGETS, TENSORRT_MODULES
 
-from .awake import DEVICE, LINGER_SECONDS, KeepAwake
-from .capacity import measured_capacity
-from .runtime.capacity import CPU_UTILISATION
-from .runtime.cost_probe import load_costs
-from .runtime.engine import TARGET, EngineError
-from .runtime.kv_pool import PoolError, PoolGeometry, free_bytes
-from .runtime.settings import DuplexSettings, RoleSettings
-from .server_process import LOOPBACK, Ports, ServerError, ServerPlan, reached
-from .supervisor import Supervisor, SupervisorOptions
-from .template import fill_repository
+from .launcher.awake import DEVICE, LINGER_SECONDS, KeepAwake
+from .launcher.repository import fill_repository
+from .launcher.server_process import LOOPBACK, Ports, ServerError, ServerPlan, reached
+from .launcher.supervisor import Supervisor, SupervisorOptions
+from .planner.capacity import measured_capacity
+from .runtime.budget.books import CPU_UTILISATION
+from .runtime.budget.probe import load_costs
+from .runtime.engines.engine import TARGET, EngineError
+from .runtime.kv.pool import PoolError, PoolGeometry, free_bytes
+from .service.settings import DuplexSettings, RoleSettings
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
@@ -76,8 +76,8 @@ def verified(engines: Path, device: str = "") -> Manifest:
     manifest = Manifest.load(engines)
     manifest.verify(engines, target=manifest.target if manifest.target in GPU_TARGETS else TARGET)
     if manifest.target in GPU_TARGETS:
-        from .gpu.devices import Devices
         from .gpu.serving import check_target
+        from .runtime.engines.devices import Devices
 
         try:
             check_target(manifest, Devices.parse(device))
@@ -197,14 +197,14 @@ def check_pool(manifest: Manifest, pages: int, device: str) -> int:
             f"--pages {pages}: these plans were built for a pool of {manifest.limits['pool_pages']} pages; leave the "
             "option out, or build with another --pool-pages"
         )
-    from .gpu.device_pool import pool_bytes  # what fits a GPU shows when it is allocated
+    from .gpu.cuda.device_pool import pool_bytes  # what fits a GPU shows when it is allocated
 
     return pool_bytes(geometry, manifest.precision)
 
 
 def _say_devices(device: str) -> None:
-    from .gpu.devices import Devices
     from .gpu.serving import mps_is_on
+    from .runtime.engines.devices import Devices
 
     devices = Devices.parse(device)
     _say(

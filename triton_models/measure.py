@@ -13,9 +13,9 @@ from pathlib import Path
 
 from engine_builder.manifest import Manifest, ManifestError
 
-from .runtime.cost_probe import COSTS, keeping_place, probe
-from .runtime.engine import EngineError
-from .runtime.kv_pool import PoolError
+from .runtime.budget.probe import COSTS, keeping_place, probe
+from .runtime.engines.engine import EngineError
+from .runtime.kv.pool import PoolError
 
 
 def main(argv: list[str] | None = None) -> int:

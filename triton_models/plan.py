@@ -15,12 +15,12 @@ from pathlib import Path
 
 from engine_builder.config import UNIT_MS, ConfigError, ModelConfig, preset
 
-from .policies import one_at_a_time, request_level, step_level
-from .runtime import retention
-from .runtime.costs import CostTable
-from .runtime.retention import Full, Retention, history_tokens, pages_needed, units_that_fit
-from .simulate import capacity, simulate
-from .workload import Report, Workload, gpu_like
+from .planner.policies import one_at_a_time, request_level, step_level
+from .planner.simulate import capacity, simulate
+from .planner.workload import Report, Workload, gpu_like
+from .runtime.budget.costs import CostTable
+from .runtime.kv import retention
+from .runtime.kv.retention import Full, Retention, history_tokens, pages_needed, units_that_fit
 
 HELP = """\
 Runs the server's own scheduler over a table of step costs in a discrete-event simulation: seeded arrivals, jitter,

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from client.loadtest.capacity import TARGET, Probe, find, hopeless
 from client.loadtest.driver import Plan, Run, run
 from client.loadtest.media import FACE, SPEECH
+from client.loadtest.search import TARGET, Probe, find, hopeless
 
 HELP = """\
 Many users talk with a server in real time, each on a connection of its own. A unit is due every 160 ms whether or not

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.errors import DuplexError
 from client.loadtest.media import FACE, GOLDEN, SPEECH, Media
 from client.loadtest.user import UnitLog, UserLog, talk
-from client.stream import DuplexClient
-from client.units import UNIT_SECONDS
+from client.stream.client import DuplexClient
+from client.stream.errors import DuplexError
+from client.stream.units import UNIT_SECONDS
 
 SETTLE_SECONDS = 0.3  # between the last connection and the first unit
 RAMP_SECONDS = 0.05  # a user: sessions are opened one after the other, as visitors come

@@ -13,11 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from client.loadtest.capacity import TARGET, Probe
 from client.loadtest.driver import Run
+from client.loadtest.search import TARGET, Probe
 from client.loadtest.summary import user_rows
-from client.report import STAGES, percentiles
-from client.units import UNIT_MS
+from client.report.figures import STAGES, percentiles
+from client.stream.units import UNIT_MS
 
 GOOD, BAD, GREY = "#2b7a4b", "#b3392f", "#5b6770"
 COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677")

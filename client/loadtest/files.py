@@ -12,10 +12,10 @@ from string import Template
 from typing import Any
 
 from client.loadtest import summary as figures
-from client.loadtest.capacity import Probe
 from client.loadtest.driver import Run
 from client.loadtest.figure import draw, draw_capacity
-from client.report import STAGES
+from client.loadtest.search import Probe
+from client.report.figures import STAGES
 
 COLUMNS = ("user", "unit", "judged", "due_s", "woke_s", "sent_s", "received_s", "response_ms", "service_ms", "on_time")
 PAGE = Template("""<!doctype html>

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from client.loadtest.user import UnitLog
-from client.units import FPS, FRAMES_PER_UNIT, UNIT_SECONDS
+from client.stream.units import FPS, FRAMES_PER_UNIT, UNIT_SECONDS
 
 BUFFER_MS = 100.0
 ANCHOR_UNITS = 6  # about a second

@@ -12,8 +12,8 @@ from typing import Any
 from client.loadtest.driver import Run
 from client.loadtest.playout import BUFFER_MS, Playout, play
 from client.loadtest.user import UnitLog, UserLog
-from client.report import STAGES, UNSTATED, percentiles
-from client.units import UNIT_MS
+from client.report.figures import STAGES, UNSTATED, percentiles
+from client.stream.units import UNIT_MS
 
 # A driver that gets round to its units later than this falsifies what it measures.
 DRIVER_LIMIT_MS = 20.0

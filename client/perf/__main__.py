@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from client.demo import ServerFailed, server
-from client.errors import DuplexError, MediaError
 from client.loadtest.driver import Plan, run
 from client.loadtest.media import Media
 from client.perf import data
 from client.perf.analyzer import BINARY, AnalyzerError, measure
 from client.perf.compare import Row, faults, rows, write
-from client.stream import DuplexClient
-from client.units import UNIT_SECONDS, UnitShape
+from client.stream.client import DuplexClient
+from client.stream.errors import DuplexError, MediaError
+from client.stream.units import UNIT_SECONDS, UnitShape
 
 WARM_UP_SECONDS = 2.0
 SETTLE_SECONDS = 1.5  # the server's counters are exported twice a second

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.units import UNIT_MS, UNIT_SECONDS
+from client.stream.units import UNIT_MS, UNIT_SECONDS
 
 BINARY = Path(".venv-perf/bin/perf_analyzer")
 LIBRARIES = ("libb64.so.0d", "libcudart.so.12")

@@ -10,8 +10,8 @@ from typing import Any
 
 from client.loadtest.driver import Run
 from client.perf.analyzer import Measurement, Request
-from client.report import percentiles
-from client.units import UNIT_SECONDS
+from client.report.figures import percentiles
+from client.stream.units import UNIT_SECONDS
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from client.web.access import Access
-from client.web.call_book import GRACE_SECONDS, CallBook
+from client.web.call.call_book import GRACE_SECONDS, CallBook
+from client.web.door.access import Access
+from client.web.door.upstream import Upstream
 from client.web.gateway import make_app
-from client.web.upstream import Upstream
 
 RUN = Path("build/runs/web/server")  # of a server that the gateway starts
 SECRET_VARIABLE = "WAN_WEB_TOKEN"

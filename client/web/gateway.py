@@ -7,12 +7,12 @@ from pathlib import Path
 
 from aiohttp import web
 
-from client.web.access import Access, Refused, bearer
-from client.web.call_book import CallBook
-from client.web.desk import DESK, Desk
-from client.web.page_socket import page_socket
+from client.web.call.call_book import CallBook
+from client.web.door.access import Access, Refused, bearer
+from client.web.door.desk import DESK, Desk
+from client.web.door.upstream import Upstream
+from client.web.page.socket import page_socket
 from client.web.realtime.socket import realtime_socket
-from client.web.upstream import Upstream
 
 STATIC = Path(__file__).parent / "static"
 HEADERS = {

@@ -6,7 +6,7 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 
-from client.units import Float32
+from client.stream.units import Float32
 
 LOWEST_RATE, HIGHEST_RATE = 8_000, 48_000
 

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from ..checkpoint import load_checkpoint
 from ..config import preset
-from .conversation import Studio
-from .rehearsal import rehearse
-from .run_report import write_report
-from .scenario import DENSE
-from .trainer import Trainer, TrainingPlan
+from .judges.rehearsal import rehearse
+from .judges.run_report import write_report
+from .learn.trainer import Trainer, TrainingPlan
+from .world.conversation import Studio
+from .world.scenario import DENSE
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -18,11 +18,11 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from .camera import CARD_RGB
-from .espeak import SpeechToolMissing
-from .room import Room
-from .voices import SAMPLE_RATE, Pcm, Voice, render, user_voices
-from .words import BACKCHANNELS, COLOURS, Meaning, answer, spoken
+from .world.camera import CARD_RGB
+from .world.espeak import SpeechToolMissing
+from .world.room import Room
+from .world.voices import SAMPLE_RATE, Pcm, Voice, render, user_voices
+from .world.words import BACKCHANNELS, COLOURS, Meaning, answer, spoken
 
 FACE = Path(__file__).parents[2] / "client" / "demo_media" / "user_face.mp4"
 SCRIPT = "script.json"

@@ -35,11 +35,11 @@ from gpu_tiling import tune
 from gpu_work import Ceilings, history_tokens, step_work
 from summary import machine, merge
 
-from triton_models.gpu.engine_probe import probe
-from triton_models.policies import step_level
-from triton_models.runtime.costs import STEPS, Cost, CostTable
-from triton_models.simulate import capacity
-from triton_models.workload import Workload
+from triton_models.gpu.tensorrt.probe import probe
+from triton_models.planner.policies import step_level
+from triton_models.planner.simulate import capacity
+from triton_models.planner.workload import Workload
+from triton_models.runtime.budget.costs import STEPS, Cost, CostTable
 
 PRESETS = ("v0.1-0.6b", "v0.1-1.7b", "v0.1-8b", "v0.2-8b")
 GPU_OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)

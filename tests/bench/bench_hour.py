@@ -27,7 +27,7 @@ import psutil
 from rich.progress import Progress
 from summary import machine, merge
 
-from triton_models.runtime.local import LocalRuntime, LocalSession
+from triton_models.service.local import LocalRuntime, LocalSession
 
 UNITS_PER_MINUTE = 375
 STAGES = ("perceive", "think", "perform", "render", "total")

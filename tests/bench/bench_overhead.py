@@ -24,10 +24,10 @@ from summary import machine, merge
 from transport import MODEL, echo_server
 
 from client.demo import server
-from client.pacing import Pacer
-from client.stream import DuplexClient
-from client.units import UserUnit
-from triton_models.awake import KeepAwake
+from client.stream.client import DuplexClient
+from client.stream.pacing import Pacer
+from client.stream.units import UserUnit
+from triton_models.launcher.awake import KeepAwake
 
 ENGINE_STAGES = ("perceive", "think", "perform", "render")
 WARM_UP_UNITS = 12  # connection, first calls, first pages

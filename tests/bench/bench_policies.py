@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from summary import machine, merge
 
-from triton_models.policies import RequestBatching
-from triton_models.runtime.cost_probe import load_costs
-from triton_models.runtime.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
-from triton_models.runtime.local import LocalRuntime
-from triton_models.runtime.scheduler import StepScheduler
+from triton_models.planner.policies import RequestBatching
+from triton_models.runtime.budget.probe import load_costs
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
+from triton_models.runtime.performer.scheduler import StepScheduler
+from triton_models.service.local import LocalRuntime
 
 UNIT_SECONDS = 0.160
 WARM_UP_UNITS = 12

@@ -1,6 +1,6 @@
 """How many sessions the step-level scheduler keeps on time, against request-level batching and none; and its own cost.
 
-The first part is a simulation (`triton_models.simulate`) that runs the server's scheduler over assumed GPU-like costs:
+The first part simulates (`triton_models.planner.simulate`) the server's scheduler over assumed GPU-like costs:
 a call takes a fixed time plus a time per row. Reference: 6 ms + 1.5 ms a row, 4 solver steps, two devices, a response
 within 100 ms of the complete unit. A sweep over costs, deadlines and devices shows where the gain holds and where not.
 Request-level batching gets the best of three settings of Triton's batcher in every cell. The second part measures the
@@ -24,13 +24,13 @@ from rich.progress import track
 from summary import machine, merge
 
 from engine_builder.config import preset
-from triton_models.policies import Policy, one_at_a_time, request_level, step_level
-from triton_models.runtime.admission import Admission, Budget
-from triton_models.runtime.costs import CostTable
-from triton_models.runtime.retention import Window
-from triton_models.runtime.scheduler import NS_PER_MS, StepScheduler
-from triton_models.simulate import AdmissionGate, Simulation, capacity, simulate
-from triton_models.workload import Workload, gpu_like
+from triton_models.planner.policies import Policy, one_at_a_time, request_level, step_level
+from triton_models.planner.simulate import AdmissionGate, Simulation, capacity, simulate
+from triton_models.planner.workload import Workload, gpu_like
+from triton_models.runtime.budget.admission import Admission, Budget
+from triton_models.runtime.budget.costs import CostTable
+from triton_models.runtime.kv.retention import Window
+from triton_models.runtime.performer.scheduler import NS_PER_MS, StepScheduler
 
 OURS, ONE = step_level(), one_at_a_time()
 # Triton's dynamic batcher as it comes, with a queue delay, with a small batch that ends sooner.

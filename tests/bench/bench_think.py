@@ -23,7 +23,7 @@ from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from engine_builder.checkpoint import load_checkpoint
 from engine_builder.layout import UnitLayout, rope_tables
-from triton_models.runtime.engine import EngineSet
+from triton_models.runtime.engines.engine import EngineSet
 
 SLOT_PASSES = 2  # state, then one word; the rest of the slots end early
 

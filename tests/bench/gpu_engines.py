@@ -19,13 +19,13 @@ from engine_builder.model import backbone as model_backbone
 from engine_builder.model.duplex import DuplexModel
 from engine_builder.model.steps import PerceiveStep, PerformStep, RenderStep, ThinkStep
 from engine_builder.precision import set_precision
-from triton_models.gpu import codecs
-from triton_models.gpu.backbone import Backbone
-from triton_models.gpu.buckets import Limits
-from triton_models.gpu.captured import CapturedCall, Lane
-from triton_models.gpu.solver_bank import SolverBank
-from triton_models.gpu.torch_engine import PerformEngine, ThinkEngine, perceive_engine, render_engine
-from triton_models.gpu.weights import BackboneWeights
+from triton_models.gpu.cuda.buckets import Limits
+from triton_models.gpu.torch_cuda import codecs
+from triton_models.gpu.torch_cuda.backbone import Backbone
+from triton_models.gpu.torch_cuda.captured import CapturedCall, Lane
+from triton_models.gpu.torch_cuda.engine import PerformEngine, ThinkEngine, perceive_engine, render_engine
+from triton_models.gpu.torch_cuda.solver_bank import SolverBank
+from triton_models.gpu.torch_cuda.weights import BackboneWeights
 from triton_models.runtime.messages import HistoryView
 
 Call = Callable[[], Any]

@@ -16,7 +16,7 @@ from engine_builder.config import preset
 from engine_builder.export import export_step
 from engine_builder.model.steps import step_specs
 from engine_builder.targets.tensorrt import Limits, PlanBuilder
-from triton_models.gpu.engine_probe import probe
+from triton_models.gpu.tensorrt.probe import probe
 
 CAPABILITIES = ("8.0", "8.9", "12.0", None)  # None: the GPU at hand
 BUILD_SECONDS = 60

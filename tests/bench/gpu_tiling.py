@@ -13,8 +13,8 @@ from gpu_plan import Clock, Plan, config_of, say
 from gpu_work import Ceilings, attention_work, history_tokens
 
 from engine_builder.config import ModelConfig
-from triton_models.gpu.history_index import build_index
-from triton_models.gpu.paged_attention import Chip, Tiling, choose_tiling, paged_attention
+from triton_models.gpu.kernels.history_index import build_index
+from triton_models.gpu.kernels.paged_attention import Chip, Tiling, choose_tiling, paged_attention
 
 
 def tune(

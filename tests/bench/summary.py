@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from triton_models.runtime.cost_probe import processor
+from triton_models.runtime.budget.probe import processor
 
 
 def merge(directory: Path, values: dict[str, object]) -> None:

@@ -14,7 +14,7 @@ import gpu_work
 import pytest
 
 from engine_builder.config import preset
-from triton_models.runtime.costs import STEPS
+from triton_models.runtime.budget.costs import STEPS
 
 pytestmark = pytest.mark.engine
 HERE = Path(__file__).parent

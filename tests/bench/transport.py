@@ -11,8 +11,8 @@ from pathlib import Path
 from engine_builder.config import FRAMES_PER_UNIT
 from engine_builder.manifest import Manifest
 from triton_models.launch import pick_ports
-from triton_models.server_process import Ports, ServerPlan, ServerProcess, clean_shared_memory
-from triton_models.template import CONFIG, TEMPLATES, fill
+from triton_models.launcher.repository import CONFIG, TEMPLATES, fill
+from triton_models.launcher.server_process import Ports, ServerPlan, ServerProcess, clean_shared_memory
 
 MODEL = "echo"
 START_SECONDS = 30.0

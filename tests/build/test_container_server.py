@@ -23,7 +23,7 @@ import pytest
 from engine_builder.manifest import Manifest
 from tests.build.container_box import Box, Spec
 from tests.build.container_files import ELSEWHERE, ROOT, Stage, closure, compose, dockerfile
-from triton_models.installation import BACKEND_FILES, find_server
+from triton_models.launcher.installation import BACKEND_FILES, find_server
 
 pytestmark = [
     pytest.mark.server,

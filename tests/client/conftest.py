@@ -16,7 +16,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
-from client.units import UnitShape, UserUnit
+from client.stream.units import UnitShape, UserUnit
 
 SHAPE = UnitShape(samples=2560, height=64, width=64)
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client import cli, report
-from client.conversation import converse
-from client.reconnect import Reconnect
-from client.source import TypedText, read_source
-from client.stream import DuplexClient
+from client import cli
+from client.media.source import TypedText, read_source
+from client.report import figures as report
+from client.stream.client import DuplexClient
+from client.stream.reconnect import Reconnect
+from client.talk.conversation import converse
 
 pytestmark = pytest.mark.unit
 

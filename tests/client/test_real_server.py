@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from client import demo
-from client.conversation import converse
-from client.errors import DuplexError
-from client.source import TypedText, read_source
-from client.stream import DuplexClient
-from client.units import UnitShape, UserUnit
+from client.media.source import TypedText, read_source
+from client.stream.client import DuplexClient
+from client.stream.errors import DuplexError
+from client.stream.units import UnitShape, UserUnit
+from client.talk.conversation import converse
 
 pytestmark = pytest.mark.server
 

@@ -6,8 +6,8 @@ import pytest
 
 from engine_builder.build import PROMPT_TOKENS, BuildOptions
 from engine_builder.config import PRESETS
-from triton_models.runtime.options import OptionLimits
-from triton_models.runtime.retention import pages_needed
+from triton_models.runtime.duplex.options import OptionLimits
+from triton_models.runtime.kv.retention import pages_needed
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from engine_builder.checkpoint import CheckpointError
 from engine_builder.cli import main
 from engine_builder.config import preset
+from engine_builder.importers.qwen3 import import_qwen3
 from engine_builder.layout import rope_tables
-from engine_builder.qwen3 import import_qwen3
 
 pytestmark = pytest.mark.unit
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from client.demo import ServerFailed
-from client.errors import DuplexError
+from client.stream.errors import DuplexError
 from engine_builder.tokenizer import word_ids
 from engine_builder.training.judges.figures import Tally
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from engine_builder.training.agent_voice import AgentVoice
 from engine_builder.training.judges.figures import Judge
 from engine_builder.training.judges.recogniser import Recogniser
-from engine_builder.training.rehearsal import template_ear
-from engine_builder.training.voices import Pcm
-from engine_builder.training.words import COLOURS, DIGITS, LANGUAGES, agent_words
+from engine_builder.training.judges.rehearsal import template_ear
+from engine_builder.training.world.agent_voice import AgentVoice
+from engine_builder.training.world.voices import Pcm
+from engine_builder.training.world.words import COLOURS, DIGITS, LANGUAGES, agent_words
 
 WORDS = {language: agent_words(language) for language in LANGUAGES}
 

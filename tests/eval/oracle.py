@@ -12,10 +12,10 @@ from torch import Tensor
 
 from engine_builder.model import reference
 from engine_builder.model.duplex import DuplexModel
-from engine_builder.training.conversation import Conversation
 from engine_builder.training.judges.figures import Tally
-from triton_models.runtime import noise
-from triton_models.runtime.local import AgentUnit
+from engine_builder.training.world.conversation import Conversation
+from triton_models.runtime.performer import noise
+from triton_models.service.local import AgentUnit
 
 from .stage import FIRST_NOISE
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from engine_builder.training.scenario import Habits
+from engine_builder.training.world.scenario import Habits
 
 MINUTE = 375  # units
 BOTH_JUDGES = (

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from client import demo
-from client.stream import DuplexClient
-from client.units import UnitResponse, UserUnit
-from engine_builder.training.closed_loop import Performance
-from engine_builder.training.conversation import Conversation
-from engine_builder.training.words import PERSONA_PROMPT
-from triton_models.runtime.local import AgentUnit
+from client.stream.client import DuplexClient
+from client.stream.units import UnitResponse, UserUnit
+from engine_builder.training.judges.closed_loop import Performance
+from engine_builder.training.world.conversation import Conversation
+from engine_builder.training.world.words import PERSONA_PROMPT
+from triton_models.service.local import AgentUnit
 
 from .parts import TRAINED_RETENTION
 from .stage import FIRST_NOISE

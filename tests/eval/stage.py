@@ -14,12 +14,12 @@ from types import TracebackType
 
 import numpy as np
 
-from engine_builder.training.closed_loop import Performance
-from engine_builder.training.conversation import Conversation
-from engine_builder.training.words import PERSONA_PROMPT
-from triton_models.runtime import retention
-from triton_models.runtime.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
-from triton_models.runtime.local import AgentUnit, LocalRuntime, LocalSession
+from engine_builder.training.judges.closed_loop import Performance
+from engine_builder.training.world.conversation import Conversation
+from engine_builder.training.world.words import PERSONA_PROMPT
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
+from triton_models.runtime.kv import retention
+from triton_models.service.local import AgentUnit, LocalRuntime, LocalSession
 
 from .parts import TRAINED_RETENTION
 

@@ -11,10 +11,10 @@ import pytest
 
 from engine_builder.checkpoint import load_checkpoint
 from engine_builder.tokenizer import word_ids, write_tiny_tokenizer
-from engine_builder.training.conversation import Studio
 from engine_builder.training.judges.figures import Judge, Tally, figures
-from engine_builder.training.rehearsal import template_ear
-from engine_builder.training.voices import Pcm, user_voices
+from engine_builder.training.judges.rehearsal import template_ear
+from engine_builder.training.world.conversation import Studio
+from engine_builder.training.world.voices import Pcm, user_voices
 from tests.eval import oracle, report, served
 from tests.eval.crew import Crew, JobFailed, Progress
 from tests.eval.minutes import Minutes

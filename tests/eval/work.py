@@ -10,18 +10,18 @@ from pathlib import Path
 from engine_builder.checkpoint import load_checkpoint
 from engine_builder.precision import set_precision
 from engine_builder.tokenizer import word_ids
-from engine_builder.training.closed_loop import ClosedLoop, Performance
-from engine_builder.training.conversation import HELD_OUT_VOICES, Conversation, Studio
+from engine_builder.training.judges.closed_loop import ClosedLoop, Performance
 from engine_builder.training.judges.figures import Judge, Tally
-from engine_builder.training.scenario import Simulator
-from engine_builder.training.voices import Voice, VoiceBank, user_voices
+from engine_builder.training.world.conversation import HELD_OUT_VOICES, Conversation, Studio
+from engine_builder.training.world.scenario import Simulator
+from engine_builder.training.world.voices import Voice, VoiceBank, user_voices
 
 from . import oracle
 from .ears import Ears
 from .parts import BOTH_JUDGES, TRAINED_RETENTION, Part
 from .stage import Lateness, Stage, performance
 
-_LEFT_OUT = ("Lee", "Marco")  # timbres that PocketSphinx cannot follow either: see engine_builder.training.voices
+_LEFT_OUT = ("Lee", "Marco")  # timbres that PocketSphinx cannot follow either: see engine_builder.training.world.voices
 _WINDOW = 16  # units of TRAINED_RETENTION
 OnUnit = Callable[[int], None]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from triton_models.health import HealthServer, Readiness
 from triton_models.healthcheck import check, main
+from triton_models.launcher.health import HealthServer, Readiness
 
 pytestmark = pytest.mark.unit
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from triton_models.server_process import wait_until_gone
+from triton_models.launcher.server_process import wait_until_gone
 
 pytestmark = pytest.mark.server
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.errors import DuplexError
-from client.pacing import Pacer
-from client.reconnect import Resumed
-from client.stream import DuplexClient
-from client.units import UnitResponse, UnitShape, UserUnit
+from client.stream.client import DuplexClient
+from client.stream.errors import DuplexError
+from client.stream.pacing import Pacer
+from client.stream.reconnect import Resumed
+from client.stream.units import UnitResponse, UnitShape, UserUnit
 
 pytestmark = pytest.mark.server
 

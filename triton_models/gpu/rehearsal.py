@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from triton_models.runtime.cost_probe import step_inputs
-from triton_models.runtime.engine import EngineSet
-from triton_models.runtime.kv_pool import NULL_PAGE, Pool
-from triton_models.runtime.solver import Solver
-from triton_models.runtime.thinker import PROMPT_CHUNK
-
-from .buckets import Limits
+from ..runtime.budget.probe import step_inputs
+from ..runtime.engines.engine import EngineSet
+from ..runtime.engines.solver import Solver
+from ..runtime.kv.pool import NULL_PAGE, Pool
+from ..runtime.thinker.thinker import PROMPT_CHUNK
+from .cuda.buckets import Limits
 
 
 def rehearse(engines: EngineSet, pool: Pool, solver: Solver | None) -> None:

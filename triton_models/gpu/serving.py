@@ -18,15 +18,15 @@ from typing import Any
 from engine_builder.config import ModelConfig
 from engine_builder.manifest import Manifest
 from engine_builder.targets.names import GPU_TARGETS, TENSORRT_MODULES
-from triton_models.runtime.engine import PERFORMER_STEPS, EngineError, EngineSet
-from triton_models.runtime.kv_pool import Pool
-from triton_models.runtime.link import wait_for
-from triton_models.runtime.solver import HostSolver, Solver
 
-from .cuda_runtime import CudaRuntime
-from .device_pool import DevicePool, Memory, MirroredPool
-from .devices import CPU, Devices, installed_gpus
-from .host_runtime import HostRuntime
+from ..runtime.engines.devices import CPU, Devices, installed_gpus
+from ..runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet
+from ..runtime.engines.solver import HostSolver, Solver
+from ..runtime.engines.target import wait_for
+from ..runtime.kv.pool import Pool
+from .cuda.cuda_runtime import CudaRuntime
+from .cuda.device_pool import DevicePool, Memory, MirroredPool
+from .cuda.host_runtime import HostRuntime
 from .rehearsal import rehearse
 
 PEER = "-peer"  # suffix of the performer's pool if it has one of its own
@@ -89,14 +89,14 @@ def load_engines(engine_dir: Path, steps: Sequence[str], device: str = "") -> En
             os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; there may be a GPU as well
         import torch  # only this target needs it
 
-        from .captured import Lane
-        from .torch_engine import load_engines as load
+        from .torch_cuda.captured import Lane
+        from .torch_cuda.engine import load_engines as load
 
         place = torch.device(CPU if where == CPU else f"cuda:{where}")
         lanes = Lane.on(place, _THINKER_PRIORITY), Lane.on(place, _PERFORMER_PRIORITY)
         engines = load(engine_dir, tuple(steps), str(place), *lanes)
     else:
-        from .tensorrt_engine import load_engines as load_plans
+        from .tensorrt.engine import load_engines as load_plans
 
         streams = (CudaRuntime(int(where), priority=p) for p in (_THINKER_PRIORITY, _PERFORMER_PRIORITY))
         engines = load_plans(engine_dir, steps, *streams)

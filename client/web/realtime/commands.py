@@ -9,7 +9,8 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from client.web import picture, sound
+from client.web import media as picture
+from client.web import sound
 from client.web.realtime.items import Item, new_id
 from client.web.realtime.session import RealtimeSession
 from client.web.realtime.wording import EventError

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from client.units import FPS, UNIT_MS, UnitShape
+from client.stream.units import FPS, UNIT_MS, UnitShape
 from client.web.realtime.wording import EventError, Wording
 from client.web.sound import HIGHEST_RATE, LOWEST_RATE
 

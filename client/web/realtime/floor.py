@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from client.units import UNIT_MS, Float32
-from client.web.fence import SPEAK
-from client.web.hearing import BARGE_IN_UNITS, Hearing
+from client.stream.units import UNIT_MS, Float32
+from client.web.call.fence import SPEAK
+from client.web.call.hearing import BARGE_IN_UNITS, Hearing
 from client.web.realtime.items import Item, Items, new_id
 from client.web.realtime.speech import Emit
 from client.web.realtime.wording import Wording

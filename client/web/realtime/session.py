@@ -7,11 +7,12 @@ import base64
 import json
 from typing import Any
 
-from client.errors import DuplexError
-from client.units import UnitResponse
-from client.web import picture, sound
-from client.web.call import Call, SentUnit
-from client.web.outbox import Kind
+from client.stream.errors import DuplexError
+from client.stream.units import UnitResponse
+from client.web import media as picture
+from client.web import sound
+from client.web.call.call import Call, SentUnit
+from client.web.call.outbox import Kind
 from client.web.realtime.config import SessionConfig
 from client.web.realtime.floor import Floor
 from client.web.realtime.items import Item, Items, new_id

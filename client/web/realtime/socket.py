@@ -6,11 +6,11 @@ import json
 
 from aiohttp import web
 
-from client.errors import DuplexError
-from client.web.call import Call
-from client.web.call_book import BookFull
-from client.web.connection import CLOSE_BUSY, Connection
-from client.web.desk import DESK, Desk
+from client.stream.errors import DuplexError
+from client.web.call.call import Call
+from client.web.call.call_book import BookFull
+from client.web.door.connection import CLOSE_BUSY, Connection
+from client.web.door.desk import DESK, Desk
 from client.web.realtime.commands import Commands
 from client.web.realtime.session import RealtimeSession
 from client.web.realtime.wording import BETA, GA, EventError

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..agent_voice import UNIT
-from ..closed_loop import Performance
-from ..scenario import SPEAK, Reaction, Scenario
-from ..voices import Pcm
+from ..world.agent_voice import UNIT
+from ..world.scenario import SPEAK, Reaction, Scenario
+from ..world.voices import Pcm
+from .closed_loop import Performance
 from .sync import sync
 
 _EARLY, _LATE = 1, 6  # an answer may start this many units before and after its due unit

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..voices import SAMPLE_RATE, Pcm
+from ..world.voices import SAMPLE_RATE, Pcm
 
 _LEAD, _TAIL = 3200, 4800  # silence around a word, samples: the recogniser estimates the noise floor in it
 _DITHER = 1e-3

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.loadtest.capacity import Probe, find, hopeless
 from client.loadtest.driver import Plan, Run
+from client.loadtest.search import Probe, find, hopeless
 from client.loadtest.user import UnitLog, UserLog
 
 pytestmark = pytest.mark.unit

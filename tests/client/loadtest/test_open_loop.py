@@ -12,13 +12,13 @@ import psutil
 import pytest
 
 from client.cli import main
-from client.errors import DuplexError
 from client.loadtest import files, summary
 from client.loadtest.driver import Plan, Run, run
 from client.loadtest.media import Media
 from client.loadtest.user import UserLog
-from client.stream import DuplexClient
-from client.units import UNIT_MS, UNIT_SECONDS, UnitShape
+from client.stream.client import DuplexClient
+from client.stream.errors import DuplexError
+from client.stream.units import UNIT_MS, UNIT_SECONDS, UnitShape
 
 pytestmark = pytest.mark.unit
 

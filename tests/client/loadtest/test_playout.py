@@ -6,7 +6,7 @@ import pytest
 
 from client.loadtest.playout import play
 from client.loadtest.user import UnitLog
-from client.units import UNIT_SECONDS
+from client.stream.units import UNIT_SECONDS
 
 pytestmark = pytest.mark.unit
 

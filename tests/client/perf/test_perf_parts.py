@@ -14,7 +14,7 @@ from client.loadtest.media import Media
 from client.loadtest.user import UnitLog, UserLog
 from client.perf import compare, data
 from client.perf.analyzer import AnalyzerError, Measurement, Request, command, measure, read_export
-from client.units import UnitShape
+from client.stream.units import UnitShape
 
 pytestmark = pytest.mark.unit
 

@@ -14,11 +14,11 @@ import pytest
 from aiohttp import ClientSession, web
 from PIL import Image, ImageDraw
 
-from client.web.access import Access
-from client.web.call_book import CallBook
-from client.web.desk import DESK, Desk
+from client.web.call.call_book import CallBook
+from client.web.door.access import Access
+from client.web.door.desk import DESK, Desk
+from client.web.door.upstream import Upstream
 from client.web.gateway import make_app
-from client.web.upstream import Upstream
 
 SENTENCES = "I hear you and I can see you too. Say something while I talk and I will stop at once. "
 ANSWER_UNITS = 24

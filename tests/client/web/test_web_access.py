@@ -11,8 +11,8 @@ import sys
 import pytest
 from aiohttp import ClientSession, WSServerHandshakeError
 
-from client.web.access import Access, Refused, bearer
 from client.web.cli import main, parser, read_access
+from client.web.door.access import Access, Refused, bearer
 
 pytestmark = pytest.mark.unit
 SECRET = "correct horse battery staple"

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from aiohttp import ClientSession, TCPConnector, WSMsgType, WSServerHandshakeError
 
-from client.units import UnitShape
-from client.web import page_frames
-from client.web.outbox import LIMITS
+from client.stream.units import UnitShape
+from client.web.call.outbox import LIMITS
+from client.web.page import frames as page_frames
 
 pytestmark = pytest.mark.unit
 SECRET = "correct horse battery staple"
@@ -203,7 +203,7 @@ def _small_window(address: Any) -> socket.socket:
 async def test_a_reader_that_stops_loses_pictures_then_sound_but_not_its_conversation(
     start_fake, start_gate, monkeypatch
 ):
-    monkeypatch.setattr("client.web.connection.STALL_SECONDS", 2.0)
+    monkeypatch.setattr("client.web.door.connection.STALL_SECONDS", 2.0)
     noise = np.random.default_rng(0).integers(0, 256, LARGE.frames, np.uint8)
     fake, _ = await start_fake(shape=LARGE, answer=lambda seen: ("speak", "", seen.pcm, noise))
     gate = await start_gate(fake.url)

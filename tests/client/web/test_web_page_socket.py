@@ -13,9 +13,11 @@ import pytest
 from aiohttp import WSMsgType
 from PIL import Image
 
-from client.units import UnitShape
-from client.web import page_frames, picture, sound
-from client.web.call_book import YOUNG_UNITS
+from client.stream.units import UnitShape
+from client.web import media as picture
+from client.web import sound
+from client.web.call.call_book import YOUNG_UNITS
+from client.web.page import frames as page_frames
 
 pytestmark = pytest.mark.unit
 SHAPE = UnitShape(samples=2560, height=64, width=64)
@@ -260,7 +262,7 @@ async def test_a_full_gateway_says_so(start_fake, start_gate, open_page):
 
 
 async def test_a_server_that_is_not_there_and_one_that_refuses(start_fake, open_page, monkeypatch):
-    monkeypatch.setattr("client.web.upstream.CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("client.web.door.upstream.CONNECT_SECONDS", 0.3)
     fake, _ = await start_fake(errors={0: "RESOURCE_EXHAUSTED: kv pages: expected 40, got 3 free"})
     _, page = await open_page(fake)
     error = await page.read(lambda m: m["type"] == "error")

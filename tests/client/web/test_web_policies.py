@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.units import UNIT_SECONDS, UnitShape
-from client.web.fence import Fence
-from client.web.hearing import Hearing
-from client.web.intake import GREY, MAX_TEXT_BYTES, Intake, Stamp
-from client.web.journal import MAX_EVENTS, Journal
-from client.web.outbox import LIMITS, MAX_BYTES, Message, Outbox, OutboxFull
-from client.web.unit_clock import EARLY, LATE, UnitClock
+from client.stream.units import UNIT_SECONDS, UnitShape
+from client.web.call.fence import Fence
+from client.web.call.hearing import Hearing
+from client.web.call.intake import GREY, MAX_TEXT_BYTES, Intake, Stamp
+from client.web.call.journal import MAX_EVENTS, Journal
+from client.web.call.outbox import LIMITS, MAX_BYTES, Message, Outbox, OutboxFull
+from client.web.call.unit_clock import EARLY, LATE, UnitClock
 
 pytestmark = pytest.mark.unit
 SHAPE = UnitShape(samples=2560, height=32, width=48)

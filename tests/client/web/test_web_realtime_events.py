@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.units import UnitShape
+from client.stream.units import UnitShape
 from client.web.realtime.config import SessionConfig
 from client.web.realtime.items import KEPT, Item, Items
 from client.web.realtime.wording import BETA, GA, EventError

@@ -21,7 +21,7 @@ from openai.types.realtime import (
 )
 from PIL import Image
 
-from client.web.access import Access
+from client.web.door.access import Access
 
 pytestmark = pytest.mark.unit
 SECRET = "correct horse battery staple"

@@ -10,10 +10,11 @@ import av
 import numpy as np
 import pytest
 
-from engine_builder.training import demo_user, espeak
-from engine_builder.training.camera import CARD_RGB
-from engine_builder.training.voices import SAMPLE_RATE
-from engine_builder.training.words import COLOURS, DIGITS
+from engine_builder.training import demo_user
+from engine_builder.training.world import espeak
+from engine_builder.training.world.camera import CARD_RGB
+from engine_builder.training.world.voices import SAMPLE_RATE
+from engine_builder.training.world.words import COLOURS, DIGITS
 
 pytestmark = pytest.mark.unit
 speaks = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")

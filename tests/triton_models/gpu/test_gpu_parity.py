@@ -20,10 +20,10 @@ from engine_builder.checkpoint import random_model, save_checkpoint
 from engine_builder.config import ModelConfig, preset
 from engine_builder.manifest import STEPS
 from engine_builder.model.steps import step_specs
-from triton_models.gpu.cuda_runtime import CudaRuntime
-from triton_models.gpu.device_pool import DevicePool
-from triton_models.gpu.torch_engine import load_engines
-from triton_models.runtime.kv_cache import Span
+from triton_models.gpu.cuda.cuda_runtime import CudaRuntime
+from triton_models.gpu.cuda.device_pool import DevicePool
+from triton_models.gpu.torch_cuda.engine import load_engines
+from triton_models.runtime.kv.pages import Span
 
 pytestmark = pytest.mark.gpu
 PAGE_TOKENS, PAGES = 16, 70  # two history buckets

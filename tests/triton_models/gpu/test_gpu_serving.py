@@ -15,9 +15,9 @@ import test_server_torch as on_the_cpu
 import torch
 
 from engine_builder.build import BuildOptions, build_engines
-from triton_models.runtime.cost_probe import SolverCall, scattered_view
-from triton_models.runtime.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
-from triton_models.runtime.local import AgentUnit, LocalRuntime, UserUnit
+from triton_models.runtime.budget.probe import SolverCall, scattered_view
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
+from triton_models.service.local import AgentUnit, LocalRuntime, UserUnit
 
 pytestmark = pytest.mark.gpu
 PAGE_TOKENS = 8

@@ -22,17 +22,17 @@ from engine_builder.manifest import Manifest
 from engine_builder.model.steps import step_specs
 from triton_models import launch
 from triton_models.gpu import serving
-from triton_models.gpu.cuda_runtime import CudaRuntime, DeviceArray
-from triton_models.gpu.device_pool import DevicePool
-from triton_models.gpu.devices import Devices
+from triton_models.gpu.cuda.cuda_runtime import CudaRuntime, DeviceArray
+from triton_models.gpu.cuda.device_pool import DevicePool
 from triton_models.gpu.rehearsal import rehearse
-from triton_models.gpu.torch_engine import tensor_of
-from triton_models.runtime import cost_probe
-from triton_models.runtime.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet
-from triton_models.runtime.kv_cache import Span
-from triton_models.runtime.kv_pool import SHM_DIRECTORY
-from triton_models.runtime.link import HostLink
-from triton_models.runtime.local import AgentUnit, LocalRuntime, UserUnit
+from triton_models.gpu.torch_cuda.engine import tensor_of
+from triton_models.runtime.budget import probe as cost_probe
+from triton_models.runtime.engines.devices import Devices
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet
+from triton_models.runtime.engines.target import HostLink
+from triton_models.runtime.kv.pages import Span
+from triton_models.runtime.kv.pool import SHM_DIRECTORY
+from triton_models.service.local import AgentUnit, LocalRuntime, UserUnit
 
 pytestmark = pytest.mark.engine
 PAGES, PAGE_TOKENS = 8, 16
@@ -206,7 +206,7 @@ def test_what_is_missing_is_named_before_anything_is_loaded(directories, tmp_pat
 
 def test_tensorrt_needs_no_torch():
     code = (
-        "import sys; import triton_models.launch, triton_models.gpu.rehearsal, triton_models.gpu.tensorrt_engine; "
+        "import sys; import triton_models.launch, triton_models.gpu.rehearsal, triton_models.gpu.tensorrt.engine; "
         "print([name for name in sys.modules if name.partition('.')[0] in ('torch', 'triton')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -19,9 +19,10 @@ from duplex_bench import DuplexBench
 
 from engine_builder.config import AudioConfig, BackboneConfig, LanguageConfig, ModelConfig, VideoConfig
 from engine_builder.tokenizer import tiny_tokenizer
-from triton_models.runtime.engine import EngineSet
-from triton_models.runtime.kv_cache import BlockManager
-from triton_models.runtime.kv_pool import KVPool
+from triton_models.runtime.engines.engine import EngineSet
+from triton_models.runtime.engines.tokenizer import TextTokenizer
+from triton_models.runtime.kv.pages import BlockManager
+from triton_models.runtime.kv.pool import KVPool
 from triton_models.runtime.messages import (
     CloseJob,
     HandOver,
@@ -32,8 +33,7 @@ from triton_models.runtime.messages import (
     ThinkJob,
     ThinkResult,
 )
-from triton_models.runtime.thinker import Thinker
-from triton_models.runtime.tokenizer import TextTokenizer
+from triton_models.runtime.thinker.thinker import Thinker
 from triton_models.runtime.worker import Worker
 
 Tensors = dict[str, np.ndarray]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from engine_builder.config import ModelConfig
-from triton_models.runtime.conversation import Conversation, UnitRequest, UnitResponse
-from triton_models.runtime.crew import Crew
-from triton_models.runtime.duplex import MAX_THREADS, Duplex
+from triton_models.runtime.duplex.conversation import Conversation, UnitRequest, UnitResponse
+from triton_models.runtime.duplex.crew import Crew
+from triton_models.runtime.duplex.duplex import MAX_THREADS, Duplex
 from triton_models.runtime.messages import (
     CloseJob,
     HandOver,

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from triton_models.runtime import noise
-from triton_models.runtime.engine import PERFORMER_STEPS, THINKER_STEPS, Engine, EngineSet
-from triton_models.runtime.local import AgentUnit, LocalRuntime, LocalSession
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, Engine, EngineSet
+from triton_models.runtime.engines.tokenizer import TextTokenizer
 from triton_models.runtime.messages import SessionError
-from triton_models.runtime.tokenizer import TextTokenizer
+from triton_models.runtime.performer import noise
+from triton_models.service.local import AgentUnit, LocalRuntime, LocalSession
 
 pytestmark = pytest.mark.engine
 

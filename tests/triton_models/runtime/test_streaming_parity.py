@@ -20,11 +20,12 @@ from engine_builder.config import ModelConfig
 from engine_builder.layout import UnitLayout, rope_tables
 from engine_builder.model import reference
 from engine_builder.model.reference import Conversation, Outputs
-from triton_models.runtime import retention
-from triton_models.runtime.costs import CostTable
-from triton_models.runtime.engine import Engine, EngineSet
-from triton_models.runtime.kv_cache import BlockManager
-from triton_models.runtime.kv_pool import KVPool
+from triton_models.runtime.budget.costs import CostTable
+from triton_models.runtime.engines.engine import Engine, EngineSet
+from triton_models.runtime.engines.tokenizer import TextTokenizer
+from triton_models.runtime.kv import retention
+from triton_models.runtime.kv.pages import BlockManager
+from triton_models.runtime.kv.pool import KVPool
 from triton_models.runtime.messages import (
     CloseJob,
     OpenJob,
@@ -34,11 +35,10 @@ from triton_models.runtime.messages import (
     ThinkJob,
     ThinkResult,
 )
-from triton_models.runtime.performer import Performer
-from triton_models.runtime.renderer import Renderer
-from triton_models.runtime.scheduler import StepScheduler
-from triton_models.runtime.thinker import Thinker
-from triton_models.runtime.tokenizer import TextTokenizer
+from triton_models.runtime.performer.performer import Performer
+from triton_models.runtime.performer.renderer import Renderer
+from triton_models.runtime.performer.scheduler import StepScheduler
+from triton_models.runtime.thinker.thinker import Thinker
 
 pytestmark = pytest.mark.engine
 
@@ -379,7 +379,7 @@ def test_a_conversation_a_million_positions_in_is_the_same(duo: Duo, monkeypatch
     monkeypatch.setattr(UnitLayout, "noisy_positions", lambda s, o, u: noisy(s, o + far_off, u))
     tables = rope_tables
     monkeypatch.setattr(
-        "triton_models.runtime.think_pass.rope_tables",
+        "triton_models.runtime.thinker.passes.rope_tables",
         lambda b, p: tables(b, np.where(np.asarray(p) < far_off, np.asarray(p) + far_off, p)),  # the prompt moves along
     )
     far = duo.run((script,), "full", 8)["ann"]

@@ -21,7 +21,7 @@ from triton_models.runtime.messages import (
     ThinkJob,
     ThinkResult,
 )
-from triton_models.runtime.think_worker import ThinkerWorker
+from triton_models.runtime.thinker.worker import ThinkerWorker
 from triton_models.runtime.worker import Worker
 
 pytestmark = pytest.mark.unit

@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from triton_models.runtime.costs import CostTable
-from triton_models.runtime.messages import (
-    HistoryView,
-    PerformJob,
-)
-from triton_models.runtime.perform_worker import PerformerWorker
-from triton_models.runtime.performer import Performer
-from triton_models.runtime.renderer import Renderer
-from triton_models.runtime.scheduler import StepScheduler
+from triton_models.runtime.budget.costs import CostTable
+from triton_models.runtime.messages import HistoryView, PerformJob
+from triton_models.runtime.performer.performer import Performer
+from triton_models.runtime.performer.renderer import Renderer
+from triton_models.runtime.performer.scheduler import StepScheduler
+from triton_models.runtime.performer.worker import PerformerWorker
 from triton_models.runtime.worker import Worker
 
 Bench = Any  # the class of conftest.py

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from client import demo
-from client.media_in import read_audio
+from client.media.read import read_audio
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[4]

@@ -1,4 +1,4 @@
-"""The `duplex` model, the only public one: requests of the wire contract go into the loop of `runtime/duplex.py`.
+"""The `duplex` model, the only public one: requests of the wire contract go into `runtime/duplex/duplex.py`.
 
 The loop runs in a thread of its own from start to end, so that sessions are watched and drained also while no request
 comes. Responses leave through the senders of their requests.
@@ -8,11 +8,11 @@ import locale
 
 locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # stubs run in the C locale, where reading a UTF-8 file fails
 
-from triton_models import backend  # noqa: E402
-from triton_models.metrics_export import Exporter  # noqa: E402
-from triton_models.runtime import settings  # noqa: E402
-from triton_models.runtime.duplex_service import DuplexService  # noqa: E402
+from triton_models.backend import adapter as backend  # noqa: E402
+from triton_models.observability.export import Exporter  # noqa: E402
 from triton_models.runtime.messages import SessionError  # noqa: E402
+from triton_models.service import settings  # noqa: E402
+from triton_models.service.duplex_service import DuplexService  # noqa: E402
 
 
 class TritonPythonModel:

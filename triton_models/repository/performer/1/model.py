@@ -6,11 +6,11 @@ locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # stubs run in the C locale, where
 
 from pathlib import Path  # noqa: E402
 
-from triton_models import backend  # noqa: E402
-from triton_models.metrics_export import Exporter  # noqa: E402
-from triton_models.runtime import settings  # noqa: E402
-from triton_models.runtime.roles import PerformerRole  # noqa: E402
-from triton_models.runtime.status import Heartbeat  # noqa: E402
+from triton_models.backend import adapter as backend  # noqa: E402
+from triton_models.observability.export import Exporter  # noqa: E402
+from triton_models.service import settings  # noqa: E402
+from triton_models.service.roles import PerformerRole  # noqa: E402
+from triton_models.service.status import Heartbeat  # noqa: E402
 
 
 class TritonPythonModel:

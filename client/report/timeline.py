@@ -1,0 +1,215 @@
+"""timeline.png: one picture of a conversation. Was it on time, where did the time go, who spoke when, what was said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from client.media.loudness import level_db
+from client.report.captions import Turn, printable, turns
+from client.report.figures import STAGES, on_time_share, percentiles
+from client.stream.units import UNIT_MS, UNIT_SECONDS, Float32
+from client.talk.conversation import Conversation, UnitRecord
+
+COLOURS = {
+    "queue": "#a8b3bf",
+    "perceive": "#5b8ff9",
+    "think": "#f6a93b",
+    "perform": "#3fb68b",
+    "render": "#a678de",
+    "other": "#dfe4ea",  # client, wire and whatever the server did not name
+}
+USER, AGENT, LATE, INK, SOFT = "#2f7fd8", "#e08a1e", "#d93a3a", "#1f2933", "#7b8794"
+STATES = {"listen": "#eef2f6", "speak": "#fde5c3"}
+STATE_SPARE = ("#dcefe4", "#e9e0f7", "#f8dede", "#fff6cc")
+INCHES_PER_UNIT, MIN_INCHES, MAX_INCHES = 0.085, 12.0, 30.0
+CEILING = 2.0  # the axis ends at this multiple of the deadline; taller bars get their number written on
+ROWS = 4  # lines of text above the bars
+MARK_ROWS = 3  # lines of marks below the voices
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that the agent did at `seconds` (or failed to do), written beside its voice."""
+
+    seconds: float
+    text: str
+    good: bool = True
+
+
+def draw(talk: Conversation, path: Path, *, weights: str, marks: Sequence[Mark] = ()) -> None:
+    """Writes the picture. Works for any number of units sent, including none."""
+    units = talk.units
+    width = float(np.clip(len(units) * INCHES_PER_UNIT, MIN_INCHES, MAX_INCHES))
+    figure = Figure(figsize=(width, 7.2), dpi=110, facecolor="white")
+    grid = figure.add_gridspec(
+        5, 1, height_ratios=(1.0, 3.4, 0.75, 0.75, 0.75 if marks else 0.001), hspace=0.09, left=0.85 / width,
+        right=1 - 0.3 / width, top=0.87, bottom=0.09,
+    )  # fmt: skip
+    text, bars, user, agent, marked = (figure.add_subplot(cell) for cell in grid)
+    end = max(len(units), 1) * UNIT_SECONDS
+    for axes in (text, bars, user, agent, marked):
+        axes.set_xlim(0, end)
+        for side in ("top", "right", "left", "bottom"):
+            axes.spines[side].set_visible(axes is bars and side in ("left", "bottom"))
+            axes.spines[side].set_color("#cbd2d9")
+        axes.tick_params(colors=SOFT, labelsize=9, length=0, labelbottom=axes is marked)
+    _title(figure, talk, weights, width)
+    legend = _bars(bars, units)
+    if legend:
+        figure.legend(handles=[Patch(alpha=0, label="median ms"), *legend], loc="upper right", ncols=len(legend) + 1,
+                      bbox_to_anchor=(1 - 0.2 / width, 0.985), frameon=False, fontsize=9, handlelength=1.0,
+                      handleheight=1.0, columnspacing=1.1, labelcolor=INK)  # fmt: skip
+    _text(text, talk, width)
+    shape = talk.shape
+    spoken = talk.source.pcm[: len(units) * shape.samples]
+    _voice(user, "user", spoken, shape.sample_rate, USER)
+    _states(agent, marked, units)
+    _voice(agent, "agent", talk.recording.pcm(len(units)), shape.sample_rate, AGENT)
+    _marks(marked, (user, agent), marks, second=end / (width - 1.15))
+    marked.set_xlabel("seconds of conversation", color=SOFT, fontsize=9)
+    figure.savefig(path)
+
+
+def _title(figure: Figure, talk: Conversation, weights: str, width: float) -> None:
+    left = 0.85 / width
+    head = f"{len(talk.units)} units, {on_time_share(talk.units):.1%} on time"
+    figure.text(left, 0.955, head, fontsize=17, fontweight="bold", color=INK, va="center")
+    figures = percentiles(u.response_ms for u in talk.units if u.response_ms is not None)
+    parts = [f"{talk.model} at {talk.url}", f"weights: {printable(weights)}"]
+    if figures:
+        parts.insert(0, f"response p50 {figures['p50']:.0f}   p95 {figures['p95']:.0f}   p99 {figures['p99']:.0f} ms")
+    if talk.errors:
+        parts.append(f"{len(talk.errors)} errors: {printable(str(talk.errors[-1]))[:90]}")
+    colour = LATE if talk.errors else SOFT
+    figure.text(left, 0.915, "    ".join(parts), fontsize=10, color=colour, va="center")
+
+
+def _bars(axes: Axes, units: Sequence[UnitRecord]) -> list[Patch]:
+    """What each response was made of, stacked, up to what the client measured. Returns the legend."""
+    answered = [u for u in units if u.response_ms is not None]
+    at = np.array([(u.index + 0.5) * UNIT_SECONDS for u in answered])
+    response = np.array([u.response_ms or 0.0 for u in answered])
+    base = np.zeros(len(answered))
+    handles: list[Patch] = []
+    stack: list[tuple[str, np.ndarray]] = []
+    for name in STAGES:
+        height = np.array([u.stages.get(name, 0.0) for u in answered])
+        stack.append((name, height))
+    stack.append(("other", np.maximum(response - sum(height for _, height in stack), 0.0)))
+    for name, height in stack if answered else []:
+        axes.bar(at, height, UNIT_SECONDS * 0.84, bottom=base, color=COLOURS[name], linewidth=0, zorder=2)
+        handles.append(Patch(color=COLOURS[name], label=f"{name} {np.median(height):.1f}"))
+        base += height
+    top = UNIT_MS * 1.25
+    if answered:
+        top = float(np.clip(max(response.max(), base.max()) * 1.1, top, UNIT_MS * CEILING))
+    axes.axhline(UNIT_MS, color=LATE, linewidth=1.2, linestyle=(0, (5, 3)), zorder=3)
+    axes.text(0.997, UNIT_MS + top * 0.012, "deadline: the next unit is complete", color=LATE, fontsize=9, va="bottom",
+              ha="right", transform=axes.get_yaxis_transform())  # fmt: skip
+    for unit in units:
+        if unit.response_ms is None:
+            left = unit.index * UNIT_SECONDS
+            axes.axvspan(left, left + UNIT_SECONDS, color=LATE, alpha=0.16, linewidth=0, zorder=1)
+    for run in _late_runs(answered):
+        for unit in run:
+            x = (unit.index + 0.5) * UNIT_SECONDS
+            axes.plot([x], [min(unit.response_ms or 0.0, top * 0.97)], marker="v", color=LATE, markersize=5, zorder=4)
+        worst = max(unit.response_ms or 0.0 for unit in run)
+        if worst > top:
+            x = (run[0].index + run[-1].index + 1) / 2 * UNIT_SECONDS
+            axes.text(x, top * 0.94, f"{worst:.0f} ms", color=LATE, fontsize=9, ha="center", va="top", zorder=5)
+    axes.set_ylim(0, top)
+    axes.set_ylabel("ms per unit", color=SOFT, fontsize=9)
+    axes.grid(axis="y", color="#e6eaee", linewidth=0.8, zorder=0)
+    axes.set_axisbelow(True)
+    return handles
+
+
+def _late_runs(answered: Sequence[UnitRecord]) -> list[list[UnitRecord]]:
+    """Late units, neighbours together."""
+    runs: list[list[UnitRecord]] = []
+    for unit in answered:
+        if unit.on_time:
+            continue
+        if runs and unit.index - runs[-1][-1].index <= 1:
+            runs[-1].append(unit)
+        else:
+            runs.append([unit])
+    return runs
+
+
+def _text(axes: Axes, talk: Conversation, width: float) -> None:
+    """What was written, at the time of writing, each piece on the first line that is free."""
+    axes.set_ylim(ROWS, 0)
+    axes.set_yticks([])
+    axes.set_ylabel("text", color=SOFT, fontsize=9, rotation=0, ha="right", va="center")
+    second = axes.get_xlim()[1] / (width - 1.15)  # seconds per inch
+    free = [0.0] * ROWS
+    said: list[tuple[Turn, str]] = [(t, AGENT) for t in turns(talk.units)]
+    if talk.source.captions:
+        heard = [(int(c.start / UNIT_SECONDS), c.text) for c in talk.source.captions]
+        said += [(Turn(unit, unit, words), USER) for unit, words in heard if unit < len(talk.units)]
+    else:
+        said += [(Turn(u.index, u.index, u.user_text), USER) for u in talk.units if u.user_text]
+    for turn, colour in sorted(said, key=lambda pair: pair[0].first):
+        at = turn.first * UNIT_SECONDS
+        text = printable(turn.text).strip()
+        row = min(range(ROWS), key=lambda r: (free[r] > at, r if free[r] <= at else free[r]))
+        room = 60 if free[row] <= at else 0
+        if not text or not room:
+            continue
+        text = text if len(text) <= room else text[: room - 1] + "…"
+        axes.text(at, row + 0.5, text, color=colour, fontsize=9, va="center", clip_on=True)
+        free[row] = at + (0.075 * len(text) + 0.15) * second
+
+
+def _voice(axes: Axes, name: str, pcm: Float32, rate: int, colour: str) -> None:
+    """Loudness over time, mirrored, every 20 ms; -60 dB of full scale and below is a line."""
+    levels = level_db(pcm, rate // 50)
+    height = np.clip((levels + 60.0) / 50.0, 0.0, 1.0)
+    axes.fill_between(np.arange(height.size) / 50.0, -height, height, color=colour, linewidth=0, zorder=2)
+    axes.axhline(0, color=colour, linewidth=0.8, zorder=2)
+    axes.set_ylim(-1.15, 1.15)
+    axes.set_yticks([])
+    axes.set_ylabel(name, color=colour, fontsize=10, fontweight="bold", rotation=0, ha="right", va="center")
+
+
+def _marks(axes: Axes, above: Sequence[Axes], marks: Sequence[Mark], second: float) -> None:
+    """Responses and stops: a line through the voices and what it was, each on the row that is free."""
+    axes.set_ylim(MARK_ROWS, 0)
+    axes.set_yticks([])
+    free = [0.0] * MARK_ROWS
+    for mark in sorted(marks, key=lambda m: m.seconds):
+        colour = INK if mark.good else LATE
+        for other in above:
+            other.axvline(mark.seconds, color=colour, linewidth=1.0, linestyle=(0, (2, 2)), zorder=4)
+        row = min(range(MARK_ROWS), key=lambda r: (free[r] > mark.seconds, r if free[r] <= mark.seconds else free[r]))
+        axes.text(mark.seconds, row + 0.55, mark.text, color=colour, fontsize=9, va="center", ha="left", clip_on=True)
+        free[row] = mark.seconds + (0.075 * len(mark.text) + 0.15) * second
+
+
+def _states(axes: Axes, lowest: Axes, units: Sequence[UnitRecord]) -> None:
+    """The agent's state behind its voice, one colour a state; which is said below `lowest`."""
+    spare = iter(STATE_SPARE * 4)
+    colours = dict(STATES)
+    handles = {}
+    for unit in units:
+        if unit.received_ms is None:
+            continue
+        if unit.state not in colours:
+            colours[unit.state] = next(spare, STATE_SPARE[0])
+        colour = colours[unit.state]
+        left = unit.index * UNIT_SECONDS
+        axes.axvspan(left, left + UNIT_SECONDS, color=colour, linewidth=0, zorder=0)
+        handles.setdefault(unit.state, Patch(color=colour, label=printable(unit.state)))
+    if handles:
+        axes.legend(handles=list(handles.values()), loc="upper right", bbox_to_anchor=(1.0, 0.0), ncols=len(handles),
+                    bbox_transform=lowest.transAxes, frameon=False, fontsize=9, handlelength=1.2, handleheight=1.0,
+                    borderaxespad=1.6)  # fmt: skip

@@ -1,0 +1,363 @@
+"""`DuplexSession`: one conversation over a gRPC stream, and over further ones where a connection is lost.
+
+Who does what: `send` waits until fewer units are unanswered than the server takes, and hands the encoded unit to gRPC.
+One reader task takes responses off the socket, stamps the time of arrival, and puts them into a bounded queue, from
+which the iterator serves. A consumer that stops reading stops the reader, and so the sender: nothing grows. A second
+task looks now and then whether an answer is overdue, and ends the stream if so.
+
+With a `Reconnect` policy the reader mends a broken stream: it closes the gate to senders, gives blank answers for what
+was under way, dials until the server is back, and opens the gate for one unit, which resumes the session. Its answer
+says how the server counts: units that were skipped here never were any there (`_shift`). Then all goes on as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from client.stream import wire
+from client.stream.errors import DuplexError, from_server
+from client.stream.flight import Flight, Owed
+from client.stream.inbox import Inbox
+from client.stream.line import Line, dial, transport_error
+from client.stream.pacing import Pacer
+from client.stream.reconnect import RESUME_ANYWHERE, Outage, Reconnect, Resumed, resumable
+from client.stream.units import UnitResponse, UserUnit, blank, quiet
+
+if TYPE_CHECKING:
+    from client.stream.client import DuplexClient
+
+POLL_SECONDS = 0.25  # how often it is looked whether an answer is overdue
+CLOSE_SECONDS = 1.0  # after the last answer: how long the server may take to close the stream by itself
+GOODBYE_SECONDS = 0.5  # for a session that is left early to tell the server
+_END: Any = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class DuplexSession:
+    """One conversation. Send units in order, the last with `end`; iterate to receive one response a unit.
+
+    Iterating raises DuplexError. After one that is not `fatal` (a refused unit: send it again, mended) go on iterating.
+    Leaving the `async with` block before the end cancels the stream; the server then drops the session.
+    With `reconnect`, units whose answers were lost get a response that is `lost`, and `resumed`, `lost` and `skipped`
+    count outages, such units, and units that `play` left out.
+    """
+
+    def __init__(
+        self,
+        client: DuplexClient,
+        session_id: int | str,
+        options: Mapping[str, Any] | None,
+        timeout: float,
+        reconnect: Reconnect | None = None,
+        on_resume: Callable[[Resumed], None] | None = None,
+    ) -> None:
+        self.session_id = session_id
+        self.options: dict[str, Any] = {"hold_open": True, **(options or {})}
+        if reconnect is not None and self.options.setdefault("resume", True) is not True:
+            raise ValueError(f"options.resume: expected true with reconnect, got {self.options['resume']!r}")
+        self.sent = self.answered = 0
+        self.resumed = self.lost = self.skipped = 0
+        self.ended = False
+        self._client = client
+        self._timeout, self._reconnect, self._on_resume = timeout, reconnect, on_resume
+        self._flight = Flight(client.unanswered)
+        self._inbox = Inbox()
+        self._reading_since: float | None = None  # None: the reader waits for its consumer
+        self._verdict: DuplexError | None = None  # why the watch has cancelled the stream ..
+        self._over = False  # .. or that it did so after the last answer
+        self._next_index = 0  # of the caller's units
+        self._last_number = -1  # the newest unit that was answered, as the server counts
+        self._shift = 0  # the caller's index minus the server's
+        self._last: UnitResponse | None = None
+        self._outage: Outage | None = None
+        self._typed: list[str] = []  # in units that the server never had: goes along with the next one
+        self._leaving = False
+        self._failure: DuplexError | None = None
+        self._line = client.line
+        self._call: Any = None
+        self._tasks: tuple[asyncio.Task[None], ...] = ()  # reader and watch
+
+    @property
+    def reconnecting(self) -> bool:
+        """Whether the connection is lost and the session not yet resumed."""
+        return self._outage is not None and self._failure is None
+
+    async def __aenter__(self) -> DuplexSession:
+        self._call = self._line.stream()
+        reader = asyncio.create_task(self._read(), name=f"duplex-reader-{self.session_id}")
+        self._tasks = reader, asyncio.create_task(self._watch(), name=f"duplex-watch-{self.session_id}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancels what is still under way. Safe to call twice."""
+        try:
+            await self._say_goodbye()
+        finally:
+            where = f" while the connection was lost ({self._outage.reason})" if self._outage is not None else ""
+            self._failure = self._failure or DuplexError("CANCELLED", f"the session was closed by this client{where}")
+            if self._call is not None:
+                self._call.cancel()
+            for task in self._tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            self._flight.end()
+            if self._line is not self._client.line:
+                await self._line.close()
+            self._inbox.close(self._failure)
+
+    # -- sending -----------------------------------------------------------------------------------------------
+    async def send(self, unit: UserUnit) -> float:
+        """Hands one unit to the stream, once there is room for it, and returns the moment (time.monotonic()).
+
+        Raises ValueError for a unit of the wrong shape, DuplexError when the session is over.
+        """
+        await self._turn(unit)
+        return await self._hand_over(unit)
+
+    async def play(
+        self, units: Iterable[UserUnit], pacer: Pacer, on_sent: Callable[[UserUnit, float], None] | None = None
+    ) -> None:
+        """Sends units in real time, each when it would be complete if it were spoken now.
+
+        The next unit is made in a thread while this one waits, so that decoding never stops the event loop. When a
+        lost connection is back, units are left out until one comes that is not older than a unit, but for the last.
+        """
+        source = iter(units)
+        while (unit := await asyncio.to_thread(next, source, None)) is not None:
+            await pacer.wait(unit.index)
+            if await self._turn(unit, math.inf if unit.end else pacer.deadline(unit.index)):
+                sent = await self._hand_over(unit)
+                if on_sent is not None:
+                    on_sent(unit, sent)
+            if not unit.end:
+                await pacer.wait_to_make(unit.index + 1)
+
+    async def _turn(self, unit: UserUnit, latest: float = math.inf) -> bool:
+        """Waits until one more unit may be under way. False: it fell into an outage, and it is later than `latest`."""
+        unit.check(self._client.shape)
+        if self._failure is None and self.ended:
+            raise DuplexError("INVALID_ARGUMENT", f"unit {unit.index}: the session has ended with the unit before it")
+        await self._flight.turn()  # ends at the latest when the reader finds an answer overdue
+        if self._failure is not None:
+            self._flight.give_back()
+            raise self._failure
+        if self._outage is None or time.monotonic() <= latest:
+            return True
+        self._flight.give_back()
+        self.skipped += 1
+        self._outage.skipped += 1
+        self._next_index = unit.index + 1
+        if unit.text:
+            self._typed.append(unit.text)
+        return False
+
+    async def _hand_over(self, unit: UserUnit) -> float:
+        now, index = time.monotonic(), unit.index
+        text, self._typed = " ".join(filter(None, (*self._typed, unit.text))), []
+        number, options = index - self._shift, None if self.sent else self.options
+        resuming = self._outage is not None  # with this unit, and others wait for its answer
+        if resuming:
+            number, options = RESUME_ANYWHERE, {name: self.options[name] for name in ("resume", "hold_open")}
+        if number != index or text != unit.text:
+            unit = replace(unit, index=number, text=text)
+        request = wire.encode(self._client.model, unit, self.session_id, options)
+        self._flight.begin(Owed(index, number, now, text), alone=resuming)
+        self.sent += 1
+        self.ended = unit.end
+        self._next_index = index + 1
+        call = self._call
+        try:
+            await call.write(request)
+            if unit.end:
+                await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the stream is gone: the reader knows why and tells the consumer
+        except asyncio.CancelledError:
+            if _cancelled():
+                raise
+        finally:
+            self._flight.written()
+        return now
+
+    async def _say_goodbye(self) -> None:
+        """Tells the server that nobody will resume a session that is left early: silence, and the end flag."""
+        if self._reconnect is None or self.ended or self._failure is not None or self.reconnecting or not self.sent:
+            return
+        self._leaving = True
+        with contextlib.suppress(TimeoutError, DuplexError):
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await self.send(quiet(self._next_index, self._client.shape, end=True))
+                await asyncio.wait(self._tasks[:1])
+
+    # -- receiving ---------------------------------------------------------------------------------------------
+    def __aiter__(self) -> DuplexSession:
+        return self
+
+    async def __anext__(self) -> UnitResponse:
+        return await self._inbox.next()
+
+    async def _read(self) -> None:
+        """The reader: one stream after the other."""
+        try:
+            while (last := await self._receive()) is not None and self._may_resume(last):
+                await self._come_back(last)
+        except DuplexError as error:
+            last = error
+        self._failure = last
+        self._call.cancel()
+        self._flight.end()  # a sender that waits finds out about the failure
+        await self._inbox.put(last)
+
+    async def _receive(self) -> DuplexError | None:
+        """Takes responses off one stream until it is over; why, unless all is said."""
+        try:
+            while True:
+                self._reading_since = time.monotonic()
+                message = await self._call.read()
+                received = time.monotonic()
+                self._reading_since = None
+                await self._flight.settle()
+                if message is _END:
+                    if not self._flight and self.ended:
+                        return None
+                    closed = f"the server closed the stream with {len(self._flight)} units unanswered"
+                    return DuplexError("UNAVAILABLE", f"{self._client.url}: {closed}", broken=True)
+                item = self._taken(message, received)
+                if isinstance(item, DuplexError) and item.fatal:
+                    return item
+                if not self._leaving:
+                    await self._inbox.put(item)
+        except grpc.aio.AioRpcError as error:
+            return transport_error(self._client.url, error)
+        except DuplexError as error:
+            return error
+        except asyncio.CancelledError:
+            if _cancelled():
+                raise
+            if self._over:
+                return None
+            return self._verdict or DuplexError("CANCELLED", "the stream was cancelled under the session", broken=True)
+
+    async def _watch(self) -> None:
+        """Ends the stream when an answer is overdue, or when the server keeps it open after the last answer."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            since, now = self._reading_since, time.monotonic()
+            if since is None or self._verdict is not None:  # a server is not late while this side was not reading
+                continue
+            oldest = max(self._flight.oldest, since) if self._flight.oldest is not None else None
+            given_up = self._outage is not None and now > self._outage.end
+            if oldest is not None and (given_up or now - oldest > self._timeout):
+                silent = min(now - oldest, self._timeout)
+                self._verdict = DuplexError(
+                    "DEADLINE_EXCEEDED",
+                    f"no answer for {silent:.3g} s; {len(self._flight)} units are unanswered",
+                    broken=True,
+                )
+            elif oldest is None and self.ended and now - since > CLOSE_SECONDS:
+                self._over = True
+            else:
+                continue
+            self._call.cancel()
+
+    def _taken(self, message: Any, received: float) -> UnitResponse | DuplexError:
+        """A message as what the iterator gives; a DuplexError is returned if the server sent it, raised if it broke
+        the contract."""
+        owed = self._flight.land()
+        resuming = owed is not None and owed.number == RESUME_ANYWHERE
+        if message.error_message:
+            error = from_server(message.error_message, session_open=self.answered > 0)
+            return self._refused(error, owed) if owed is not None and resuming else error
+        response = wire.decode(message.infer_response, self._client.shape, received)
+        if response.unit_index <= self._last_number:
+            raise DuplexError(
+                "INTERNAL",
+                f"unit_index: expected more than {self._last_number} from the server, got {response.unit_index}",
+            )
+        self._last_number = response.unit_index
+        if owed is not None and resuming:
+            self._proven(owed, response)
+        self.answered += 1
+        if self._shift:
+            response = replace(response, unit_index=response.unit_index + self._shift)
+        self._last = response
+        return response
+
+    # -- a lost connection -------------------------------------------------------------------------------------
+    def _may_resume(self, error: DuplexError) -> bool:
+        """Before the first answer there may be no session; after the last unit there is nothing to go on with."""
+        given_up = self._reconnect is None or self._leaving or self._failure is not None
+        return not given_up and self.answered > 0 and not self.ended and resumable(error)
+
+    async def _come_back(self, error: DuplexError) -> None:
+        """From a stream that broke to the next one. Raises DuplexError when it is time to give up."""
+        policy = self._reconnect or Reconnect()
+        if self._outage is None:
+            began = self._flight.oldest or time.monotonic()
+            self._outage = Outage(began, policy.end(began, self._client.grace), error.message)
+        self._flight.close_gate()
+        self._reading_since = self._verdict = None
+        self._call.cancel()
+        await self._flight.settle()
+        for owed in self._flight.crash():
+            self._outage.lose(owed.number, owed.text)
+            await self._inbox.put(self._blank(owed))
+        if self._line is not self._client.line:
+            await self._line.close()
+        self._line = await policy.until_back(self._dial, self._outage)
+        self._call = self._line.stream()
+        self._flight.open_gate()
+
+    async def _dial(self, seconds: float) -> Line:
+        return await dial(self._client.url, self._client.model, seconds)
+
+    def _blank(self, owed: Owed) -> UnitResponse:
+        """Stands for an answer that is lost."""
+        self.lost += 1
+        return blank(owed.index, self._client.shape, self._last, time.monotonic())
+
+    def _proven(self, owed: Owed, response: UnitResponse) -> None:
+        """The session goes on: `response` is the answer to its first unit after an outage."""
+        self._shift = owed.index - response.unit_index
+        outage, self._outage = self._outage, None
+        self.resumed += 1
+        self._flight.open_gate()
+        if outage is None:
+            return
+        self._typed += outage.unheard(response.unit_index)
+        if self._on_resume is not None:
+            seconds = response.received - outage.began
+            self._on_resume(Resumed(owed.index, seconds, outage.lost, outage.skipped))
+
+    def _refused(self, error: DuplexError, owed: Owed) -> UnitResponse | DuplexError:
+        """The server did not resume the session with this unit."""
+        self._flight.open_gate()
+        if self._outage is not None and error.code == "RESOURCE_EXHAUSTED" and time.monotonic() < self._outage.end:
+            # Units of the old stream are still under way there. The next one of ours asks again.
+            self._outage.lose(RESUME_ANYWHERE, "")
+            self._typed += [owed.text] if owed.text else []
+            return self._blank(owed)
+        if not error.fatal:
+            return error
+        said = f"the connection was lost, and the session cannot be resumed: {error.message}; start a new one"
+        return DuplexError(error.code, said)
+
+
+def _cancelled() -> bool:
+    """Whether this task was asked to end: gRPC raises CancelledError also when a call was cancelled under it."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

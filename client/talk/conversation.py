@@ -1,0 +1,270 @@
+"""One whole conversation in real time: a user from files on one side, a served model on the other.
+
+What the agent says and shows goes to a scratch file as it arrives, so that an hour of it needs no more memory than a
+minute; the records (a few hundred bytes a unit) stay in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from client.media.loudness import active
+from client.media.source import UserSource
+from client.stream.client import DuplexClient, DuplexSession
+from client.stream.errors import DuplexError, MediaError
+from client.stream.pacing import Pacer
+from client.stream.reconnect import Reconnect, Resumed
+from client.stream.units import UNIT_MS, Float32, UInt8, UnitResponse, UnitShape, UserUnit
+
+HANG_UP_SECONDS = 0.1  # how often it is looked, after `stop`, whether the connection is lost
+
+
+@dataclass
+class UnitRecord:
+    """One unit of a conversation. Times are milliseconds since the first unit began to be spoken."""
+
+    index: int
+    due_ms: float  # when the user unit was complete
+    sent_ms: float
+    user_text: str = ""
+    received_ms: float | None = None
+    state: str = ""
+    text: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+    skipped: bool = False  # never sent: it fell into an outage of the connection
+
+    @property
+    def response_ms(self) -> float | None:
+        """From the moment the user unit was complete until the response was here."""
+        return None if self.received_ms is None else self.received_ms - self.due_ms
+
+    @property
+    def on_time(self) -> bool:
+        """The response was here before the next unit was complete."""
+        return self.response_ms is not None and self.response_ms <= UNIT_MS
+
+    @property
+    def late_send_ms(self) -> float:
+        return self.sent_ms - self.due_ms
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Milliseconds that the server says it spent, by stage."""
+        given = self.info.get("ms")
+        return {str(k): float(v) for k, v in given.items()} if isinstance(given, dict) else {}
+
+    @property
+    def degradation(self) -> list[str]:
+        """What the server left out to be in time."""
+        return [str(item) for item in self.info.get("degradation") or []]
+
+
+class Recording:
+    """The agent's voice and pictures, in the order of arrival, in a scratch file that vanishes with this object."""
+
+    def __init__(self, shape: UnitShape, folder: Path) -> None:
+        self.shape = shape
+        self._pcm_bytes = shape.samples * 4
+        self._unit_bytes = self._pcm_bytes + int(np.prod(shape.frames))
+        self._file = tempfile.TemporaryFile(dir=folder, prefix="agent-")  # noqa: SIM115 - closed by close()
+        self._slots: dict[int, int] = {}  # unit -> place in the file
+
+    def add(self, response: UnitResponse) -> None:
+        self._file.seek(len(self._slots) * self._unit_bytes)
+        self._file.write(response.pcm.astype("<f4").tobytes())
+        self._file.write(response.frames.tobytes())
+        self._slots[response.unit_index] = len(self._slots)
+
+    def get(self, unit: int) -> tuple[Float32, UInt8] | None:
+        """pcm float32 [samples] and frames uint8 [4, H, W, 3] of a unit; None when there was no response."""
+        slot = self._slots.get(unit)
+        if slot is None:
+            return None
+        self._file.seek(slot * self._unit_bytes)
+        data = self._file.read(self._unit_bytes)
+        pcm = np.frombuffer(data[: self._pcm_bytes], dtype="<f4").astype(np.float32)
+        return pcm, np.frombuffer(data[self._pcm_bytes :], dtype=np.uint8).reshape(self.shape.frames)
+
+    def pcm(self, count: int) -> Float32:
+        """The agent's voice of units 0 .. count-1, silence where there was no response; float32 [count * samples]."""
+        out = np.zeros(count * self.shape.samples, dtype=np.float32)
+        for unit in range(count):
+            if (found := self.get(unit)) is not None:
+                out[unit * self.shape.samples : (unit + 1) * self.shape.samples] = found[0]
+        return out
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(eq=False)
+class Conversation:
+    """What happened: one record per unit, without gaps, the errors, and who talked with whom."""
+
+    source: UserSource
+    recording: Recording
+    url: str
+    model: str
+    session_id: int | str
+    options: dict[str, Any]
+    server: dict[str, Any]
+    parameters: dict[str, str]
+    started: str  # ISO time
+    units: list[UnitRecord] = field(default_factory=list)
+    errors: list[DuplexError] = field(default_factory=list)
+    outages: list[Resumed] = field(default_factory=list)  # of the connection, after which it went on
+    stopped: bool = False  # by the user, before the end
+
+    @property
+    def shape(self) -> UnitShape:
+        return self.source.shape
+
+    def answered(self) -> list[UnitRecord]:
+        return [unit for unit in self.units if unit.received_ms is not None]
+
+    def user_active(self) -> list[bool]:
+        """Whether the user was heard, for each unit."""
+        n = self.shape.samples
+        return [bool(x) for x in active(self.source.pcm, n)[: len(self.units)]]
+
+
+async def converse(
+    client: DuplexClient,
+    source: UserSource,
+    folder: Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    session_id: int | str | None = None,
+    stop: asyncio.Event | None = None,
+    timeout: float = 10.0,
+    reconnect: bool | Reconnect = False,
+    on_unit: Callable[[UnitRecord], None] | None = None,
+    on_resume: Callable[[Resumed], None] | None = None,
+) -> Conversation:
+    """Holds the conversation and returns what happened, also when the server fails in the middle (see `errors`).
+
+    folder: for the scratch file; must exist.  stop: set it to end early; the unit after that is the last one.
+    reconnect: see `DuplexClient.session`.  on_unit: called for each response.  on_resume: after each outage.
+    """
+
+    def resumed(news: Resumed) -> None:
+        talk.outages.append(news)
+        if on_resume is not None:
+            on_resume(news)
+
+    session = client.session(session_id, options, timeout=timeout, reconnect=reconnect, on_resume=resumed)
+    talk = Conversation(
+        source=source,
+        recording=Recording(client.shape, folder),
+        url=client.url,
+        model=client.model,
+        session_id=session.session_id,
+        options=session.options,
+        server=client.server,
+        parameters=client.parameters,
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    pacer = Pacer(time.monotonic)
+    records: dict[int, UnitRecord] = {}
+
+    def sent(unit: UserUnit, at: float) -> None:
+        origin = pacer.due(-1)
+        for index in range(len(talk.units), unit.index):
+            due = (pacer.due(index) - origin) * 1e3
+            talk.units.append(UnitRecord(index, due, due, source.typed.get(index, ""), skipped=True))
+        record = UnitRecord(unit.index, (pacer.due(unit.index) - origin) * 1e3, (at - origin) * 1e3, unit.text)
+        records[unit.index] = record
+        talk.units.append(record)
+
+    def received(response: UnitResponse) -> None:
+        record = records.get(response.unit_index)
+        if record is None:
+            raise DuplexError("INTERNAL", f"unit_index: the server answered unit {response.unit_index}, never sent")
+        if response.lost:
+            return
+        record.received_ms = (response.received - pacer.due(-1)) * 1e3
+        record.state, record.text, record.info = response.state, response.text, response.info
+        talk.recording.add(response)
+        if on_unit is not None:
+            on_unit(record)
+
+    async with session:
+        playing = asyncio.create_task(session.play(_until(source.units(), stop), pacer, sent))
+        leaving = asyncio.create_task(_hang_up(session, stop))
+        try:
+            await _listen(session, received, talk, playing)
+        finally:
+            for task in (playing, leaving):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, DuplexError, MediaError):
+                    await task
+    talk.stopped = stop is not None and stop.is_set()
+    return talk
+
+
+async def _listen(
+    session: DuplexSession,
+    received: Callable[[UnitResponse], None],
+    talk: Conversation,
+    playing: asyncio.Task[None],
+) -> None:
+    """Takes responses until the session is over. Errors of the session and of the user's files go to the record."""
+    while True:
+        answer = asyncio.ensure_future(anext(session))
+        waiting = {answer} if playing.done() else {answer, playing}
+        try:
+            while not answer.done():
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if playing.done() and playing in waiting:
+                    waiting = {answer}
+                    error = playing.exception()
+                    if isinstance(error, MediaError):
+                        raise DuplexError("ABORTED", str(error))
+                    if error is not None and not isinstance(error, DuplexError):
+                        raise error
+            received(answer.result())
+        except StopAsyncIteration:
+            return
+        except DuplexError as error:
+            talk.errors.append(error)  # a refused unit ends it too: the units after it would all be refused
+            return
+        finally:
+            answer.cancel()
+
+
+async def _hang_up(session: DuplexSession, stop: asyncio.Event | None) -> None:
+    """After `stop`: no last unit can be sent while the connection is lost, and nobody waits for that."""
+    if stop is None:
+        return
+    await stop.wait()
+    while not session.reconnecting:
+        await asyncio.sleep(HANG_UP_SECONDS)
+    await session.close()
+
+
+def _until(units: Iterator[UserUnit], stop: asyncio.Event | None) -> Iterator[UserUnit]:
+    """The units up to the first one after `stop`, which then is the end of the session."""
+    for unit in units:
+        if stop is not None and stop.is_set():
+            yield UserUnit(unit.index, unit.pcm, unit.frames, unit.text, end=True)
+            return
+        yield unit

@@ -1,0 +1,235 @@
+"""One conversation held at the gateway: what goes up in real time, what comes back, and who is listening.
+
+    client --> intake --> _speak: one unit every 160 ms --> DuplexSession --> _listen --> dialect --> outbox --> client
+
+It outlives the client's socket. While no client is attached it is frozen: no unit is sent, so the model's time stands
+still and costs nothing, and a client that comes back within the grace time goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from client.stream.client import DuplexClient, DuplexSession
+from client.stream.errors import DuplexError
+from client.stream.units import Float32, UnitResponse, UnitShape
+from client.web.call.fence import Fence
+from client.web.call.intake import Intake, Stamp
+from client.web.call.journal import Journal
+from client.web.call.outbox import Kind, Message, Outbox, OutboxFull
+from client.web.call.unit_clock import UnitClock
+
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 10.0  # an unanswered unit ends the conversation
+
+
+@dataclass
+class SentUnit:
+    """What is remembered of a unit until its answer is here. Times are seconds of time.monotonic()."""
+
+    pcm: Float32
+    stamp: Stamp | None
+    due: float  # when it was ready to leave
+    at: float = 0.0  # when the stream took it
+
+
+class Dialect(Protocol):
+    """Turns what the model does into messages of one protocol, by `Call.emit`."""
+
+    async def on_unit(self, response: UnitResponse, sent: SentUnit, epoch: int) -> None:
+        """A unit of the agent. epoch: what to emit its voice and words with."""
+
+    def on_end(self, error: DuplexError | None) -> None:
+        """The conversation is over; None: as it should be."""
+
+
+class Call:
+    """One conversation. `key` is a capability: whoever knows it may take the conversation over."""
+
+    def __init__(self, client: DuplexClient, *, live: bool, limit_seconds: float) -> None:
+        self.key = secrets.token_urlsafe(18)
+        self.shape: UnitShape = client.shape
+        self.model: dict[str, Any] = {"name": client.model, "server": client.server, "parameters": client.parameters}
+        self.intake = Intake(client.shape, live=live, limit_seconds=limit_seconds)
+        self.fence = Fence()
+        self.journal = Journal()
+        self.dialect: Dialect | None = None  # set by the socket before `start`
+        self.answered = 0
+        self.closed = False
+        self.error: DuplexError | None = None
+        self.on_closed: list[Callable[[Call], None]] = []
+        self._client = client
+        self._session: DuplexSession | None = None
+        self._outbox: Outbox | None = None
+        self._attached = asyncio.Event()
+        self._sent: dict[int, SentUnit] = {}
+        self._last_sent = -1
+        self._ending = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def started(self) -> bool:
+        return self._task is not None
+
+    @property
+    def attached(self) -> bool:
+        return self._attached.is_set()
+
+    @property
+    def last_sent(self) -> int:
+        """Index of the newest unit that went to the model, -1 before the first."""
+        return self._last_sent
+
+    # -- the client --------------------------------------------------------------------------------------------
+    def attach(self, after: int | None = None) -> tuple[Outbox, int]:
+        """A client is listening. after: the last message it has seen; what followed is replayed.
+
+        Returns its outbox and the number of messages that are gone for good. An earlier client is cut off.
+        """
+        if self._outbox is not None:
+            self._outbox.close("taken over")
+        self._outbox = Outbox(self.fence)
+        replay, missed = self.journal.after(after) if after is not None else ([], 0)
+        for message in replay:
+            self._put(message)
+        self._attached.set()
+        return self._outbox, missed
+
+    def detach(self, outbox: Outbox) -> bool:
+        """The client behind `outbox` is gone. False when another one has taken its place."""
+        if self._outbox is not outbox:
+            return False
+        self._outbox = None
+        self._attached.clear()
+        self.intake.clear_pcm()  # it would be old when the client is back
+        return True
+
+    def emit(self, kind: Kind, data: str | bytes, epoch: int | None = None) -> None:
+        """Sends a message to the client, or keeps it for the one that comes back. epoch: None passes every fence."""
+        if kind == "video":
+            message = Message(kind, data, epoch)
+        else:
+            message = Message(kind, data, epoch, self.journal.last + 1)
+            self.journal.add(message)
+        self._put(message)
+
+    def wants_video(self) -> bool:
+        """Whether a picture would be sent soon: no work for a client that cannot keep up."""
+        return self._outbox is not None and self._outbox.room("video")
+
+    def shed(self) -> dict[str, int]:
+        """Messages that the present client lost because it read too slowly."""
+        return dict(self._outbox.dropped) if self._outbox is not None else {}
+
+    def interrupt(self) -> int:
+        """Cancels what the agent is saying; the model is not told. Returns the new epoch."""
+        return self.fence.cut(self._last_sent)
+
+    # -- the model ---------------------------------------------------------------------------------------------
+    def start(self, options: Mapping[str, Any] | None = None) -> None:
+        """Opens the session; errors come through `Dialect.on_end`."""
+        if self.started or self.closed:
+            return
+        self._session = self._client.session(None, options, timeout=ANSWER_SECONDS)
+        self._task = asyncio.create_task(self._run(self._session), name=f"call-{self.key[:6]}")
+
+    def end(self) -> None:
+        """The next unit is the last one."""
+        self._ending = True
+        self.intake.changed.set()
+        if not self.started:
+            self._finish(None)
+
+    async def close(self, reason: str) -> None:
+        """Ends it at once, whatever its state. Safe to call twice."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._finish(DuplexError("CANCELLED", reason))
+
+    async def _run(self, session: DuplexSession) -> None:
+        error: DuplexError | None = None
+        try:
+            async with session, asyncio.TaskGroup() as both:
+                both.create_task(self._speak(session))
+                both.create_task(self._listen(session))
+        except* DuplexError as caught:
+            error = next(e for e in _leaves(caught) if isinstance(e, DuplexError))
+        except* Exception as caught:
+            log.error("conversation %s failed", self.key[:6], exc_info=caught)
+            error = DuplexError("INTERNAL", "the gateway failed; its log says how")
+        self._finish(error)
+
+    async def _speak(self, session: DuplexSession) -> None:
+        clock = UnitClock(time.monotonic())
+        index = 0
+        while True:
+            if not self._attached.is_set():
+                await self._attached.wait()
+                clock = UnitClock(time.monotonic())
+            await self._moment(clock)
+            now = time.monotonic()
+            taken = self.intake.take(index, end=self._ending)
+            clock.left(now, complete=taken.padded == 0, backlog=taken.backlog)
+            sent = self._sent[index] = SentUnit(taken.unit.pcm, taken.stamp, due=now)
+            self._last_sent = index
+            sent.at = await session.send(taken.unit)
+            if taken.unit.end:
+                return
+            index += 1
+
+    async def _moment(self, clock: UnitClock) -> None:
+        """Waits until the next unit should leave."""
+        while not self._ending and (wait := clock.wait(time.monotonic(), self.intake.backlog)) > 0:
+            self.intake.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.intake.changed.wait(), wait)
+
+    async def _listen(self, session: DuplexSession) -> None:
+        async for response in session:
+            sent = self._sent.pop(response.unit_index, None)
+            if sent is None:
+                raise DuplexError("INTERNAL", f"unit_index: the server answered unit {response.unit_index}, never sent")
+            for skipped in [unit for unit in self._sent if unit < response.unit_index]:
+                del self._sent[skipped]  # a server may leave out what was interrupted
+            self.answered += 1
+            epoch = self.fence.stamp(response.unit_index, response.state)
+            if self.dialect is not None:
+                await self.dialect.on_unit(response, sent, epoch)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+    def _put(self, message: Message) -> None:
+        if self._outbox is None:
+            return
+        try:
+            self._outbox.put(message)
+        except OutboxFull:
+            self._outbox.close("too slow")  # the conversation waits for the client to come back
+
+    def _finish(self, error: DuplexError | None) -> None:
+        if self.closed:
+            return
+        self.closed, self.error = True, error
+        if self.dialect is not None:
+            self.dialect.on_end(error)
+        if self._outbox is not None:
+            self._outbox.close("ended")
+        for listener in self.on_closed:
+            listener(self)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

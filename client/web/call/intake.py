@@ -1,0 +1,143 @@
+"""What the user has said, shown and typed and the model has not heard yet: bounded, cut into units."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from client.stream.units import FRAMES_PER_UNIT, Float32, UInt8, UnitShape, UserUnit
+
+GREY = 128  # the model's picture of a user without a camera
+MAX_FRAMES = 16  # waiting pictures; the oldest goes
+MAX_TEXT_BYTES = 4096  # typed and not yet handed over
+TRIM_UNITS = 4  # a live backlog that did not empty for this long is delay, not jitter
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """When the last sample of a piece of audio was taken (by the client's clock, in its unit) and when it came here."""
+
+    captured: float
+    arrived: float
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """One unit and how it came about. stamp: of the last sample in it that had one."""
+
+    unit: UserUnit
+    stamp: Stamp | None
+    padded: int  # samples of silence at the end, because nothing had arrived
+    backlog: float  # units of audio that still wait
+
+
+class Intake:
+    """Audio, pictures and text of one user.
+
+    live: a microphone: what is more than `limit_seconds` old is worth nothing, the oldest goes. Otherwise audio may
+    come faster than real time (a file in one burst) and what does not fit is refused, so that nothing is lost unseen.
+    """
+
+    def __init__(self, shape: UnitShape, *, live: bool, limit_seconds: float) -> None:
+        self.shape = shape
+        self.live = live
+        self.limit = round(limit_seconds * shape.sample_rate)
+        self.dropped = 0  # samples of a live user that came too late to be heard
+        self.changed = asyncio.Event()  # set by every call that adds something
+        self._pcm: deque[tuple[Float32, Stamp | None]] = deque()
+        self._waiting = 0  # samples in _pcm
+        self._frames: deque[UInt8] = deque(maxlen=MAX_FRAMES)
+        self._last = np.full((shape.height, shape.width, 3), GREY, dtype=np.uint8)
+        self._text: list[str] = []
+        self._least: deque[int] = deque(maxlen=TRIM_UNITS)  # samples left over after each of the last units
+
+    @property
+    def backlog(self) -> float:
+        """Units of audio that wait."""
+        return self._waiting / self.shape.samples
+
+    def add_pcm(self, pcm: Float32, stamp: Stamp | None = None) -> None:
+        """float32 [n]. Raises ValueError when it does not fit (never for a live user)."""
+        if not self.live and self._waiting + pcm.size > self.limit:
+            raise ValueError(
+                f"audio: expected at most {self.limit / self.shape.sample_rate:g} s ahead of real time, "
+                f"got {(self._waiting + pcm.size) / self.shape.sample_rate:.1f} s"
+            )
+        if pcm.size:
+            self._pcm.append((pcm, stamp))
+            self._waiting += pcm.size
+        if self._waiting > self.limit:
+            self._drop(self._waiting - self.limit)
+        self.changed.set()
+
+    def add_frames(self, frames: UInt8) -> None:
+        """uint8 [n, H, W, 3], oldest first."""
+        self._frames.extend(frames)
+        self.changed.set()
+
+    def add_text(self, text: str) -> None:
+        """Raises ValueError when too much of it waits."""
+        waiting = sum(len(part.encode()) for part in self._text)
+        if (size := waiting + len(text.encode(errors="replace"))) > MAX_TEXT_BYTES:
+            raise ValueError(f"text: expected at most {MAX_TEXT_BYTES} bytes waiting to be read, got {size}")
+        self._text.append(text.encode(errors="replace").decode())
+        self.changed.set()
+
+    def clear_pcm(self) -> None:
+        """Forgets the audio that has not been handed over."""
+        self._pcm.clear()
+        self._waiting = 0
+
+    def clear_frames(self) -> None:
+        """The camera is off: grey from here on, not the last picture for ever."""
+        self._frames.clear()
+        self._last = np.full_like(self._last, GREY)
+
+    def take(self, index: int, *, end: bool = False) -> Taken:
+        """Unit `index`: what has arrived, silence after it, and the newest pictures (the last one when none came)."""
+        pcm = np.zeros(self.shape.samples, dtype=np.float32)
+        filled, newest = 0, None
+        while self._pcm and filled < pcm.size:
+            part, stamp = self._pcm.popleft()
+            n = min(part.size, pcm.size - filled)
+            pcm[filled : filled + n] = part[:n]
+            filled += n
+            if n < part.size:
+                self._pcm.appendleft((part[n:], stamp))
+            elif stamp is not None:
+                newest = stamp
+        self._waiting -= filled
+        if self.live:
+            self._trim()
+        text = " ".join(self._text)
+        self._text.clear()
+        unit = UserUnit(index, pcm, self._pictures(), text, end)
+        return Taken(unit, newest, pcm.size - filled, self.backlog)
+
+    def _pictures(self) -> UInt8:
+        if not self._frames:
+            return np.repeat(self._last[None], FRAMES_PER_UNIT, axis=0)
+        waiting = list(self._frames)
+        self._frames.clear()
+        self._last = waiting[-1]
+        picks = np.linspace(0, len(waiting) - 1, FRAMES_PER_UNIT).round().astype(int)
+        return np.stack([waiting[i] for i in picks])
+
+    def _trim(self) -> None:
+        """Drops what never got shorter for a while: after a stall a live user would stay late for good."""
+        self._least.append(self._waiting)
+        if len(self._least) == TRIM_UNITS and (least := min(self._least)) > self.shape.samples // 2:
+            self._drop(least)
+            self._least.clear()
+
+    def _drop(self, samples: int) -> None:
+        self.dropped += samples
+        self._waiting -= samples
+        while samples:
+            part, stamp = self._pcm.popleft()
+            if part.size > samples:
+                self._pcm.appendleft((part[samples:], stamp))
+            samples -= min(samples, part.size)

@@ -1,0 +1,144 @@
+"""One conversation as the page sees it: JSON for control, `page_frames` for sound and pictures.
+
+Up:    text, interrupt, camera (off), ping, end; PCM16 and strips of four frames.
+Down:  welcome, unit (state, timings), caption, token, error, ended; PCM16 and strips of four frames.
+Of each unit come `unit`, `caption` if there is text, the voice and then the pictures, all with the unit's index.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from typing import Any
+
+from client.stream.errors import DuplexError
+from client.stream.units import UnitResponse
+from client.web import media as picture
+from client.web import sound
+from client.web.call.call import Call, SentUnit
+from client.web.call.fence import SPEAK
+from client.web.call.hearing import BARGE_IN_UNITS, Hearing
+from client.web.call.intake import Stamp
+from client.web.page import frames as page_frames
+
+MAX_BAD_MESSAGES = 20
+HISTORY_TURNS = 64
+TURN_GAP = 3  # units without text end a turn
+
+
+class PageSession:
+    """Dialect (down) and reader (up) of the page's socket. raw_video: strips as RGB instead of JPEG."""
+
+    def __init__(self, call: Call, *, raw_video: bool) -> None:
+        self.state = "listen"
+        self.history: deque[dict[str, str]] = deque(maxlen=HISTORY_TURNS)
+        self._call = call
+        self._raw = raw_video
+        self._hearing = Hearing()
+        self._bad = 0
+        self._last_text_unit = -TURN_GAP
+
+    # -- down --------------------------------------------------------------------------------------------------
+    async def on_unit(self, response: UnitResponse, sent: SentUnit, epoch: int) -> None:
+        call, unit = self._call, response.unit_index
+        self._hearing.feed(sent.pcm)
+        stopped = self.state == SPEAK and response.state != SPEAK
+        self.state = response.state
+        barge_in = stopped and self._hearing.quiet_units < BARGE_IN_UNITS
+        if barge_in:
+            epoch = call.fence.cut(unit)
+        stamp = sent.stamp
+        self._control(
+            "unit",
+            seq=call.journal.last + 1,
+            unit=unit,
+            state=response.state,
+            barge_in=barge_in,
+            muted=call.fence.muted,
+            ms=response.info.get("ms", {}),
+            captured=stamp.captured if stamp else None,
+            held=round((sent.at - (stamp.arrived if stamp else sent.due)) * 1e3, 2),
+            gateway=round((response.received - sent.at) * 1e3, 2),
+            steps=response.info.get("steps"),
+            degradation=response.info.get("degradation") or [],
+            shed=call.shed(),
+        )
+        if response.text:
+            self._control("caption", epoch=epoch, unit=unit, text=response.text)
+            if not call.fence.muted:
+                self._remember("agent", response.text, unit)
+        call.emit("audio", page_frames.pack(page_frames.PCM16, unit, sound.to_pcm16(response.pcm)), epoch)
+        if call.wants_video():
+            if self._raw:
+                call.emit("video", page_frames.pack(page_frames.RGB, unit, response.frames.tobytes()))
+            else:
+                strip = await asyncio.to_thread(picture.encode_strip, response.frames)
+                call.emit("video", page_frames.pack(page_frames.JPEG, unit, strip))
+
+    def on_end(self, error: DuplexError | None) -> None:
+        if error is not None:
+            self._control("error", code=error.code, message=error.message)
+        self._control("ended")
+
+    def _control(self, kind: str, *, epoch: int | None = None, **fields: Any) -> None:
+        self._call.emit("control", json.dumps({"type": kind, **fields}, ensure_ascii=False), epoch)
+
+    # -- up ----------------------------------------------------------------------------------------------------
+    async def on_text(self, data: str) -> None:
+        try:
+            message = json.loads(data)
+            kind = message["type"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise ValueError("expected a JSON object with a type") from None
+        if kind == "text":
+            text = message.get("text")
+            if not isinstance(text, str) or not text.strip():
+                self._refuse(f"text: expected some text, got {text!r:.80}")
+                return
+            try:
+                self._call.intake.add_text(text.strip())
+            except ValueError as error:
+                self._refuse(str(error))
+                return
+            self._remember("you", text.strip(), -1)
+        elif kind == "interrupt":
+            self._control("interrupted", after=self._call.last_sent)
+            self._call.interrupt()
+        elif kind == "camera":
+            self._call.intake.clear_frames()
+        elif kind == "ping":
+            self._control("pong", t=message.get("t"))
+        elif kind == "end":
+            self._call.end()
+        else:
+            self._refuse(f"type: expected text, interrupt, camera, ping or end, got {kind!r:.80}")
+
+    async def on_binary(self, data: bytes) -> None:
+        try:
+            frame = page_frames.unpack(data)
+            if frame.kind == page_frames.PCM16:
+                self._call.intake.add_pcm(sound.from_pcm16(frame.body), Stamp(frame.time, time.monotonic()))
+            elif frame.kind == page_frames.RGB:
+                self._call.intake.add_frames(picture.raw_strip(frame.body, self._call.shape))
+            else:
+                strip = await asyncio.to_thread(picture.decode_strip, frame.body, self._call.shape)
+                self._call.intake.add_frames(strip)
+        except ValueError as error:
+            self._refuse(str(error))
+
+    def _refuse(self, reason: str) -> None:
+        self._bad += 1
+        if self._bad > MAX_BAD_MESSAGES:
+            raise ValueError(f"too many bad messages; the last one: {reason}")
+        self._control("error", code="INVALID_ARGUMENT", message=reason)
+
+    def _remember(self, who: str, text: str, unit: int) -> None:
+        goes_on = who == "agent" and self.history and self.history[-1]["who"] == who
+        if goes_on and unit - self._last_text_unit <= TURN_GAP:
+            self.history[-1]["text"] = (self.history[-1]["text"] + text)[-2000:]
+        else:
+            self.history.append({"who": who, "text": text[:2000]})
+        if who == "agent":
+            self._last_text_unit = unit

@@ -1,0 +1,107 @@
+"""`/v1/session`: the page's way in. The first message says hello; it starts a conversation or resumes one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aiohttp import web
+
+from client.stream.errors import DuplexError
+from client.web.call.call import Call
+from client.web.call.call_book import BookFull
+from client.web.call.outbox import Outbox
+from client.web.door.connection import CLOSE_BUSY, CLOSE_REFUSED, Connection
+from client.web.door.desk import DESK, Desk
+from client.web.page.session import PageSession
+
+PROTOCOL = "wan.session.v1"
+TOKEN_PROTOCOL = "wan-token."
+HELLO_SECONDS = 10.0
+MAX_MESSAGE = 1 << 20  # bytes; a strip of four 480p frames as JPEG has a quarter of that
+LIVE_SECONDS = 0.4  # of a microphone may wait; older sound is dropped
+OPTIONS = ("prompt", "seed", "solver_steps", "retention")  # of the model's, which a page may choose
+
+
+async def page_socket(request: web.Request) -> web.StreamResponse:
+    """Serves one WebSocket of the page."""
+    desk = request.app[DESK]
+    desk.check(request, (TOKEN_PROTOCOL,))
+    connection = await Connection.open(request, desk.book, protocols=(PROTOCOL,), max_bytes=MAX_MESSAGE)
+    try:
+        hello = _hello(await connection.first(HELLO_SECONDS))
+    except ValueError as error:
+        await connection.close(CLOSE_REFUSED, str(error))
+        return connection.ws
+    try:
+        call, session, outbox, missed = await _join(desk, hello)
+    except (BookFull, DuplexError) as error:
+        code = error.code if isinstance(error, DuplexError) else "RESOURCE_EXHAUSTED"
+        message = error.message if isinstance(error, DuplexError) else str(error)
+        await connection.ws.send_str(json.dumps({"type": "error", "code": code, "message": message}))
+        await connection.close(CLOSE_BUSY, code)
+        return connection.ws
+    welcome = json.dumps(_welcome(desk, call, session, missed), ensure_ascii=False)
+    connection.adopt(call, session, outbox, welcome)
+    await connection.run()
+    return connection.ws
+
+
+def _hello(data: str | None) -> dict[str, Any]:
+    """{"type": "hello", "video": "jpeg" | "rgb", "options": {...}, "resume": {"session": key, "after": seq}}"""
+    if data is None:
+        raise ValueError(f"expected a hello message within {HELLO_SECONDS:g} s")
+    try:
+        hello = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("hello: expected JSON") from None
+    if not isinstance(hello, dict) or hello.get("type") != "hello":
+        raise ValueError("hello: expected it as the first message")
+    if hello.get("video", "jpeg") not in ("jpeg", "rgb"):
+        raise ValueError(f"hello.video: expected jpeg or rgb, got {hello['video']!r:.40}")
+    for name in ("options", "resume"):
+        if not isinstance(hello.get(name) or {}, dict):
+            raise ValueError(f"hello.{name}: expected an object")
+    return hello
+
+
+async def _join(desk: Desk, hello: dict[str, Any]) -> tuple[Call, PageSession, Outbox, int]:
+    """The conversation to go on with, or a new one. Raises BookFull or DuplexError."""
+    resume = hello.get("resume") or {}
+    if resume:
+        found = desk.book.find(str(resume.get("session", "")))
+        if found is not None and isinstance(found.dialect, PageSession):
+            after = resume.get("after")
+            outbox, missed = desk.book.resume(found, after if isinstance(after, int) else found.journal.last)
+            return found, found.dialect, outbox, missed
+        if resume.get("only"):
+            raise DuplexError("NOT_FOUND", "resume: that session has ended")
+    call = await desk.new_call(live=True, limit_seconds=LIVE_SECONDS)
+    session = PageSession(call, raw_video=hello.get("video") == "rgb")
+    call.dialect = session
+    outbox, missed = call.attach()
+    options = hello.get("options") or {}
+    call.start({name: options[name] for name in OPTIONS if name in options})
+    return call, session, outbox, missed
+
+
+def _welcome(desk: Desk, call: Call, session: PageSession, missed: int) -> dict[str, Any]:
+    shape = call.shape
+    return {
+        "type": "welcome",
+        "session": call.key,
+        "resumed": call.answered > 0,
+        "missed": missed,
+        "after": call.journal.last,
+        "state": session.state,
+        "history": list(session.history),
+        "shape": {
+            "samples": shape.samples,
+            "sample_rate": shape.sample_rate,
+            "height": shape.height,
+            "width": shape.width,
+        },
+        "model": call.model,
+        "token": desk.renewed_token(),
+        "grace_s": desk.book.grace,
+    }

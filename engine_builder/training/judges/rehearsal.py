@@ -1,0 +1,56 @@
+"""A quick closed-loop check of a checkpoint in PyTorch: held-out conversations, then the judges' figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine_builder.model.duplex import DuplexModel
+from engine_builder.tokenizer import word_ids
+
+from ..world.agent_voice import AgentVoice
+from ..world.conversation import Studio
+from ..world.voices import Pcm
+from ..world.words import LANGUAGES, agent_words
+from .closed_loop import ClosedLoop
+from .dtw import DtwJudge
+from .figures import Judge, Tally, figures
+
+_FIRST_SEED = 5_000_000
+
+
+def template_ear(agent: AgentVoice) -> dict[str, DtwJudge]:
+    """The template judge of every language."""
+    return {
+        language: DtwJudge({word: agent.word(language, word).reshape(-1) for word in agent_words(language)})
+        for language in LANGUAGES
+    }
+
+
+def rehearse(
+    model: DuplexModel,
+    cache: Path,
+    conversations: int = 16,
+    units: int = 150,
+    quiet: int = 8,
+    split: str = "held_out",
+    recent: int = 16,
+    solver_steps: int | None = None,
+) -> tuple[dict[str, float | None], Tally]:
+    """Figures over `conversations` of `units` units and `quiet` silent or noisy ones."""
+    studio = Studio(cache, split)
+    ears = template_ear(studio.agent)
+
+    def hear(pcm: Pcm, language: str) -> str:
+        return ears[language].judge(pcm)
+
+    judge = Judge({token: word for word, token in word_ids().items()}, hear)
+    tally = Tally()
+    loop = ClosedLoop(model, recent, solver_steps)
+    talks = [studio.conversation(_FIRST_SEED + i, units) for i in range(conversations)]
+    for talk, done in zip(talks, loop.run(talks), strict=True):
+        judge.conversation(talk.scenario, done, tally)
+    if quiet:
+        talks = [studio.conversation(_FIRST_SEED + 1000 + i, 124, quiet=True) for i in range(quiet)]
+        for done in loop.run(talks):
+            judge.quiet(done, tally)
+    return figures(tally), tally

@@ -1,0 +1,126 @@
+"""Training batches: conversations from a background thread, already turned into latents and token ids."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine_builder.config import ModelConfig
+from engine_builder.model.duplex import DuplexModel
+
+from ..world.conversation import NO_WORD, Conversation, Studio
+
+_READY = 3  # batches made ahead
+_LONGEST_SESSION = 6000  # units: 16 minutes; positions of training reach that far
+_FRESH = 0.35  # share of stretches that start a session
+_QUIET = 0.12  # share of stretches in which nobody says anything
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B stretches of K units; shapes as in `packed_pass.PackedUnits`, plus the raw input of the encoders."""
+
+    prompt: Tensor
+    first_unit: Tensor
+    user_pcm: Tensor  # [B, K * N]
+    camera: Tensor  # uint8 [B, 4 K, H, W, 3]
+    text: Tensor
+    slots: Tensor
+    z_video: Tensor  # [B, K + 1, n_v, c_v]
+    z_audio: Tensor  # [B, K + 1, n_a, c_a]
+    state: Tensor  # int64 [B, K]: 0 listen, 1 speak
+    word: Tensor  # int64 [B, K]: token id or NO_WORD
+
+
+def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tensor, Tensor]:
+    """Latents [K + 1, n_v, c_v] and [K + 1, n_a, c_a] of the agent's side, unit -1 first (zeros at a session start)."""
+    c = model.config
+    with torch.no_grad():
+        film = torch.from_numpy(conversation.face).flatten(0, 1).unsqueeze(0)
+        video = model.video_codec.encode(film).view(-1, c.video.tokens, c.video.latent_dim)
+        pcm = torch.from_numpy(conversation.agent_pcm).view(1, -1)
+        audio, _ = model.audio_codec.encode(pcm, torch.zeros(1, model.audio_codec.state_size))
+        audio = audio.view(-1, c.audio.tokens, c.audio.latent_dim)
+    if conversation.first_unit == 0:
+        video[0], audio[0] = 0, 0
+    return video, audio
+
+
+def slot_tokens(config: ModelConfig, state: Tensor, word: Tensor) -> Tensor:
+    """Emitted tokens int64 [..., 2] of units: the state, then the word or `pad_id`."""
+    pad = torch.full_like(word, config.language.pad_id)
+    return torch.stack((config.language.first_state_id + state, torch.where(word == NO_WORD, pad, word)), dim=-1)
+
+
+def collate(model: DuplexModel, conversations: list[Conversation]) -> Batch:
+    """Stacks conversations of one length."""
+    latents = [encode_targets(model, conversation) for conversation in conversations]
+    state = torch.from_numpy(np.stack([c.state for c in conversations]))
+    word = torch.from_numpy(np.stack([c.word for c in conversations]))
+    return Batch(
+        prompt=torch.from_numpy(np.stack([c.prompt for c in conversations])),
+        first_unit=torch.tensor([c.first_unit for c in conversations]),
+        user_pcm=torch.from_numpy(np.stack([c.user_pcm.reshape(-1) for c in conversations])),
+        camera=torch.from_numpy(np.stack([c.camera.reshape(-1, *c.camera.shape[2:]) for c in conversations])),
+        text=torch.from_numpy(np.stack([c.typed[:, 0] for c in conversations])),
+        slots=slot_tokens(model.config, state, word),
+        z_video=torch.stack([video for video, _ in latents]),
+        z_audio=torch.stack([audio for _, audio in latents]),
+        state=state,
+        word=word,
+    )
+
+
+class BatchSource:
+    """Batch number i is made of conversations i * size ... (i + 1) * size - 1, whatever the thread's timing."""
+
+    def __init__(self, model: DuplexModel, studio: Studio, size: int, units: int, first: int = 0) -> None:
+        self.model, self.studio, self.size, self.units = model, studio, size, units
+        self._next = first
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=_READY)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+
+    def make(self, number: int) -> Batch:
+        """Batch `number`."""
+        return collate(self.model, [self._conversation(number * self.size + i) for i in range(self.size)])
+
+    def _conversation(self, seed: int) -> Conversation:
+        rng = np.random.default_rng([3, seed])
+        fresh = rng.random() < _FRESH
+        first_unit = 0 if fresh else int(np.exp(rng.uniform(0, np.log(_LONGEST_SESSION))))
+        return self.studio.conversation(seed, self.units, first_unit, quiet=rng.random() < _QUIET)
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                item: Batch | BaseException = self.make(self._next)
+            except BaseException as error:  # handed to the consumer, who raises it
+                item = error
+            self._next += 1
+            while not self._stop.is_set():
+                try:
+                    self._ready.put(item, timeout=0.5)
+                    break
+                except queue.Full:
+                    continue
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._thread.start()
+        while True:
+            item = self._ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)

@@ -1,0 +1,114 @@
+"""Fits the linear codecs to the agent: principal components of its voice and of its face.
+
+Latents are scaled by the square root of their standard deviation, so that strong components keep some of their weight
+in the flow-matching loss (full whitening would spend the model on details that nobody hears or sees).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine_builder.config import FRAMES_PER_UNIT
+from engine_builder.model.audio_codec import AudioCodec
+from engine_builder.model.duplex import DuplexModel
+from engine_builder.model.video_codec import VideoCodec
+
+from ..world.conversation import Studio
+
+_FLOOR = 0.03  # components weaker than this share of the strongest keep their small variance
+_FIRST_SEED = 900_000_000  # conversations for codec fitting; training and tests use other numbers
+
+
+@dataclass(frozen=True)
+class CodecReport:
+    """Signal to noise ratio of the voice and peak signal to noise ratio of the face after encoding and decoding, in
+    dB, on conversations that were not fitted to."""
+
+    audio_snr_db: float
+    video_psnr_db: float
+
+
+def fit_codecs(model: DuplexModel, studio: Studio, conversations: int, units: int = 40) -> CodecReport:
+    """Sets the codec parameters of `model` from agent audio and frames of `conversations` conversations."""
+    pcm, frames = _material(studio, conversations, units, 0)
+    with torch.no_grad():
+        # Rare words count as much as frequent ones: the whole vocabulary, as often as the conversations are long.
+        words = torch.from_numpy(studio.agent.vocabulary()).reshape(-1)
+        words = words.repeat(max(1, pcm.numel() // words.numel()))
+        size = words.numel() // pcm.shape[1] * pcm.shape[1]
+        _fit_audio(model.audio_codec, torch.cat((pcm, words[:size].view(-1, pcm.shape[1]))))
+        _fit_video(model.video_codec, frames)
+        return measure_codecs(model, studio)
+
+
+def measure_codecs(model: DuplexModel, studio: Studio, conversations: int = 12, units: int = 40) -> CodecReport:
+    """Reconstruction quality on fresh conversations."""
+    pcm, frames = _material(studio, conversations, units, 1)
+    audio, video = model.audio_codec, model.video_codec
+    with torch.no_grad():
+        latents, _ = audio.encode(pcm, torch.zeros(len(pcm), audio.state_size))
+        heard, _ = audio.decode(latents, torch.zeros(len(pcm), audio.state_size))
+        hop = audio.config.hop
+        error = heard[:, hop:] - pcm[:, :-hop]
+        snr = 10 * torch.log10(pcm.square().sum() / error.square().sum())
+        seen, _ = video.decode(video.encode(frames), torch.zeros(len(frames), video.state_size))
+        mse = (seen - frames.float()).square().mean()
+    return CodecReport(round(float(snr), 2), round(float(10 * torch.log10(255.0**2 / mse)), 2))
+
+
+def latent_spread(model: DuplexModel, studio: Studio, conversations: int, units: int = 40) -> tuple[Tensor, Tensor]:
+    """Standard deviation of the latents: video [n_v, c_v], audio [1, c_a]."""
+    pcm, frames = _material(studio, conversations, units, 2)
+    with torch.no_grad():
+        audio, _ = model.audio_codec.encode(pcm, torch.zeros(len(pcm), model.audio_codec.state_size))
+        video = model.video_codec.encode(frames)
+    v = model.config.video
+    return video.view(-1, v.tokens, v.latent_dim).std(0), audio.flatten(0, 1).std(0, keepdim=True)
+
+
+def _material(studio: Studio, count: int, units: int, part: int) -> tuple[Tensor, Tensor]:
+    """pcm [count, units * N], frames uint8 [count, 4 units, H, W, 3] of the agent."""
+    pcm, frames = [], []
+    for i in range(count):
+        conversation = studio.conversation(_FIRST_SEED + part * 100_000 + i, units, first_unit=1)
+        pcm.append(torch.from_numpy(conversation.agent_pcm[1:].reshape(-1)))
+        frames.append(torch.from_numpy(conversation.face[1:].reshape(-1, *conversation.face.shape[2:])))
+    return torch.stack(pcm), torch.stack(frames)
+
+
+def _scale(deviation: Tensor) -> Tensor:
+    """Divisor that leaves latents with standard deviation sqrt(deviation), normalised to a mean square of 1."""
+    left = deviation.clamp(min=_FLOOR * float(deviation.max())).sqrt()
+    return left * left.square().mean().sqrt()
+
+
+def _fit_audio(codec: AudioCodec, pcm: Tensor) -> None:
+    coefficients, _ = codec.coefficients(pcm, torch.zeros(len(pcm), codec.state_size))
+    loudness = coefficients.square().mean(dim=(0, 1)).sqrt()
+    codec.bin_scale.copy_(loudness.clamp(min=0.02 * float(loudness.max())).sqrt())
+    blocks = (coefficients / codec.bin_scale).reshape(-1, codec.mean.shape[0])
+    codec.mean.zero_()  # silence is the zero latent
+    values, vectors = torch.linalg.eigh((blocks.T.double() @ blocks.double()) / len(blocks))
+    keep = codec.basis.shape[0]
+    codec.basis.copy_(vectors.flip(1)[:, :keep].T.float())
+    codec.latent_scale.copy_(_scale(values.flip(0)[:keep].clamp(min=0).sqrt().float()))
+
+
+def _fit_video(codec: VideoCodec, frames: Tensor) -> None:
+    c = codec.config
+    rows, columns = c.grid
+    picture = frames.view(-1, FRAMES_PER_UNIT, rows, c.stride, columns, c.stride, 3)
+    patches = picture.permute(0, 2, 4, 1, 3, 5, 6).reshape(-1, c.tokens, c.patch_dim)
+    chosen = patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(1))[:800]]
+    x = chosen.float() / 127.5 - 1.0
+    codec.mean.copy_(x.mean(0))
+    centred = (x - codec.mean).reshape(-1, c.patch_dim)
+    values, vectors = torch.linalg.eigh((centred @ centred.T).double())  # the small side of the Gram matrix
+    keep = torch.arange(len(values) - 1, len(values) - 1 - c.latent_dim, -1)
+    directions = vectors[:, keep].T.float() @ centred
+    codec.basis.copy_(directions / directions.norm(dim=1, keepdim=True))
+    latents = (x - codec.mean) @ codec.basis.T
+    codec.latent_scale.copy_(_scale(latents.std(0)))

@@ -1,0 +1,125 @@
+"""Warm-up of the audio encoder: which word was heard, and does a word or a murmur begin?
+
+In joint training a word is one token in ten units. Here every window of a second is an example: half of them end where
+an answer would start and ask for the word, half end where the agent would fall silent and ask whether what has just
+begun is speech. The classifier heads are thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine_builder.model.duplex import DuplexModel
+
+from ..world.agent_voice import UNIT
+from ..world.conversation import Studio
+from ..world.scenario import HEARD, STOP_HEARD
+from ..world.voices import Pcm
+from ..world.words import BACKCHANNELS, LANGUAGES, user_words
+from .warm_up import warm_up
+
+UNITS = 6  # of a window: 960 ms
+_ONSET_UNITS = 2  # the second head looks at the last ones only
+_WORDS = [(language, word) for language in LANGUAGES for word in user_words(language)]
+NOTHING, MURMUR = 0, 1  # classes of both heads; 2 and above: words (first head), speech (second head)
+_NOTHING_SHARE, _MURMUR_SHARE = 0.15, 0.2
+
+
+@dataclass(frozen=True)
+class Windows:
+    """pcm float32 [B, UNITS * N]; classes int64 [B]; the first `whole` ask for the word, the others for the onset."""
+
+    pcm: Tensor
+    classes: Tensor
+    whole: int
+
+
+def windows(studio: Studio, rng: np.random.Generator, count: int) -> Windows:
+    """`count` windows, half of each kind."""
+    whole = count // 2
+    drawn = [_window(studio, rng, ends=i < whole) for i in range(count)]
+    return Windows(
+        torch.from_numpy(np.stack([pcm for pcm, _ in drawn])), torch.tensor([kind for _, kind in drawn]), whole
+    )
+
+
+def _window(studio: Studio, rng: np.random.Generator, ends: bool) -> tuple[Pcm, int]:
+    size = UNITS * UNIT
+    level = 10.0 ** (rng.uniform(-32, -15) / 20)
+    draw = rng.random()
+    clip, kind = np.zeros(0, dtype=np.float32), NOTHING
+    if draw >= _NOTHING_SHARE:
+        voice = int(rng.integers(len(studio.voices.voices)))
+        if draw < _NOTHING_SHARE + _MURMUR_SHARE:
+            language, text, kind = "en", BACKCHANNELS[int(rng.integers(len(BACKCHANNELS)))], MURMUR
+        else:
+            number = int(rng.integers(len(_WORDS)))
+            (language, text), kind = _WORDS[number], 2 + (number if ends else 0)
+        clip = studio.voices.word(voice, language, text)
+    pcm = studio.room.noise(rng, size) * level * 10.0 ** (-studio.snr(rng) / 20)
+    if kind == NOTHING and rng.random() < 0.6:
+        knock = studio.room.knock(rng) if rng.random() < 0.5 else 0.5 * studio.room.music(rng, size)
+        start = int(rng.integers(max(1, size - knock.size + 1)))
+        pcm[start : start + knock.size] += level * rng.uniform(0.3, 3.0) * knock[: size - start]
+    elif kind != NOTHING:
+        loud = clip[np.abs(clip) > 0.02]
+        clip = clip * (level / max(float(np.sqrt((loud**2).mean())), 1e-3))
+        heard = int(rng.integers(HEARD, HEARD + UNIT)) if ends else int(rng.integers(STOP_HEARD, STOP_HEARD + UNIT))
+        start = size - heard - (clip.size if ends else 0)
+        clip = clip[max(0, -start) :]
+        start = max(0, start)
+        pcm[start : start + clip.size] += clip[: size - start]
+    return np.clip(pcm, -1.0, 1.0), kind
+
+
+class _Heads(nn.Module):
+    def __init__(self, hidden_size: int, tokens: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
+        self.tokens = tokens
+        self.word = nn.Linear(UNITS * tokens * hidden_size, 2 + len(_WORDS))
+        self.onset = nn.Linear(_ONSET_UNITS * tokens * hidden_size, 3)
+
+    def forward(self, percepts: Tensor, whole: int) -> tuple[Tensor, Tensor]:
+        """percepts [B, UNITS * n_ea, d] -> logits of the words [whole, 28] and of the onsets [B - whole, 3]."""
+        x = self.norm(percepts)
+        return self.word(x[:whole].flatten(1)), self.onset(x[whole:, -_ONSET_UNITS * self.tokens :].flatten(1))
+
+
+def open_ears(
+    model: DuplexModel,
+    studio: Studio,
+    seed: int,
+    steps: int = 1500,
+    batch: int = 96,
+    progress: Callable[[int, float], None] | None = None,
+) -> tuple[float, float]:
+    """Trains `model.audio_encoder`; returns the shares of fresh windows (same voices) classified correctly by the word
+    head and by the onset head."""
+    torch.manual_seed(seed)
+    encoder = model.audio_encoder
+    heads = _Heads(model.config.backbone.hidden_size, model.config.audio.perceive_tokens)
+    rng = np.random.default_rng([seed, 51])
+
+    def logits(drawn: Windows) -> tuple[Tensor, Tensor]:
+        percepts, _ = encoder(drawn.pcm, torch.zeros(len(drawn.pcm), encoder.state_size))
+        return heads(percepts, drawn.whole)
+
+    def loss() -> Tensor:
+        drawn = windows(studio, rng, batch)
+        words, onsets = logits(drawn)
+        entropy = nn.functional.cross_entropy
+        return entropy(words, drawn.classes[: drawn.whole]) + entropy(onsets, drawn.classes[drawn.whole :])
+
+    warm_up([*encoder.parameters(), *heads.parameters()], loss, steps, progress)
+    with torch.no_grad():
+        drawn = windows(studio, np.random.default_rng([seed, 52]), 256)
+        words, onsets = logits(drawn)
+        right = (words.argmax(dim=1) == drawn.classes[: drawn.whole]).float().mean()
+        begun = (onsets.argmax(dim=1) == drawn.classes[drawn.whole :]).float().mean()
+        return float(right), float(begun)

@@ -1,0 +1,165 @@
+"""The joint objective: cross-entropy on slots and flow matching on latents, from one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from engine_builder.config import ModelConfig
+from engine_builder.tokenizer import word_ids
+
+from ..world.conversation import NO_WORD
+from ..world.words import COLOURS, LANGUAGES, SOCIAL, Meaning, answer
+from .batches import Batch
+from .packed_pass import PackedPass, PackedUnits
+
+_FLOAT32 = ("modulation", "codec", "encoder")  # parts that stay in float32 when the backbone runs in bfloat16
+# Weights of words in the cross-entropy (`<eou>`: 1): rare answers count more, words that follow of themselves less.
+WORD_WEIGHT, FUNCTION_WEIGHT, SOCIAL_WEIGHT, COLOUR_WEIGHT = 6.0, 2.0, 6.0, 12.0
+LOUDNESS_WEIGHT = 0.01  # holds the percepts' scale: a layer norm follows, so nothing else does
+VIDEO_WEIGHT = 0.5
+SPEECH_WEIGHT, SILENCE_WEIGHT = 1.5, 0.7
+TAU_FLOOR = 0.3  # velocity weighting 1 / max(tau, floor)^2 of the error of z_0
+TAU_SHIFT = 0.8  # tau = sigmoid(N(TAU_SHIFT, 1))
+PURE_NOISE = 0.15  # share of units at tau = 1, where every solver starts
+NOISY_CONTEXT, CONTEXT_SIGMA = 0.7, 0.5
+
+
+def word_weights(config: ModelConfig) -> Tensor:
+    """Weight of every token as the target of the first text slot, [V]."""
+    ids, weights = word_ids(config.language), torch.full((config.language.vocab_size,), WORD_WEIGHT)
+    weights[config.language.eou_id] = 1.0
+    for language in LANGUAGES:
+        for kind in SOCIAL[language]:
+            words = answer(Meaning(kind), language)
+            weights[ids[words[0]]] = SOCIAL_WEIGHT
+            weights[[ids[word] for word in words[1:]]] = FUNCTION_WEIGHT
+        weights[[ids[word] for word in COLOURS[language]]] = COLOUR_WEIGHT
+        weights[[ids[word] for word in answer(Meaning("digit", 0), language)[1:-1]]] = FUNCTION_WEIGHT
+    return weights
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of the latents, [n_v, c_v] and [1, c_a]: the unit of context noise."""
+
+    video: Tensor
+    audio: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scalars. `total` is what is minimised; `audio` and `video` are unweighted errors of z_0."""
+
+    total: Tensor
+    state: Tensor
+    text: Tensor
+    audio: Tensor
+    video: Tensor
+
+
+def perceive(step: PackedPass, batch: Batch) -> tuple[Tensor, Tensor]:
+    """e_video [B, K, n_ev, d], e_audio [B, K, n_ea, d] in float32, from silent encoder states."""
+    m = step.model
+    size, units = batch.text.shape
+    e_audio, _ = m.audio_encoder(batch.user_pcm, torch.zeros(size, m.audio_encoder.state_size))
+    e_video, _ = m.video_encoder(batch.camera, torch.zeros(size, m.video_encoder.state_size))
+    return e_video.view(size, units, -1, e_video.shape[-1]), e_audio.view(size, units, -1, e_audio.shape[-1])
+
+
+def run_pass(
+    step: PackedPass, units: PackedUnits, e_video: Tensor, e_audio: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The packed pass with backbone, projections and heads in `dtype`; outputs float32."""
+    weights = {
+        name: parameter if any(part in name for part in _FLOAT32) else parameter.to(dtype)
+        for name, parameter in step.named_parameters()
+    }
+    outputs = functional_call(step, weights, (units, e_video, e_audio))
+    return outputs[0].float(), outputs[1].float(), outputs[2].float()
+
+
+def draw_units(batch: Batch, spread: Spread, generator: torch.Generator) -> PackedUnits:
+    """Noisy targets at random path times over a context that is noisy in most stretches."""
+    size, count = batch.text.shape
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    tau = torch.sigmoid(TAU_SHIFT + torch.randn(size, count, generator=generator))
+    tau = torch.where(torch.rand(size, count, generator=generator) < PURE_NOISE, 1.0, tau)
+    sigma = CONTEXT_SIGMA * torch.rand(size, 1, 1, 1, generator=generator)
+    sigma = sigma * (torch.rand(size, 1, 1, 1, generator=generator) < NOISY_CONTEXT)
+    t = tau[..., None, None]
+    return PackedUnits(
+        prompt=batch.prompt,
+        first_unit=batch.first_unit,
+        z_video=batch.z_video + sigma * spread.video * normal(batch.z_video),
+        z_audio=batch.z_audio + sigma * spread.audio * normal(batch.z_audio),
+        text=batch.text,
+        slots=batch.slots,
+        x_video=(1 - t) * batch.z_video[:, 1:] + t * normal(batch.z_video[:, 1:]),
+        x_audio=(1 - t) * batch.z_audio[:, 1:] + t * normal(batch.z_audio[:, 1:]),
+        tau=tau,
+    )
+
+
+def own_context(
+    step: PackedPass,
+    units: PackedUnits,
+    e_video: Tensor,
+    e_audio: Tensor,
+    dtype: torch.dtype,
+    chosen: Tensor,
+    generator: torch.Generator,
+) -> PackedUnits:
+    """Roll-out: in stretches where `chosen` [B] the context becomes what the model itself would have made of it.
+
+    One evaluation from pure noise for all units at once; units thus see their predecessors' mistakes, one unit deep.
+    """
+    with torch.no_grad():
+        noise = replace(
+            units,
+            x_video=torch.randn(units.x_video.shape, generator=generator),
+            x_audio=torch.randn(units.x_audio.shape, generator=generator),
+            tau=torch.ones_like(units.tau),
+        )
+        _, video, audio = run_pass(step, noise, e_video, e_audio, dtype)
+        mine = chosen[:, None, None, None]
+        return replace(
+            units,
+            z_video=torch.where(mine, torch.cat((units.z_video[:, :1], video), dim=1), units.z_video),
+            z_audio=torch.where(mine, torch.cat((units.z_audio[:, :1], audio), dim=1), units.z_audio),
+        )
+
+
+def joint_loss(
+    step: PackedPass, batch: Batch, units: PackedUnits, e_video: Tensor, e_audio: Tensor, dtype: torch.dtype
+) -> Losses:
+    """All losses of one batch; differentiable."""
+    language = step.model.config.language
+    logits, video, audio = run_pass(step, units, e_video, e_audio, dtype)
+    entropy = nn.functional.cross_entropy
+    state = entropy(logits[:, :, 0].flatten(0, 1), (language.first_state_id + batch.state).flatten())
+    speaks = batch.word != NO_WORD
+    target = torch.where(speaks, batch.word, language.eou_id)
+    first = entropy(logits[:, :, 1].flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+    end = entropy(logits[:, :, 2].flatten(0, 1), torch.full_like(target, language.eou_id).flatten(), reduction="none")
+    text = (first * word_weights(step.model.config)[target]).mean() + (end.view_as(target) * speaks).mean()
+    loudness = sum(torch.log(e.square().mean()).square() for e in (e_video, e_audio)) * LOUDNESS_WEIGHT
+
+    weight = units.tau.clamp(min=TAU_FLOOR) ** -2
+    loud = torch.where(batch.state == 1, SPEECH_WEIGHT, SILENCE_WEIGHT)
+    video_error = (video - batch.z_video[:, 1:]).square().mean(dim=(2, 3))
+    audio_error = (audio - batch.z_audio[:, 1:]).square().mean(dim=(2, 3))
+    flow = (audio_error * weight * loud).mean() + VIDEO_WEIGHT * (video_error * weight).mean()
+    return Losses(
+        total=flow + state + text + loudness,
+        state=state.detach(),
+        text=first.detach()[speaks].mean(),
+        audio=audio_error.detach().mean(),
+        video=video_error.detach().mean(),
+    )

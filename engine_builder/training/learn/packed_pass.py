@@ -1,0 +1,175 @@
+"""The oracle's forward pass, packed for training on a CPU: the same numbers for less work.
+
+`reference.forward` spends tokens on every text column and slot of a unit; in the tutor's world a unit types at most one
+word and speaks at most one. Here a unit has ONE text column and TWO slots (state, word), clean queries never meet noisy
+keys, and matrix products may run in bfloat16. Tested equal to `reference.forward`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from engine_builder.config import ModelConfig
+from engine_builder.layout import UnitLayout, rope_tables
+from engine_builder.model.backbone import Layer, attend, rotate
+from engine_builder.model.duplex import DuplexModel
+
+SLOTS = 2
+
+
+@dataclass(frozen=True)
+class PackedUnits:
+    """B stretches of K units. Absent tokens hold `pad_id`.
+
+    prompt int64 [B, 1]; first_unit int64 [B]: session index of unit 0; z_video [B, K + 1, n_v, c_v] and z_audio
+    [B, K + 1, n_a, c_a]: committed latents of units -1 .. K-1 (what the context shows); text int64 [B, K]; slots int64
+    [B, K, 2]; x_video, x_audio [B, K, ...]: noisy latents at tau [B, K].
+    """
+
+    prompt: Tensor
+    first_unit: Tensor
+    z_video: Tensor
+    z_audio: Tensor
+    text: Tensor
+    slots: Tensor
+    x_video: Tensor
+    x_audio: Tensor
+    tau: Tensor
+
+
+class PackedPass(nn.Module):
+    """forward -> logits [B, K, 3, V] (query, state, word) and estimates of z_0 [B, K, n_v, c_v], [B, K, n_a, c_a].
+
+    `recent`: a unit sees the prompt and the blocks of the last `recent` units, its own included.
+    """
+
+    def __init__(self, model: DuplexModel, recent: int) -> None:
+        super().__init__()
+        self.model = model
+        self.recent = recent
+        self._tables: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, units: PackedUnits, e_video: Tensor, e_audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """e_video [B, K, n_ev, d], e_audio [B, K, n_ea, d]."""
+        m, c = self.model, self.model.config
+        batch, count = units.text.shape
+        noisy, dtype = c.latent_tokens, m.video_in.weight.dtype
+        span = block_offsets(c).numel()
+
+        def latents(video: Tensor, audio: Tensor) -> Tensor:
+            flat = m.embed_latents(video.flatten(0, 1).to(dtype), audio.flatten(0, 1).to(dtype))
+            return flat.view(batch, -1, noisy, flat.shape[-1])
+
+        query = torch.full((batch, count, 1), c.language.query_id)
+        ids = torch.cat((units.text.unsqueeze(2), query, units.slots), dim=2)
+        context = latents(units.z_video[:, :count], units.z_audio[:, :count])
+        words = m.model.embed_tokens(ids)
+        blocks = torch.cat((context, e_video.to(dtype), e_audio.to(dtype), words), dim=2)
+        probes = latents(units.x_video, units.x_audio)
+        x = torch.cat((m.model.embed_tokens(units.prompt), blocks.flatten(1, 2), probes.flatten(1, 2)), dim=1)
+
+        clean = units.prompt.shape[1] + count * span
+        cos, sin = (table.to(dtype) for table in self._rope(units))
+        mask = self._mask(units)
+        modulations = [t.to(dtype).repeat_interleave(noisy, dim=1) for t in m.modulation(units.tau)]
+        for layer, modulation in zip(m.model.layers, modulations, strict=True):
+            x = _layer(cast(Layer, layer), x, cos, sin, mask, modulation, clean)
+        hidden = m.model.norm(x)
+        logits = m.logits(hidden[:, units.prompt.shape[1] : clean].view(batch, count, span, -1)[:, :, -SLOTS - 1 :])
+        z_video, z_audio = m.clean_estimate(hidden[:, clean:].reshape(batch * count, noisy, -1))
+        return logits, z_video.view_as(units.x_video), z_audio.view_as(units.x_audio)
+
+    def _rope(self, units: PackedUnits) -> tuple[Tensor, Tensor]:
+        c = self.model.config
+        layout = UnitLayout.of(c)
+        prompt, count = units.prompt.shape[1], units.text.shape[1]
+        # A padded prompt takes no positions.
+        origin = (units.prompt != c.language.pad_id).sum(dim=1)[:, None, None]
+        start = origin + (units.first_unit[:, None, None] + torch.arange(count)[:, None]) * layout.span
+        clean = (start + block_offsets(c)).flatten(1)
+        noisy = (start + layout.span + torch.arange(layout.latents)).flatten(1)
+        positions = torch.cat((torch.arange(prompt).expand(len(clean), -1), clean, noisy), dim=1)
+        cos, sin = rope_tables(c.backbone, positions.numpy())
+        return torch.from_numpy(cos), torch.from_numpy(sin)
+
+    def _mask(self, units: PackedUnits) -> tuple[Tensor, Tensor]:
+        """bool [B, clean, clean] and [B, K * noisy, clean + K * noisy]."""
+        c = self.model.config
+        pad, count = c.language.pad_id, units.text.shape[1]
+        if count not in self._tables:
+            self._tables[count] = _static_masks(c, count, self.recent)
+        clean_table, noisy_table = self._tables[count]
+        batch, offsets = len(units.text), block_offsets(c)
+        valid = torch.ones(batch, count, offsets.numel(), dtype=torch.bool)
+        valid[:, :, -SLOTS - 2] = units.text != pad
+        valid[:, :, -SLOTS:] = units.slots != pad
+        keys = torch.cat((units.prompt != pad, valid.flatten(1)), dim=1)
+        prompt = units.prompt.shape[1]
+        size = keys.shape[1]
+        clean = torch.zeros(batch, size, size, dtype=torch.bool)
+        clean[:, prompt:, :prompt] = True
+        clean[:, prompt:, prompt:] = clean_table
+        clean[:, :prompt, :prompt] = torch.ones(prompt, prompt, dtype=torch.bool).tril()
+        # Padding sees itself, so that its softmax is defined; nothing reads the result.
+        clean = (clean & keys[:, None, :]) | torch.eye(size, dtype=torch.bool)
+        rows = noisy_table.shape[0]
+        noisy = torch.cat((torch.ones(rows, prompt, dtype=torch.bool), noisy_table), dim=1).expand(batch, -1, -1)
+        own = torch.ones(batch, rows, dtype=torch.bool)
+        noisy = noisy & torch.cat((keys, own), dim=1)[:, None, :]
+        return clean, noisy
+
+
+def compile_layers() -> None:
+    """Compiles the layer for this process: a fifth faster after half a minute. Needs a C++ compiler."""
+    global _layer
+    _layer = torch.compile(_layer, dynamic=False)
+
+
+def block_offsets(config: ModelConfig) -> Tensor:
+    """Positions, inside a unit, of its packed tokens: latents, percepts, first text column, query, two slots."""
+    layout = UnitLayout.of(config)
+    words = [layout.text_offset, layout.query_offset, *(layout.slot_offset + i for i in range(SLOTS))]
+    return torch.tensor([*range(layout.text_offset), *words])
+
+
+def _static_masks(config: ModelConfig, count: int, recent: int) -> tuple[Tensor, Tensor]:
+    span, noisy = block_offsets(config).numel(), config.latent_tokens
+    unit = torch.arange(count).repeat_interleave(span)
+    offset = torch.arange(span).repeat(count)
+    probe = torch.arange(count).repeat_interleave(noisy)
+    slot = offset >= span - SLOTS
+    age = unit[:, None] - unit[None, :]
+    own = (age == 0) & torch.where(slot[None, :], offset[None, :] <= offset[:, None], True)
+    clean = ((age > 0) & (age < recent)) | own
+    probe_age = probe[:, None] - unit[None, :]
+    history = (probe_age >= 0) & (probe_age < recent)
+    return clean, torch.cat((history, probe[:, None] == probe[None, :]), dim=1)
+
+
+def _layer(
+    layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: tuple[Tensor, Tensor], modulation: Tensor, clean: int
+) -> Tensor:
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(2)
+    h = layer.input_layernorm(x)
+    h = torch.cat((h[:, :clean], h[:, clean:] * (1 + scale_a) + shift_a), dim=1)
+    out = _attention(layer, h, cos, sin, mask, clean)
+    x = torch.cat((x[:, :clean] + out[:, :clean], x[:, clean:] + out[:, clean:] * (1 + gate_a)), dim=1)
+    h = layer.post_attention_layernorm(x)
+    h = torch.cat((h[:, :clean], h[:, clean:] * (1 + scale_m) + shift_m), dim=1)
+    out = layer.mlp(h)
+    return torch.cat((x[:, :clean] + out[:, :clean], x[:, clean:] + out[:, clean:] * (1 + gate_m)), dim=1)
+
+
+def _attention(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: tuple[Tensor, Tensor], clean: int) -> Tensor:
+    a = layer.self_attn
+    batch, tokens, _ = x.shape
+    q = rotate(a.q_norm(a.q_proj(x).view(batch, tokens, a.heads, a.head_dim)), cos, sin)
+    k = rotate(a.k_norm(a.k_proj(x).view(batch, tokens, a.kv_heads, a.head_dim)), cos, sin)
+    v = a.v_proj(x).view(batch, tokens, a.kv_heads, a.head_dim)
+    first = attend(q[:, :clean], k[:, :clean], v[:, :clean], mask[0])
+    second = attend(q[:, clean:], k, v, mask[1])
+    return a.o_proj(torch.cat((first, second), dim=1))

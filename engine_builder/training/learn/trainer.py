@@ -1,0 +1,164 @@
+"""The training run: resumable, seeded, one log line a step in CSV."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine_builder.checkpoint import save_checkpoint
+from engine_builder.config import ModelConfig
+from engine_builder.model.duplex import DuplexModel, init_weights
+from engine_builder.tokenizer import write_tiny_tokenizer
+
+from ..world.conversation import Studio
+from . import packed_pass
+from .batches import Batch, BatchSource
+from .codec_fit import fit_codecs, latent_spread
+from .ears import open_ears
+from .eyes import open_eyes
+from .losses import Spread, draw_units, joint_loss, own_context, perceive
+from .muon import Optimiser
+from .packed_pass import PackedPass
+
+_WARMUP = 40
+LOG_FIELDS = ("step", "seconds", "rate", "total", "state", "text", "audio", "video")
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything that decides the result of a run, apart from the model's sizes."""
+
+    steps: int = 2400
+    batch: int = 12
+    units: int = 24
+    recent: int = 16
+    decay_from: float = 0.55  # share of the run after which the learning rates fall linearly to zero
+    rollout_from: float = 0.4  # share of the run after which the model also sees its own latents as context
+    rollout_share: float = 0.4  # of the stretches of a batch, then
+    muon_lr: float = 0.02
+    adam_lr: float = 2e-3
+    eye_steps: int = 1500
+    ear_steps: int = 1500
+    codec_conversations: int = 60
+    seed: int = 5
+
+    def rate(self, step: int) -> float:
+        """Learning rate factor at `step`: a short warm-up, flat, then linear to zero."""
+        fall = (self.steps - step) / (self.steps * (1 - self.decay_from))
+        return max(0.0, min(1.0, (step + 1) / _WARMUP, fall))
+
+
+class Trainer:
+    """Owns the model, the optimiser and the run directory: `state.safetensors`, `state.json`, `log.csv`."""
+
+    def __init__(
+        self, config: ModelConfig, plan: TrainingPlan, studio: Studio, run: Path, compile_layers: bool
+    ) -> None:
+        self.plan, self.run, self.studio = plan, run, studio
+        self.step_number = 0
+        self.seconds = 0.0
+        run.mkdir(parents=True, exist_ok=True)
+        self.model = DuplexModel(config)
+        init_weights(self.model, plan.seed)
+        if not self._resume_model():
+            report = fit_codecs(self.model, studio, plan.codec_conversations)
+            seen = open_eyes(self.model, plan.seed, plan.eye_steps)
+            words, onsets = open_ears(self.model, studio, plan.seed, plan.ear_steps)
+            shares = {"cards_seen": seen, "words_heard": words, "onsets_heard": onsets}
+            found = asdict(report) | {name: round(share, 4) for name, share in shares.items()}
+            (run / "warm_up.json").write_text(json.dumps(found) + "\n")
+        for codec in (self.model.audio_codec, self.model.video_codec):
+            codec.requires_grad_(False)
+        self.spread = Spread(*latent_spread(self.model, studio, plan.codec_conversations))
+        self.optimiser = Optimiser(self.model, plan.muon_lr, plan.adam_lr)
+        self._resume_optimiser()
+        self.packed = PackedPass(self.model, plan.recent)
+        # bfloat16 with AMX or AVX-512 is twice as fast as float32; elsewhere it is emulated.
+        self.dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
+        if compile_layers and shutil.which("g++"):
+            packed_pass.compile_layers()
+
+    # -- persistence ----------------------------------------------------------------------------------------------
+    def _resume_model(self) -> bool:
+        path = self.run / "state.safetensors"
+        if not path.exists():
+            return False
+        tensors = load_file(path)
+        self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model/")})
+        progress = json.loads((self.run / "state.json").read_text())
+        self.step_number, self.seconds = progress["step"], progress["seconds"]
+        return True
+
+    def _resume_optimiser(self) -> None:
+        path = self.run / "state.safetensors"
+        if path.exists():
+            tensors = load_file(path)
+            self.optimiser.load_state_dict({n[10:]: t for n, t in tensors.items() if n.startswith("optimiser/")})
+
+    def save(self) -> None:
+        """Writes the state to resume from and the checkpoint as it stands, each file atomically."""
+        tensors = {f"model/{n}": t.detach().contiguous() for n, t in self.model.state_dict().items()}
+        tensors |= {f"optimiser/{n}": t.contiguous() for n, t in self.optimiser.state_dict().items()}
+        part = self.run / "state.part"
+        save_file(tensors, part)
+        os.replace(part, self.run / "state.safetensors")
+        progress = {"step": self.step_number, "seconds": round(self.seconds, 1), "plan": asdict(self.plan)}
+        (self.run / "state.json").write_text(json.dumps(progress, indent=1) + "\n")
+        tokenizer = write_tiny_tokenizer(self.run / "checkpoint" / "tokenizer.json", self.model.config.language)
+        save_checkpoint(self.model, self.run / "checkpoint", tokenizer, torch.float16)
+
+    # -- training -------------------------------------------------------------------------------------------------
+    def train(self, save_every: int = 200, progress: Callable[[dict[str, float]], None] | None = None) -> None:
+        """Runs to `plan.steps`; `progress` gets every log row."""
+        source = BatchSource(self.model, self.studio, self.plan.batch, self.plan.units, self.step_number)
+        log = self.run / "log.csv"
+        # What an interrupted run logged after its last save is computed, and logged, again.
+        rows = log.read_text().splitlines()[1:] if log.exists() else []
+        kept = [row for row in rows if int(row.split(",", 1)[0]) <= self.step_number]
+        log.write_text("\n".join([",".join(LOG_FIELDS), *kept]) + "\n")
+        try:
+            with log.open("a", buffering=1) as stream:
+                for batch in source:
+                    if self.step_number >= self.plan.steps:
+                        break
+                    begin = time.perf_counter()
+                    values = self._step(batch)
+                    self.seconds += time.perf_counter() - begin
+                    row = {"step": self.step_number, "seconds": round(self.seconds, 1), **values}
+                    stream.write(",".join(f"{row[name]:.5g}" for name in LOG_FIELDS) + "\n")
+                    if progress is not None:
+                        progress(row)
+                    if self.step_number % save_every == 0:
+                        self.save()
+        finally:
+            source.close()
+        self.save()
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        plan = self.plan
+        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + self.step_number)
+        units = draw_units(batch, self.spread, generator)
+        e_video, e_audio = perceive(self.packed, batch)
+        if self.step_number >= plan.rollout_from * plan.steps:
+            chosen = torch.rand(len(batch.text), generator=generator) < plan.rollout_share
+            percepts = e_video.detach(), e_audio.detach()
+            units = own_context(self.packed, units, *percepts, self.dtype, chosen, generator)
+        losses = joint_loss(self.packed, batch, units, e_video, e_audio, self.dtype)
+        losses.total.backward()
+        rate = plan.rate(self.step_number)
+        self.optimiser.step(rate)
+        self.step_number += 1
+        return {"rate": rate, **{name: float(value.detach()) for name, value in vars(losses).items()}}
+
+
+def _fast_bfloat16() -> bool:
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and "avx512_bf16" in cpu.read_text()

@@ -1,0 +1,141 @@
+"""The agent's face: 64x64 frames drawn from mouth opening, eyelids, gaze and head position.
+
+Everything about an idle face follows one clock of `CYCLE_UNITS` units: the head breathes up and down, the eyes wander
+and blink at the top of each breath. So a face that has lost its audience stays alive, and predictably so.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_builder.config import FRAMES_PER_UNIT
+
+from .voices import Pcm
+
+Frames = NDArray[np.uint8]
+SIZE = 64
+CYCLE_UNITS = 24  # 3.84 s: a resting breath, and a blink about 15 times a minute
+MOUTH_LEVELS = 12
+NOD_FRAMES = 8
+_CYCLE_FRAMES = CYCLE_UNITS * FRAMES_PER_UNIT
+_CACHE_FRAMES = 6000  # 12 KiB each
+
+_BACKGROUND = np.array([52, 66, 94], dtype=np.float32)
+_SKIN = np.array([236, 196, 164], dtype=np.float32)
+_HAIR = np.array([92, 58, 40], dtype=np.float32)
+_SHIRT = np.array([70, 130, 120], dtype=np.float32)
+_WHITE = np.array([246, 246, 246], dtype=np.float32)
+_IRIS = np.array([44, 60, 96], dtype=np.float32)
+_LIPS = np.array([186, 74, 78], dtype=np.float32)
+_MOUTH = np.array([70, 18, 26], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """One frame. mouth 0..MOUTH_LEVELS-1; lid 0 open, 1 half, 2 closed; gaze_x and head_y in quarter pixels."""
+
+    mouth: int
+    lid: int
+    gaze_x: int
+    head_y: int
+
+
+_Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
+
+
+def _blend(image: NDArray[np.float32], alpha: NDArray[np.float32], colour: NDArray[np.float32]) -> None:
+    image += alpha[..., None] * (colour - image)
+
+
+def _ellipse(x: float, y: float, rx: float, ry: float) -> NDArray[np.float32]:
+    """Antialiased coverage [SIZE, SIZE] of an ellipse."""
+    distance = np.sqrt(((_X - x) / rx) ** 2 + ((_Y - y) / ry) ** 2)
+    return np.clip((1.0 - distance) * min(rx, ry) + 0.5, 0.0, 1.0)
+
+
+def draw(pose: Pose) -> Frames:
+    """One frame uint8 [64, 64, 3]."""
+    image = np.empty((SIZE, SIZE, 3), dtype=np.float32)
+    image[:] = _BACKGROUND + (_Y[..., None] - 32) * 0.35
+    x, y = 31.5, 30.0 + pose.head_y / 4
+    _blend(image, _ellipse(x, 72.0, 27.0, 17.0), _SHIRT)
+    _blend(image, _ellipse(x, y + 22, 7.0, 10.0), _SKIN * 0.88)
+    _blend(image, _ellipse(x, y - 4, 20.5, 22.0), _HAIR)
+    _blend(image, _ellipse(x, y + 1, 17.5, 21.0), _SKIN)
+    for side in (-1, 1):
+        eye_x, eye_y = x + side * 7.5, y - 2.0
+        opening = (3.4, 1.7, 0.5)[pose.lid]
+        if pose.lid < 2:
+            white = _ellipse(eye_x, eye_y, 4.2, opening)
+            _blend(image, white, _WHITE)
+            _blend(image, white * _ellipse(eye_x + pose.gaze_x / 4, eye_y, 2.2, 2.6), _IRIS)
+        else:
+            _blend(image, _ellipse(eye_x, eye_y + 0.6, 4.2, 0.8), _HAIR)
+        _blend(image, _ellipse(eye_x, eye_y - 6.0, 4.6, 0.9), _HAIR)
+    _blend(image, 0.5 * _ellipse(x, y + 5, 1.6, 2.6), _SKIN * 0.75)
+    opening = pose.mouth / (MOUTH_LEVELS - 1)
+    mouth_y = y + 12.5
+    _blend(image, _ellipse(x, mouth_y, 7.0 - 1.2 * opening, 1.5 + 4.6 * opening), _LIPS)
+    if pose.mouth:
+        _blend(image, _ellipse(x, mouth_y, 5.6 - 1.2 * opening, 0.2 + 4.4 * opening), _MOUTH)
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8)
+
+
+class FaceArtist:
+    """Draws pose sequences; a bounded least-recently-used store of drawn frames makes that a copy."""
+
+    def __init__(self) -> None:
+        self._drawn: OrderedDict[Pose, Frames] = OrderedDict()
+
+    def frame(self, pose: Pose) -> Frames:
+        found = self._drawn.get(pose)
+        if found is None:
+            found = draw(pose)
+            self._drawn[pose] = found
+            if len(self._drawn) > _CACHE_FRAMES:
+                self._drawn.popitem(last=False)
+        else:
+            self._drawn.move_to_end(pose)
+        return found
+
+    def frames(self, poses: list[Pose]) -> Frames:
+        """uint8 [len(poses), 64, 64, 3]."""
+        return np.stack([self.frame(pose) for pose in poses])
+
+
+def mouth_levels(pcm: Pcm, delay: int = 320) -> NDArray[np.int64]:
+    """Mouth opening of each 40 ms frame from the voice's envelope, 0..MOUTH_LEVELS-1.
+
+    pcm [F * 640]. `delay` samples: the audio codec's synthesis is one hop late, so the mouth is as well.
+    """
+    late = np.concatenate([np.zeros(delay, dtype=np.float32), pcm])[: pcm.size]
+    rms = np.sqrt((late.reshape(-1, 640) ** 2).mean(axis=1))
+    return np.minimum(np.round(np.sqrt(rms / 0.22) * (MOUTH_LEVELS - 1)), MOUTH_LEVELS - 1).astype(np.int64)
+
+
+def poses(phase: int, mouths: NDArray[np.int64], attentive: NDArray[np.bool_], nod_starts: list[int]) -> list[Pose]:
+    """Pose of every frame. `phase`: frames into the breathing cycle at frame 0; mouths [F]; attentive [F]: the eyes
+    rest on the user instead of wandering; nod_starts: frames at which a nod begins."""
+    count = mouths.size
+    clock = (phase + np.arange(count)) % _CYCLE_FRAMES
+    angle = 2 * np.pi * clock / _CYCLE_FRAMES
+    head = 4.0 * np.sin(angle)
+    for start in nod_starts:
+        span = np.arange(start, min(start + NOD_FRAMES, count))
+        head[span] += 14.0 * np.sin(np.pi * (span - start + 0.5) / NOD_FRAMES)
+    wander = 7.0 * np.cos(angle)
+    gaze = np.where(attentive, 0.0, wander)
+    # The eyes need two frames to move: a saccade that a 25 Hz camera can see.
+    gaze[1:] = 0.5 * gaze[1:] + 0.5 * gaze[:-1]
+    top = _CYCLE_FRAMES * 3 // 4  # sin = -1: the head is highest
+    lid = np.zeros(count, dtype=np.int64)
+    lid[(clock == top) | (clock == top + 3)] = 1
+    lid[(clock == top + 1) | (clock == top + 2)] = 2
+    return [
+        Pose(int(m), int(li), int(g), int(h))
+        for m, li, g, h in zip(mouths, lid, np.round(gaze), np.round(head), strict=True)
+    ]

@@ -1,0 +1,329 @@
+"""Lost connections: what is mended, how it is tried, and what a session makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import numpy as np
+import pytest
+
+from client.stream.client import DuplexClient
+from client.stream.errors import DuplexError
+from client.stream.pacing import Pacer
+from client.stream.reconnect import Outage, Reconnect, Resumed, resumable
+from client.stream.units import UserUnit
+
+pytestmark = pytest.mark.unit
+
+QUICK = Reconnect(budget=0.6, first=0.02, longest=0.1)
+
+
+# -- policy --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("code", "broken", "expected"),
+    [
+        ("UNAVAILABLE", True, True),
+        ("INTERNAL", True, True),
+        ("CANCELLED", True, True),
+        ("DEADLINE_EXCEEDED", True, True),
+        ("PERMISSION_DENIED", True, False),
+        ("UNIMPLEMENTED", True, False),
+        ("UNAVAILABLE", False, False),
+        ("NOT_FOUND", False, False),
+        ("INTERNAL", False, False),
+    ],
+)
+def test_what_the_transport_breaks_is_mended_and_what_the_server_says_stands(code, broken, expected):
+    assert resumable(DuplexError(code, "why", broken=broken)) is expected
+
+
+def test_the_first_try_is_at_once_and_the_pauses_double_up_to_the_longest():
+    policy = Reconnect(first=0.1, longest=1.0)
+    assert list(itertools.islice(policy.pauses(lambda: 0.0), 7)) == pytest.approx([0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
+    assert list(itertools.islice(policy.pauses(lambda: 1.0), 4)) == pytest.approx([0, 0.05, 0.1, 0.2])
+
+
+@pytest.mark.parametrize("name", ["budget", "first", "longest", "attempt"])
+def test_times_of_no_length_are_refused(name):
+    with pytest.raises(ValueError, match=rf"reconnect\.{name}: expected more than 0 seconds, got 0"):
+        Reconnect(**{name: 0})
+
+
+def test_the_server_bounds_the_budget():
+    assert Reconnect(budget=24).end(100.0, 30.0) == 124.0
+    assert Reconnect(budget=24).end(100.0, 10.0) == 108.0
+
+
+class Time:
+    """A clock that moves when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def clock(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+async def _tried(policy: Reconnect, attempt) -> str:
+    time = Time()
+    outage = Outage(time.now, time.now + policy.budget, "reset")
+    return await policy.until_back(attempt, outage, clock=time.clock, sleep=time.sleep, jitter=lambda: 0.0)
+
+
+async def test_it_is_tried_until_it_works():
+    limits: list[float] = []
+
+    async def attempt(seconds: float) -> str:
+        limits.append(seconds)
+        if len(limits) < 4:
+            raise DuplexError("UNAVAILABLE", "refused", broken=True)
+        return "line"
+
+    assert await _tried(Reconnect(budget=2.0, first=0.2, attempt=1.0), attempt) == "line"
+    assert limits == pytest.approx([1.0, 1.0, 1.0, 0.6]), "no try takes longer than what is left"
+
+
+async def test_it_is_given_up_at_the_end_of_the_budget_with_the_last_reason():
+    tries = 0
+
+    async def attempt(seconds: float) -> str:
+        nonlocal tries
+        tries += 1
+        raise DuplexError("UNAVAILABLE", f"refused {tries}", broken=True)
+
+    with pytest.raises(DuplexError) as caught:
+        await _tried(Reconnect(budget=1.0, first=0.2), attempt)
+    assert tries == 3
+    assert str(caught.value).startswith(
+        "UNAVAILABLE: the connection was lost, and not back after 1.0 s and 3 tries (refused 3)"
+    )
+    assert "start a new one" in caught.value.message
+    assert not resumable(caught.value)
+
+
+async def test_what_another_try_cannot_mend_is_raised_at_once():
+    tries = 0
+
+    async def attempt(seconds: float) -> str:
+        nonlocal tries
+        tries += 1
+        raise DuplexError("PERMISSION_DENIED", "no", broken=True)
+
+    with pytest.raises(DuplexError, match="PERMISSION_DENIED: no"):
+        await _tried(Reconnect(), attempt)
+    assert tries == 1
+
+
+def test_what_was_typed_and_never_heard_is_remembered():
+    outage = Outage(0.0, 1.0, "reset")
+    outage.lose(7, "heard")
+    outage.lose(8, "not heard")
+    outage.lose(-1, "who knows")
+    assert outage.lost == 3
+    assert outage.unheard(8) == ["not heard"]
+
+
+def test_the_news_for_the_user():
+    assert str(Resumed(9, 0.84, 1, 0)) == "connection lost, resumed after 0.8 s (1 unit lost)"
+    assert str(Resumed(9, 3.0, 1, 4)) == "connection lost, resumed after 3.0 s (5 units lost)"
+
+
+# -- sessions ------------------------------------------------------------------------------------------------------
+async def _ask_all(session, make_unit, count, texts=()):
+    """Sends each unit when the one before it is answered, whatever with."""
+    responses = []
+    for index in range(count):
+        await session.send(make_unit(index, text=dict(texts).get(index, ""), end=index == count - 1))
+        responses.append(await asyncio.wait_for(anext(session), 10))
+    assert [r async for r in session] == []
+    return responses
+
+
+async def _drain(session):
+    async for _ in session:
+        pass
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_a_session_goes_on_after_its_stream_was_closed(start_fake, make_unit, heard):
+    fake, _ = await start_fake(**{"leave_at" if heard else "deaf_at": 3})
+    news: list[Resumed] = []
+    async with await DuplexClient.connect(fake.url) as client:
+        session = client.session("ada", {"seed": 7}, reconnect=QUICK, on_resume=news.append)
+        async with session:
+            responses = await _ask_all(session, make_unit, 7, {3: "seven", 5: "eight"}.items())
+    assert [r.unit_index for r in responses] == list(range(7)), "the caller's numbers stay as they are"
+    assert [r.unit_index for r in responses if r.lost] == [3]
+    assert [s.index for s in fake.seen] == list(range(7 if heard else 6)), "the server's clock has no gap either"
+    starts = [s for s in fake.seen if s.start]
+    assert [s.options for s in starts] == [
+        {"hold_open": True, "seed": 7, "resume": True},
+        {"resume": True, "hold_open": True},
+    ]
+    typed = [s.text for s in fake.seen if s.text]
+    assert typed == (["seven", "eight"] if heard else ["seven eight"]), "nothing that was typed is lost or said twice"
+    for response in responses:
+        if not response.lost:
+            np.testing.assert_array_equal(response.pcm, make_unit(response.unit_index).pcm)
+    assert (session.resumed, session.lost, session.skipped, session.answered) == (1, 1, 0, 6)
+    assert [(n.unit, n.lost, n.skipped) for n in news] == [(4, 1, 0)]
+    assert not session.reconnecting
+
+
+async def test_without_being_asked_to_a_session_mends_nothing(start_fake, make_unit):
+    fake, _ = await start_fake(leave_at=1)
+    async with await DuplexClient.connect(fake.url) as client, client.session() as session:
+        await session.send(make_unit(0))
+        await anext(session)
+        await session.send(make_unit(1))
+        with pytest.raises(DuplexError, match="the server closed the stream with 1 units unanswered"):
+            await anext(session)
+    assert "resume" not in fake.seen[0].options
+
+
+async def test_a_session_that_the_server_does_not_resume_says_why_and_what_to_do(start_fake, make_unit):
+    gone = "NOT_FOUND: sequence_id: 'ada' cannot be resumed (no such session); start at unit 0"
+    fake, _ = await start_fake(leave_at=1, resume_errors=[gone])
+    async with await DuplexClient.connect(fake.url) as client, client.session("ada", reconnect=QUICK) as session:
+        with pytest.raises(DuplexError) as caught:
+            await _ask_all(session, make_unit, 5)
+        assert (caught.value.code, caught.value.fatal) == ("NOT_FOUND", True)
+        assert "the connection was lost, and the session cannot be resumed: " in caught.value.message
+        assert "(no such session)" in caught.value.message
+        assert caught.value.message.endswith("start a new one")
+
+
+async def test_units_of_the_old_stream_that_are_under_way_delay_the_resumption_by_a_unit(start_fake, make_unit):
+    busy = "RESOURCE_EXHAUSTED: unit_index: 2 units of session 'ada' are unanswered"
+    fake, _ = await start_fake(leave_at=1, resume_errors=[busy])
+    async with await DuplexClient.connect(fake.url) as client, client.session("ada", reconnect=QUICK) as session:
+        responses = await _ask_all(session, make_unit, 6, {2: "seven"}.items())
+    assert [r.unit_index for r in responses if r.lost] == [1, 2]
+    assert [s.index for s in fake.seen] == list(range(5))
+    assert [s.text for s in fake.seen if s.text] == ["seven"]
+    assert (session.resumed, session.lost) == (1, 2)
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "ABORTED", "INTERNAL"])
+async def test_what_the_server_ends_is_not_resumed(start_fake, make_unit, code):
+    fake, _ = await start_fake(errors={2: f"{code}: session 'ada' has ended: the server is shutting down"})
+    async with await DuplexClient.connect(fake.url) as client, client.session("ada", reconnect=QUICK) as session:
+        with pytest.raises(DuplexError, match=f"{code}: session 'ada' has ended: the server is shutting down"):
+            await _ask_all(session, make_unit, 5)
+        assert session.resumed == 0
+    assert sum(s.start for s in fake.seen) == 1
+
+
+async def test_nothing_is_resumed_before_the_first_answer_nor_after_the_last_unit(start_fake, make_unit):
+    for leave_at in (0, 2):
+        fake, _ = await start_fake(leave_at=leave_at)
+        async with await DuplexClient.connect(fake.url) as client, client.session(reconnect=QUICK) as session:
+            with pytest.raises(DuplexError, match="closed the stream with 1 units unanswered"):
+                await _ask_all(session, make_unit, 3)
+        assert sum(s.start for s in fake.seen) == 1
+
+
+async def test_a_server_that_stays_away_is_an_error_for_sender_and_consumer(start_fake, make_unit):
+    fake, server = await start_fake()
+    async with await DuplexClient.connect(fake.url) as client, client.session(reconnect=QUICK) as session:
+        await session.send(make_unit(0))
+        await anext(session)
+        await server.stop(0)
+        blocked = asyncio.create_task(session.send(make_unit(1)))
+        with pytest.raises(DuplexError, match=r"UNAVAILABLE: the connection was lost, and not back after .* tries"):
+            await asyncio.wait_for(_drain(session), 10)
+        await asyncio.wait([blocked], timeout=5)
+        with pytest.raises(DuplexError, match="UNAVAILABLE: the connection was lost"):
+            await session.send(make_unit(2))
+        assert not session.reconnecting
+
+
+async def test_a_server_that_never_answers_again_is_given_up(start_fake, make_unit):
+    """Its port answers, so that each new stream begins well: the budget runs on all the same."""
+    fake, _ = await start_fake(silent_from=1)
+    client = await DuplexClient.connect(fake.url)
+    async with client, client.session(reconnect=QUICK, timeout=0.1) as session:
+        with pytest.raises(DuplexError, match=r"UNAVAILABLE: the connection was lost, and not back .*no answer for"):
+            await asyncio.wait_for(_ask_all(session, make_unit, 50), 15)
+        assert session.resumed == 0
+        assert session.lost >= 1
+
+
+async def test_closing_in_the_middle_of_an_outage(start_fake, make_unit):
+    fake, server = await start_fake()
+    before = asyncio.all_tasks()
+    client = await DuplexClient.connect(fake.url)
+    async with client, client.session(reconnect=Reconnect(budget=20)) as session:
+        await session.send(make_unit(0))
+        await anext(session)
+        await server.stop(0)
+        waiting = asyncio.create_task(anext(session))
+        while not session.reconnecting:
+            await asyncio.sleep(0.01)
+        blocked = asyncio.create_task(session.send(make_unit(1)))
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(session.close(), 5)
+        with pytest.raises(DuplexError, match="CANCELLED: the session was closed by this client while the connection"):
+            await asyncio.wait_for(waiting, 5)
+        with pytest.raises(DuplexError, match="CANCELLED"):
+            await asyncio.wait_for(blocked, 5)
+    await asyncio.sleep(0.05)
+    assert [t for t in asyncio.all_tasks() - before if "duplex-" in t.get_name()] == []
+
+
+async def test_who_leaves_early_tells_a_server_that_would_wait_for_him(start_fake, make_unit):
+    fake, _ = await start_fake()
+    async with await DuplexClient.connect(fake.url) as client:
+        async with client.session(reconnect=True) as session:
+            await session.send(make_unit(0))
+            await anext(session)
+        assert [(s.index, s.end) for s in fake.seen] == [(0, False), (1, True)]
+        async with client.session() as session:
+            await session.send(make_unit(0))
+            await anext(session)
+    assert not fake.seen[-1].end
+
+
+async def test_options_that_forbid_it_are_refused(start_fake):
+    fake, _ = await start_fake()
+    async with await DuplexClient.connect(fake.url) as client:
+        with pytest.raises(ValueError, match=r"options\.resume: expected true with reconnect, got False"):
+            client.session(options={"resume": False}, reconnect=True)
+
+
+async def test_the_grace_time_is_the_servers(start_fake):
+    fake, _ = await start_fake(parameters={"grace_ms": "12000"})
+    async with await DuplexClient.connect(fake.url) as client:
+        assert client.grace == 12.0
+    fake.parameters.clear()
+    async with await DuplexClient.connect(fake.url) as client:
+        assert client.grace == 30.0
+
+
+async def test_real_time_goes_on_during_an_outage(start_fake, make_unit):
+    """What falls into it is left out, but for what was typed; the last unit is sent however late it is."""
+    fake, _ = await start_fake(leave_at=2)
+    sent: list[int] = []
+
+    def on_sent(unit: UserUnit, at: float) -> None:
+        sent.append(unit.index)
+        if unit.index == 2:
+            fake.ready = False
+            asyncio.get_running_loop().call_later(0.6, setattr, fake, "ready", True)
+
+    units = [make_unit(index, text=f"t{index}", end=index == 11) for index in range(12)]
+    client = await DuplexClient.connect(fake.url)
+    async with client, client.session(reconnect=Reconnect(first=0.02, longest=0.05)) as session:
+        playing = asyncio.create_task(session.play(units, Pacer(), on_sent))
+        responses = [r async for r in session]
+        await playing
+    assert [r.unit_index for r in responses] == sent
+    assert [r.unit_index for r in responses if r.lost] == [2]
+    assert session.skipped == 12 - len(sent) >= 2
+    assert sent == [0, 1, 2, *range(3 + session.skipped, 12)]
+    assert [s.index for s in fake.seen] == list(range(len(sent)))
+    assert " ".join(s.text for s in fake.seen) == " ".join(f"t{i}" for i in range(12))

@@ -1,0 +1,147 @@
+"""The judges' ceiling on clean audio, and what the figures make of a perfect and of a mute agent."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from engine_builder.tokenizer import word_ids
+from engine_builder.training.judges import dtw
+from engine_builder.training.judges.closed_loop import Performance
+from engine_builder.training.judges.dtw import DtwJudge
+from engine_builder.training.judges.figures import Judge, Tally, figures
+from engine_builder.training.judges.recogniser import Recogniser
+from engine_builder.training.judges.rehearsal import template_ear
+from engine_builder.training.judges.sync import sync
+from engine_builder.training.world.agent_voice import AgentVoice
+from engine_builder.training.world.conversation import NO_WORD, Conversation, Studio
+from engine_builder.training.world.voices import Pcm
+from engine_builder.training.world.words import COLOURS, DIGITS, LANGUAGES, agent_words
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    return Studio(tmp_path_factory.mktemp("voices"), "held_out", voices=2)
+
+
+def perfect(c: Conversation) -> Performance:
+    """What the agent should have done, its voice one codec hop late as the codec makes it."""
+    pcm = np.concatenate([np.zeros(320, dtype=np.float32), c.agent_pcm[1:].reshape(-1)])[:-320]
+    words = [[int(w)] if w != NO_WORD else [] for w in c.word]
+    return Performance(c.state, words, pcm.reshape(-1, 2560), c.face[1:])
+
+
+def test_the_template_judge_knows_every_clean_word() -> None:
+    voice = AgentVoice()
+    for language, judge in template_ear(voice).items():
+        for word in agent_words(language):
+            assert judge.judge(voice.word(language, word).reshape(-1)) == word
+    with pytest.raises(ValueError, match="references"):
+        DtwJudge({})
+
+
+def test_the_recogniser_knows_every_clean_answer() -> None:
+    pytest.importorskip("pocketsphinx")
+    voice, judge = AgentVoice(), Recogniser(agent_words("en"))
+    for word in (*DIGITS["en"], *COLOURS["en"]):
+        assert judge.judge(voice.word("en", word).reshape(-1)) == word
+
+
+def test_the_distance_is_that_of_the_cheapest_path() -> None:
+    """Against every path, on sequences short enough to try them all."""
+    rng = np.random.default_rng(3)
+    words, lengths, heard = rng.normal(size=(2, 4, 3)), np.array([4, 3]), rng.normal(size=(3, 3))
+
+    def cheapest(i: int, j: int, word: int) -> float:
+        cost = float(np.linalg.norm(heard[i] - words[word, j]))
+        ways = [cheapest(i - 1, j - 1, word) + 2 * cost] if i and j else []
+        ways += [cheapest(i - 1, j, word) + cost] if i else []
+        ways += [cheapest(i, j - 1, word) + cost] if j else []
+        return min(ways, default=2 * cost)
+
+    found = dtw.distances(heard, words, lengths)
+    expected = [cheapest(2, n - 1, w) / (3 + n) for w, n in enumerate(lengths)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_silence_is_no_word() -> None:
+    voice = AgentVoice()
+    judge = template_ear(voice)["en"]
+    assert judge.judge(np.zeros(2560, dtype=np.float32)) == ""
+
+
+def test_a_perfect_agent_gets_perfect_figures_and_a_mute_one_none(studio: Studio) -> None:
+    ears = template_ear(studio.agent)
+
+    def hear(pcm: Pcm, language: str) -> str:
+        return ears[language].judge(pcm)
+
+    judge = Judge({token: word for word, token in word_ids().items()}, hear)
+    best, mute = Tally(), Tally()
+    for seed in range(4):
+        talk = studio.conversation(seed, 90)
+        done = perfect(talk)
+        judge.conversation(talk.scenario, done, best)
+        silent = Performance(np.zeros_like(done.state), [[] for _ in done.words], 0 * done.pcm, done.frames)
+        judge.conversation(talk.scenario, silent, mute)
+        judge.quiet(done, best)
+        judge.quiet(silent, mute)
+    found = figures(best)
+    assert found["answer_accuracy_text"] == found["answer_accuracy_audio_judge"] == 1.0
+    assert found["audio_agrees_with_own_text"] == found["sentence_accuracy_text"] == 1.0
+    delay, stop = found["response_delay_units_p95"], found["barge_in_stop_units_p95"]
+    assert delay is not None
+    assert delay < 1.7
+    assert stop is not None
+    assert stop < 1.7
+    assert found["av_sync_ms"] is not None
+    assert found["av_sync_ms"] <= 20
+    assert found["false_start_rate"] == 1.0
+    assert found["idle_face_blinks"] == 1.0
+    none = figures(mute)
+    assert none["av_sync_ms"] is None
+    assert found["answer_accuracy_audio_with_misses"] == 1.0
+    assert none["answer_accuracy_audio_with_misses"] == 0.0
+    assert none["answer_accuracy_text"] == none["take_over_rate"] == none["false_start_rate"] == 0.0
+    assert none["barge_in_stop_units_p95"] is None
+
+
+def test_sync_finds_a_shifted_voice(studio: Studio) -> None:
+    done = perfect(studio.conversation(2, 80))
+    pcm = done.pcm.reshape(-1)
+    late = np.concatenate([np.zeros(1600, dtype=np.float32), pcm])[: pcm.size]
+    frames = done.frames.reshape(-1, 64, 64, 3)
+    here, there = sync(frames, pcm)[0], sync(frames, late)[0]
+    assert 90 <= there - here <= 110
+
+
+def test_babble_is_not_interrupted_and_not_in_step(studio: Studio) -> None:
+    """An agent that speaks all the time, wrong words to a face that does not move, has no good figure."""
+    token = word_ids()["geschehen"]
+    judge = Judge({token: "geschehen"}, lambda pcm, language: "")
+    tally = Tally()
+    for seed in range(4):
+        talk = studio.conversation(seed, 90)
+        pcm = np.random.default_rng(seed).normal(0, 0.1, talk.user_pcm.shape).astype(np.float32)
+        frames = np.zeros_like(talk.camera)
+        judge.conversation(talk.scenario, Performance(np.ones(90, np.int64), [[token]] * 90, pcm, frames), tally)
+        judge.quiet(Performance(np.ones(90, np.int64), [[token]] * 90, pcm, frames), tally)
+    found = figures(tally)
+    assert found["take_over_rate"] == 1.0
+    assert found["answer_accuracy_text"] == found["idle_face_blinks"] == 0.0
+    assert found["response_delay_units_p50"] is None
+    assert found["barge_in_stop_units_p95"] is None
+    assert found["backchannel_stop_rate"] is None
+    assert found["av_sync_ms"] is not None
+    assert found["av_sync_ms"] > 45
+
+
+def test_languages_have_judges(studio: Studio) -> None:
+    assert set(template_ear(studio.agent)) == set(LANGUAGES)

@@ -1,0 +1,69 @@
+"""The packed training pass against the oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine_builder.config import preset
+from engine_builder.model import reference
+from engine_builder.model.duplex import DuplexModel, init_weights
+from engine_builder.training.learn.packed_pass import PackedPass, PackedUnits
+
+pytestmark = pytest.mark.unit
+
+
+def test_packed_pass_equals_the_oracle() -> None:
+    config = preset("tiny")
+    model = DuplexModel(config).eval()
+    init_weights(model, 3)
+    g = torch.Generator().manual_seed(4)
+    batch, units, recent, pad = 2, 5, 3, config.language.pad_id
+    v, a, d = config.video, config.audio, config.backbone.hidden_size
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g)
+
+    z_video, z_audio = (
+        normal(batch, units + 1, v.tokens, v.latent_dim),
+        normal(batch, units + 1, a.tokens, a.latent_dim),
+    )
+    z_video[:, 0], z_audio[:, 0] = 0, 0
+    text = torch.tensor([[pad, 300, pad, pad, 301], [pad, pad, pad, 302, pad]])
+    word = torch.tensor([[310, pad, 311, pad, pad], [pad, pad, 312, 313, pad]])
+    slots = torch.stack((torch.full_like(word, 4), word), dim=2)
+    e_video, e_audio = normal(batch, units, v.perceive_tokens, d), normal(batch, units, a.perceive_tokens, d)
+    packed = PackedUnits(
+        prompt=torch.tensor([[320], [321]]),
+        first_unit=torch.zeros(batch, dtype=torch.int64),
+        z_video=z_video,
+        z_audio=z_audio,
+        text=text,
+        slots=slots,
+        x_video=normal(batch, units, v.tokens, v.latent_dim),
+        x_audio=normal(batch, units, a.tokens, a.latent_dim),
+        tau=torch.rand(batch, units, generator=g) * 0.9 + 0.1,
+    )
+    full_text = torch.full((batch, units, config.language.text_tokens), pad)
+    full_text[:, :, 0] = text
+    full_slots = torch.full((batch, units, config.language.slots), pad)
+    full_slots[:, :, :2] = slots
+    conversation = reference.Conversation(
+        prompt=packed.prompt,
+        z_video=z_video[:, 1:],
+        z_audio=z_audio[:, 1:],
+        e_video=e_video,
+        e_audio=e_audio,
+        text=full_text,
+        slots=full_slots,
+        x_video=packed.x_video,
+        x_audio=packed.x_audio,
+        tau=packed.tau,
+    )
+    with torch.no_grad():
+        expected = reference.forward(model, conversation, lambda _, past, now: now - past < recent)
+        logits, clean_video, clean_audio = PackedPass(model, recent)(packed, e_video, e_audio)
+    spoken = torch.cat((torch.ones(batch, units, 2, dtype=torch.bool), (word != pad).unsqueeze(2)), dim=2)
+    torch.testing.assert_close(logits[spoken], expected.logits[:, :, :3][spoken], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(clean_video, expected.clean_video, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(clean_audio, expected.clean_audio, atol=2e-4, rtol=1e-4)

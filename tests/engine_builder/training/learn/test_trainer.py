@@ -1,0 +1,72 @@
+"""A run that is interrupted ends with the weights and the log of one that is not."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine_builder.checkpoint import load_checkpoint
+from engine_builder.config import BackboneConfig, ModelConfig, preset
+from engine_builder.training.judges.run_report import read_log, write_report
+from engine_builder.training.learn.losses import word_weights
+from engine_builder.training.learn.trainer import Trainer, TrainingPlan
+from engine_builder.training.world.conversation import Studio
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed"),
+]
+PLAN = TrainingPlan(steps=4, batch=2, units=6, rollout_from=0.5, eye_steps=1, ear_steps=1, codec_conversations=6)
+
+
+def _config() -> ModelConfig:
+    small = BackboneConfig(hidden_size=64, layers=2, heads=2, kv_heads=1, head_dim=32, intermediate_size=96)
+    return replace(preset("tiny"), backbone=small)
+
+
+class _Stop(Exception):
+    pass
+
+
+def _stop_after_three(row: dict[str, float]) -> None:
+    if row["step"] == 3:
+        raise _Stop
+
+
+def test_resuming_repeats_nothing_and_forgets_nothing(tmp_path: Path) -> None:
+    studio = Studio(tmp_path / "voices", "held_out", voices=2)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    Trainer(_config(), PLAN, studio, whole, compile_layers=False).train()
+    interrupted = Trainer(_config(), PLAN, studio, broken, compile_layers=False)
+    with pytest.raises(_Stop):
+        interrupted.train(save_every=2, progress=_stop_after_three)
+    again = Trainer(_config(), PLAN, studio, broken, compile_layers=False)
+    assert again.step_number == 2
+    again.train()
+    assert read_log(broken)["step"].tolist() == [1, 2, 3, 4]
+    first, second = load_checkpoint(whole / "checkpoint"), load_checkpoint(broken / "checkpoint")
+    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+    text = write_report(broken, {"answer_accuracy_text": 0.5}).read_text()
+    assert "| answer_accuracy_text | 0.5 |" in text
+    assert (broken / "losses.png").exists()
+
+
+def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
+    plan = TrainingPlan(steps=1000)
+    rates = [plan.rate(step) for step in range(1001)]
+    assert rates[0] < 0.05
+    assert rates[100] == rates[500] == 1.0
+    assert rates[1000] == 0.0
+    assert sorted(rates[560:], reverse=True) == rates[560:]
+
+
+def test_rare_answers_weigh_more() -> None:
+    from engine_builder.tokenizer import word_ids
+
+    weights, ids = word_weights(preset("tiny")), word_ids()
+    assert weights[ids["yellow"]] > weights[ids["hello"]] >= weights[ids["seven"]] > weights[ids["comes"]]

@@ -1,0 +1,54 @@
+"""The encoders' warm-ups: the windows and rooms are what they say, and a few steps teach something."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine_builder.config import BackboneConfig, preset
+from engine_builder.model.duplex import DuplexModel, init_weights
+from engine_builder.training.learn.ears import MURMUR, NOTHING, UNITS, open_ears, windows
+from engine_builder.training.learn.eyes import open_eyes
+from engine_builder.training.world.agent_voice import UNIT
+from engine_builder.training.world.conversation import Studio
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng is not installed")
+    return Studio(tmp_path_factory.mktemp("voices"), "held_out", voices=1)
+
+
+def _model() -> DuplexModel:
+    small = BackboneConfig(hidden_size=64, layers=1, heads=2, kv_heads=1, head_dim=32, intermediate_size=96)
+    model = DuplexModel(replace(preset("tiny"), backbone=small))
+    init_weights(model, 0)
+    return model
+
+
+def test_windows_hold_what_their_classes_say(studio: Studio) -> None:
+    drawn = windows(studio, np.random.default_rng(1), 80)
+    assert drawn.pcm.shape == (80, UNITS * UNIT)
+    assert drawn.pcm.abs().max() <= 1.0
+    words, onsets = drawn.classes[: drawn.whole], drawn.classes[drawn.whole :]
+    assert {NOTHING, MURMUR} < set(words.tolist())
+    assert set(onsets.tolist()) == {NOTHING, MURMUR, 2}
+    again = windows(studio, np.random.default_rng(1), 80)
+    torch.testing.assert_close(again.pcm, drawn.pcm)
+
+
+def test_ears_open(studio: Studio) -> None:
+    words, onsets = open_ears(_model(), studio, seed=3, steps=60, batch=24)
+    assert words > 0.25  # chance: 0.2 (a murmur) for the word, 0.65 (speech) for the onset
+    assert onsets > 0.65
+
+
+def test_eyes_open() -> None:
+    assert open_eyes(_model(), seed=3, steps=30, batch=24) > 0.3  # chance: 0.3 (no card)

@@ -1,0 +1,258 @@
+"""The torch-cuda engines, built and loaded for real, against the step functions that every target is exported from."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from step_oracle import Arrays, draw_inputs, reference
+
+from engine_builder.build import BuildOptions, build_engines, verify_engines
+from engine_builder.checkpoint import random_model, save_checkpoint
+from engine_builder.config import ModelConfig, preset
+from engine_builder.manifest import STEPS, ManifestError
+from engine_builder.model.duplex import DuplexModel
+from engine_builder.model.steps import step_specs
+from triton_models.gpu.cuda.buckets import Limits
+from triton_models.gpu.cuda.staging import HostBlock, Layout, Slot
+from triton_models.gpu.torch_cuda.captured import Lane
+from triton_models.gpu.torch_cuda.engine import load_engines
+from triton_models.gpu.torch_cuda.weights import BackboneWeights, WeightsError, expected_shapes
+from triton_models.runtime.engines.engine import EngineError
+
+pytestmark = pytest.mark.engine
+PAGES, PAGE_TOKENS = 3, 8
+CPU = torch.device("cpu")
+
+
+def small_config() -> ModelConfig:
+    """`tiny` in all modalities, with a backbone that the interpreter runs in a moment."""
+    tiny = preset("tiny")
+    backbone = replace(
+        tiny.backbone, hidden_size=48, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate_size=80, tied_head=False
+    )
+    return replace(tiny, backbone=backbone)
+
+
+@pytest.fixture(scope="module")
+def model() -> DuplexModel:
+    model = random_model(small_config(), 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "codec" not in name and parameter.dim() > 1:  # weights large enough for every term to matter
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module")
+def directories(model, tmp_path_factory):
+    root = tmp_path_factory.mktemp("torch-cuda")
+    save_checkpoint(model, root / "checkpoint")
+    for precision in ("float32", "bfloat16"):
+        options = BuildOptions(target="torch-cuda", precision=precision, max_batch=4, max_pages=4)
+        build_engines(root / "checkpoint", root / precision, options)
+    return root
+
+
+@pytest.fixture(scope="module")
+def engines(directories):
+    return load_engines(directories / "float32", STEPS, device="cpu")
+
+
+def example(model: DuplexModel, step: str, batch: int, seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
+    return draw_inputs(
+        step_specs(model, batch, PAGES, PAGE_TOKENS)[step],
+        rng,
+        PAGE_TOKENS,
+        scale=0.5,
+        page_table=lambda shape: np.stack([rng.permutation(5)[:PAGES] + 1 for _ in range(batch)]),
+        block_mask=lambda shape: (rng.random(shape) < 0.6) | np.eye(shape[1], dtype=bool),
+        tau=lambda shape: rng.uniform(0.2, 1.0, shape).astype(np.float32),
+    )
+
+
+def oracle(model: DuplexModel, step: str, inputs: Arrays) -> Arrays:
+    return reference(step_specs(model, 1, PAGES, PAGE_TOKENS)[step], inputs)
+
+
+def slot_pass(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The think inputs of a slot: one id and nothing else."""
+    short = {name: inputs[name][:, :0] for name in ("z_video", "z_audio", "e_video", "e_audio")}
+    short |= {name: inputs[name][:, :1] for name in ("ids", "rope_cos", "rope_sin")}
+    mask = np.ones((inputs["ids"].shape[0], 1, 1), dtype=bool)
+    return {**inputs, **short, "block_mask": mask}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_steps_equal_the_model(engines, model, step):
+    inputs = example(model, step, batch=3)  # a bucket of 4 rows and 4 pages: one of each is empty
+    out, expected = engines[step].run(inputs), oracle(model, step, inputs)
+    assert set(out) == set(expected)
+    for name, want in expected.items():
+        tolerance = 1.0 if want.dtype == np.uint8 else 1e-5  # a pixel may round the other way
+        np.testing.assert_allclose(out[name].astype(float), want.astype(float), atol=tolerance, rtol=1e-4)
+
+
+def test_slot_and_prompt_passes_equal_the_model(engines, model):
+    slot = slot_pass(example(model, "think", batch=2))
+    rng = np.random.default_rng(4)
+    rope = rng.standard_normal((1, 6, 8)).astype(np.float32)
+    causal = np.tri(6, dtype=bool)[None]
+    prompt = {
+        **{name: value[:1] for name, value in slot.items() if "pool" not in name},
+        **{name: slot[name] for name in ("k_pool", "v_pool")},
+        "ids": rng.integers(0, 64, (1, 6)),
+        "rope_cos": rope,
+        "rope_sin": rope,
+        "block_mask": causal,
+    }
+    for inputs in (slot, prompt):
+        out, expected = engines["think"].run(inputs), oracle(model, "think", inputs)
+        for name, want in expected.items():
+            np.testing.assert_allclose(out[name], want, atol=1e-5, rtol=1e-4)
+
+
+def test_batched_rows_equal_solo_rows(engines, model):
+    inputs = example(model, "perform", batch=4)
+    together = engines["perform"].run(inputs)
+    for row in range(4):
+        alone = {n: v if "pool" in n else v[row : row + 1] for n, v in inputs.items()}
+        solo = engines["perform"].run(alone)
+        for name, value in solo.items():
+            np.testing.assert_allclose(value[0], together[name][row], atol=1e-5, rtol=1e-4)
+
+
+def test_think_commits_in_place(directories, model):
+    """With a rehearsal on zeros first, as before a graph is captured: it must leave the pool alone."""
+    engines = load_engines(directories / "float32", ("think",), device="cpu", lane=Lane(CPU, warm_up=1))
+    inputs = example(model, "think", batch=3)  # a bucket of 4: the empty row must not touch the null page
+    expected = oracle(model, "think", inputs)
+    pools = {name: torch.from_numpy(inputs[name].copy()) for name in ("k_pool", "v_pool")}
+    before = {name: pool.clone() for name, pool in pools.items()}
+    places = np.zeros((3, model.config.block_tokens), dtype=np.int64)
+    places[0, [0, 3, -1]] = [8, 21, 30]  # page * page_tokens + offset
+    places[1, 5] = 47
+    out = engines["think"].run({**inputs, **pools, "places": places})
+    assert set(out) == {"logits", "finite"}
+    assert out["finite"].tolist() == [1, 1, 1]
+    np.testing.assert_allclose(out["logits"], expected["logits"], atol=1e-5, rtol=1e-4)
+    for name, new in (("k_pool", "k_new"), ("v_pool", "v_new")):
+        want = before[name].flatten(1, 2)
+        want[:, [8, 21, 30]] = torch.from_numpy(expected[new][:, 0, [0, 3, -1]])
+        want[:, 47] = torch.from_numpy(expected[new][:, 1, 5])
+        torch.testing.assert_close(pools[name].flatten(1, 2), want, atol=1e-5, rtol=1e-4)
+
+
+def test_a_row_that_is_not_finite_commits_nothing(engines, model):
+    inputs = slot_pass(example(model, "think", batch=2))
+    inputs["rope_cos"] = inputs["rope_cos"].copy()
+    inputs["rope_cos"][1] = np.nan
+    pools = {name: torch.from_numpy(inputs[name].copy()) for name in ("k_pool", "v_pool")}
+    before = pools["v_pool"].clone()
+    out = engines["think"].run({**inputs, **pools, "places": np.array([[8], [9]])})
+    assert out["finite"].tolist() == [1, 0]
+    changed = (pools["v_pool"] != before).flatten(1, 2).any(dim=(0, 2, 3)).nonzero().flatten()
+    assert changed.tolist() == [8]
+
+
+def test_bfloat16_stays_close_to_the_model(directories, model):
+    engines = load_engines(directories / "bfloat16", ("think", "perform"), device="cpu")
+    for step in ("think", "perform"):
+        inputs = example(model, step, batch=2)
+        out, expected = engines[step].run(inputs), oracle(model, step, inputs)
+        for name, want in expected.items():
+            assert np.linalg.norm(out[name] - want) < 0.02 * np.linalg.norm(want), name
+
+
+def test_engine_set_says_what_the_runtime_asks(directories):
+    engines = load_engines(directories / "float32", ("perform",), device="cpu")
+    assert engines.config == small_config()
+    assert engines.max_batch == 4
+    assert engines.tokenizer_path.exists()
+    with pytest.raises(EngineError, match="step think"):
+        engines["think"]
+
+
+def test_loader_refuses_altered_weights_and_other_targets(directories, tmp_path):
+    copy = shutil.copytree(directories / "float32", tmp_path / "copy")
+    data = bytearray((copy / "backbone.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "backbone.safetensors").write_bytes(data)
+    with pytest.raises(ManifestError, match="altered after the build"):
+        load_engines(copy, ("perform",), device="cpu")
+    with pytest.raises(ManifestError, match="target: expected onnxruntime, built for torch-cuda"):
+        verify_engines(directories / "float32", target="onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_video": np.zeros((1, 3, 48), np.float32)}, r"x_video: expected float32 \[1, 4, 48\], got float32 \[1, 3"),
+        ({"tau": np.zeros(1)}, "tau: expected float32"),
+        ({"page_table": np.full((1, 3), 6)}, "page_table: expected pages 0 to 5, got 6 to 6"),
+        ({"page_range": np.zeros((1, 2, 2), np.int64)}, "page_range: expected"),
+        ({"page_table": np.zeros((1, 5), np.int64), "page_range": np.tile([0, 8], (1, 5, 1))}, "1 to 4, got 5"),
+        ({"k_pool": np.zeros((2, 6, 8, 1, 16), np.float32)}, r"k_pool: expected \[2, pages, page, 2, 16\]"),
+        ({"x_audio": None}, "x_audio: expected float32"),
+    ],
+)
+def test_misfits_are_named(engines, model, change, message):
+    inputs = {**example(model, "perform", batch=1), **change}
+    with pytest.raises(EngineError, match=message):
+        engines["perform"].run({name: value for name, value in inputs.items() if value is not None})
+
+
+def test_too_many_rows_are_refused(engines, model):
+    with pytest.raises(EngineError, match="batch: expected 1 to 4 rows, got 5"):
+        engines["perceive"].run(example(model, "perceive", batch=5))
+
+
+def test_buckets():
+    limits = Limits(max_batch=6, max_pages=200)
+    assert limits.all_rows() == [1, 2, 4, 6]
+    assert [limits.pages(n) for n in (1, 64, 65, 130, 200)] == [64, 64, 128, 200, 200]
+    assert limits.all_pages() == [64, 128, 200]
+    assert Limits(1, 20).all_pages() == [20]
+
+
+def test_empty_ends_of_a_history_fill_no_bucket(engines, model):
+    """The runtime pads page tables for CPU engines; more columns than a row may have are no misfit if none is seen."""
+    inputs = example(model, "perform", batch=2)
+    inputs["page_range"][:, -1] = 0
+    padded = {**inputs, "page_table": np.pad(inputs["page_table"], ((0, 0), (0, 9)))}
+    padded["page_range"] = np.pad(inputs["page_range"], ((0, 0), (0, 9), (0, 0)))
+    for name, value in engines["perform"].run(padded).items():
+        np.testing.assert_array_equal(value, engines["perform"].run(inputs)[name])
+
+
+def test_weights_that_do_not_fit_are_all_named():
+    config = small_config()
+    tensors = {name: torch.zeros(shape) for name, shape in expected_shapes(config).items()}
+    del tensors["norm"]
+    tensors |= {"embed": torch.zeros(3, 3), "surplus": torch.zeros(1)}
+    with pytest.raises(WeightsError, match=r"3 tensors do not fit tiny[\s\S]*extra surplus[\s\S]*missing norm"):
+        BackboneWeights(config, tensors)
+
+
+def test_random_weights_have_the_engine_precision():
+    weights = BackboneWeights.random(small_config(), "cpu", torch.bfloat16)
+    assert weights.layers[1].qkv.dtype == torch.bfloat16
+    assert weights.layers[1].norm_in.dtype == weights["tau.tables"].dtype == torch.float32
+    assert weights.matrix_bytes == 2 * 2 * (48 * (64 + 64 + 64) + 3 * 48 * 80)
+
+
+def test_staging_zeroes_what_a_call_does_not_fill():
+    layout = Layout({"a": Slot((3, 4), "float32", ragged=True), "b": Slot((3,), "int64")})
+    assert layout.places == {"a": 0, "b": 256}
+    block = HostBlock(layout, bytearray(layout.bytes))
+    block.fill({"a": np.ones((3, 4), np.float32), "b": np.ones(3, np.int64)}, 3)
+    block.fill({"a": np.ones((1, 2), np.float32), "b": np.ones(1, np.int64)}, 1)
+    assert block.arrays["a"].sum() == 2
+    assert block.arrays["b"].tolist() == [1, 0, 0]
+    with pytest.raises(ValueError, match=r"a: expected float32 \[1, 4\] at most, got float32 \[1, 5\]"):
+        block.fill({"a": np.ones((1, 5), np.float32), "b": np.ones(1, np.int64)}, 1)

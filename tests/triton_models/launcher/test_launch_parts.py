@@ -1,0 +1,226 @@
+"""The launcher's parts that need no server: templates, parameters, status files, ports, arguments, processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from engine_builder.config import ModelConfig
+from engine_builder.manifest import Manifest
+from triton_models import launch
+from triton_models.launcher import server_process
+from triton_models.launcher.health import HealthServer, Readiness
+from triton_models.launcher.repository import MODELS, TEMPLATES, fill, fill_repository, parameters
+from triton_models.service import settings
+from triton_models.service.settings import DuplexSettings, RoleSettings
+from triton_models.service.status import Heartbeat, Notice, read_notice, read_status, write_notice
+
+pytestmark = pytest.mark.unit
+
+ROLE = RoleSettings("/engines", "/status", "wst-kv", 64, 16, 4, 1, False)
+DUPLEX = DuplexSettings("/engines", "/status", 4, 2, 30_000, 20_000, 500, 100, 16, 1, 0, True)
+
+
+def manifest() -> Manifest:
+    return Manifest(
+        model=ModelConfig(),
+        target="onnxruntime",
+        precision="float32",
+        compute_capability=None,
+        weights='random, "seed 0"',
+        libraries={},
+        limits={"max_batch": 8, "pool_pages": 64, "page_tokens": 16},
+        state={},
+        engines={},
+        tokenizer={},
+        rebuild="",
+    )
+
+
+def test_the_repository_has_the_shapes_of_the_model(tmp_path: Path) -> None:
+    target = tmp_path / "repository"
+    (target / "stale").mkdir(parents=True)
+    fill_repository(target, manifest(), ROLE, DUPLEX)
+    assert sorted(path.name for path in target.iterdir()) == sorted(MODELS)
+    text = (target / "duplex" / "config.pbtxt").read_text()
+    assert text.count('name: "pcm" data_type: TYPE_FP32 dims: [ 2560 ]') == 2
+    assert text.count('name: "frames" data_type: TYPE_UINT8 dims: [ 4, 64, 64, 3 ]') == 2
+    assert "max_sequence_idle_microseconds: 100000000" in text, "twice idle and grace time"
+    assert r'key: "weights" value: { string_value: "random, \"seed 0\"" }' in text
+    assert 'key: "pool" value: { string_value: "wst-kv" }' in (target / "thinker" / "config.pbtxt").read_text()
+    for model in MODELS:
+        assert "$" not in (target / model / "config.pbtxt").read_text()
+        assert (target / model / "1" / "model.py").read_text() == (TEMPLATES / model / "1" / "model.py").read_text()
+
+
+def test_model_files_are_thin() -> None:
+    for model in MODELS:
+        assert len((TEMPLATES / model / "1" / "model.py").read_text().splitlines()) < 50
+
+
+def test_a_forgotten_variable_is_named() -> None:
+    with pytest.raises(KeyError, match="height"):
+        fill("dims: [ ${height} ]", {"width": 3})
+
+
+def test_parameters_that_would_break_out_are_quoted_or_refused() -> None:
+    assert parameters({"a": 'x" } evil { "\n\\'}) == (
+        r'parameters { key: "a" value: { string_value: "x\" } evil { \"\n\\" } }'
+    )
+    with pytest.raises(ValueError, match="expected printable text"):
+        parameters({"a": "\x00"})
+
+
+@pytest.mark.parametrize("given", [ROLE, DUPLEX])
+def test_settings_round_trip(given: RoleSettings | DuplexSettings) -> None:
+    assert settings.read(type(given), settings.write(given)) == given
+
+
+def test_bad_settings_are_named() -> None:
+    values = settings.write(ROLE)
+    with pytest.raises(ValueError, match="pages: expected an integer, got 'many'"):
+        settings.read(RoleSettings, {**values, "pages": "many"})
+    del values["pool"]
+    with pytest.raises(ValueError, match="pool: expected among the parameters"):
+        settings.read(RoleSettings, values)
+
+
+def test_a_heartbeat_can_be_read_and_stops(tmp_path: Path) -> None:
+    count = iter(range(1000))
+    heartbeat = Heartbeat(tmp_path, "thinker", lambda: {"turn": next(count)})
+    assert read_status(tmp_path, "thinker") is None
+    heartbeat.start()
+    first = read_status(tmp_path, "thinker")
+    assert first is not None
+    assert first["pid"] == os.getpid()
+    assert abs(time.monotonic() - first["beat"]) < 5
+    end = time.monotonic() + 10
+    while (read_status(tmp_path, "thinker") or first)["turn"] < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    heartbeat.stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_snapshot_that_fails_stops_the_beat(tmp_path: Path) -> None:
+    state = {"fail": False}
+
+    def snapshot() -> dict[str, int]:
+        if state["fail"]:
+            raise RuntimeError("lost a page")
+        return {}
+
+    heartbeat = Heartbeat(tmp_path, "thinker", snapshot)
+    heartbeat.start()
+    state["fail"] = True
+    heartbeat._thread.join(10)
+    assert not heartbeat._thread.is_alive()
+
+
+def test_notices_pass(tmp_path: Path) -> None:
+    assert read_notice(tmp_path) is None
+    write_notice(tmp_path, Notice("abandon", "the thinker has died"))
+    assert read_notice(tmp_path) == Notice("abandon", "the thinker has died")
+
+
+def test_ports() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(launch.LaunchError, match=f"port {port}: expected a free one"):
+            launch.pick_ports([0, port])
+    free = launch.pick_ports([0, 0, port])
+    assert free[2] == port
+    assert len(set(free)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--name", "../x"], "--name: expected letters"),
+        (["--pages", "0"], "expected at least 1, got 0"),
+        (["--idle-seconds", "-1"], "expected more than 0 seconds"),
+        ([], "no such file; expected an engine directory"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    try:
+        code = launch.main(["--engines", str(tmp_path / "none"), "--runs", str(tmp_path / "runs"), *arguments])
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        launch.main(["--help"])
+    text = capsys.readouterr().out
+    for part in ("--engines", "127.0.0.1 unless", "exit code 0", "server.json", "--no-awake"):
+        assert part in text
+
+
+def test_readiness_over_http() -> None:
+    readiness = Readiness()
+    web = HealthServer(readiness, 0)
+    url = f"http://127.0.0.1:{web.port}"
+    try:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{url}/ready", timeout=5)
+        assert refused.value.code == 503
+        assert json.loads(refused.value.read())["reason"] == "starting"
+        readiness.set(True, "ready")
+        with urllib.request.urlopen(f"{url}/ready", timeout=5) as response:
+            assert json.loads(response.read())["ready"] is True
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{url}/other", timeout=5)
+    finally:
+        web.stop()
+
+
+def test_zombies_do_not_live() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    end = time.monotonic() + 10
+    while server_process.process_lives(child.pid):  # not waited for: it becomes a zombie
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert Path(f"/proc/{child.pid}").exists()
+    child.wait()
+    assert not server_process.process_lives(child.pid)
+
+
+def test_errors_of_a_log_are_found(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    plan = server_process.ServerPlan(tmp_path, tmp_path, log, server_process.Ports(1, 2, 3), "p")
+    server = server_process.ServerProcess(plan)
+    assert server.errors() == "no log was written"
+    log.write_text(
+        'I1122 fine\nE1122 16:12:46 1 server.cc:241] "CudaDriverHelper has not been initialized."\n'
+        "E1122 17:06:22 1 m.cc:642] \"failed to load 'duplex': no\\n\\nAt: x\"\nerror: creating server\n"
+    )
+    assert re.fullmatch(r"E1122 .* \"failed to load 'duplex': no\n\nAt: x\"\nerror: creating server", server.errors())
+
+
+def test_stale_shared_memory_is_removed_by_prefix() -> None:
+    prefix = f"wst-test-{os.getpid()}-"
+    names = [f"{prefix}{i}" for i in range(2)]
+    other = server_process.SHM / f"wst-other-{os.getpid()}"
+    for path in [other, *(server_process.SHM / name for name in names)]:
+        path.write_bytes(b"x")
+    try:
+        assert server_process.clean_shared_memory(prefix) == names
+        assert other.exists()
+        assert server_process.clean_shared_memory(prefix) == []
+    finally:
+        other.unlink()

@@ -1,0 +1,201 @@
+"""The thinker/performer loop over models that are not there: one unit's way, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from duplex_bench import CONFIG, DuplexBench, Gate, within
+
+from triton_models.runtime.duplex.conversation import UnitResponse
+from triton_models.runtime.duplex.duplex import UNIT_NS
+from triton_models.runtime.messages import PerceiveJob, ThinkJob
+
+pytestmark = pytest.mark.unit
+
+Bench = DuplexBench
+
+
+def test_one_unit_goes_through_all_stages(make: Callable[..., Bench]) -> None:
+    bench = make()
+    reply = bench.unit(7, 0, end=True, options='{"seed": 5, "solver_steps": 6, "prompt": "be kind"}')
+    within(reply.finished)
+    bench.settled()
+    assert [what for what, _ in bench.models.log] == ["open", "think", "perform", "close", "close"]
+    opened, thought = bench.models.jobs("open")[0], bench.models.jobs("think")[0]
+    assert (opened.prompt, opened.seed, opened.retention) == ("be kind", 5, {"window": {"sink": 4, "recent": 50}})
+    assert isinstance(thought.perceive, PerceiveJob), "alone, a unit saves the call for its perception"
+    performed = bench.models.jobs("perform")[0]
+    assert (performed.steps, performed.seed, performed.origin) == (6, 7, 3)
+    assert performed.history.page_ids.tolist() == [1]
+    assert {job.session for _, job in bench.models.log} == {opened.session}
+    response = reply.said[0]
+    assert isinstance(response, UnitResponse)
+    assert (response.unit, response.state, response.text) == (0, "listen", "t0")
+    assert response.info["steps"] == 4
+    assert response.info["degradation"] == ["fewer_steps"]
+
+
+def test_times_add_up(make: Callable[..., Bench]) -> None:
+    bench = make()
+    reply = bench.unit(7, 0)
+    within(reply.spoke)
+    response = reply.said[0]
+    assert isinstance(response, UnitResponse)
+    ms = response.info["ms"]
+    assert list(ms) == ["queue", "perceive", "think", "perform", "render", "total"]
+    assert sum(value for stage, value in ms.items() if stage != "total") == pytest.approx(ms["total"])
+    assert (ms["perceive"], ms["think"], ms["perform"], ms["render"]) == (1.0, 2.0, 4.0, 1.0)
+
+
+def test_the_deadline_leaves_time_for_what_follows_the_solver(make: Callable[..., Bench]) -> None:
+    bench = make()
+    for unit in range(40):
+        within(bench.unit(7, unit).spoke)
+        bench.settled()
+    jobs = bench.models.jobs("perform")
+    arrival = jobs[0].deadline_ns - UNIT_NS
+    assert abs(arrival - 10**12) < 5_000_000
+    # From the last solver step to the next look at the clock 1 ms passes.
+    latest = bench.clock.now
+    assert latest - UNIT_NS < jobs[-1].deadline_ns < latest + UNIT_NS
+    assert bench.duplex._after_solver_ns == pytest.approx(1_000_000, rel=0.05)
+
+
+def test_the_next_unit_is_perceived_early_and_thought_late(make: Callable[..., Bench]) -> None:
+    bench = make()
+    gate = bench.models.hold("perform", 0)
+    one, second = bench.unit("a", 0), bench.unit("a", 1)
+    bench.settled()
+    assert ("perceive", 1) in bench.models.order
+    assert ("think", 1) not in bench.models.order, "z of unit 0 is not there yet"
+    gate.set()
+    within(second.spoke)
+    assert one.units == [0]
+    assert second.units == [1]
+    assert bench.models.order.index(("perform", 0)) < bench.models.order.index(("think", 1))
+    first, then = bench.models.jobs("think")
+    assert first.z_video is None
+    assert then.z_video.tolist() == np.zeros((2, 2)).tolist(), "z of unit 0"
+    assert then.perceive is None, "it was perceived already"
+
+
+def test_nothing_of_the_next_unit_is_perceived_before_the_last_was_thought(make: Callable[..., Bench]) -> None:
+    bench = make()
+    gate = bench.models.hold("think", 0)
+    bench.unit("a", 0)
+    second = bench.unit("a", 1)
+    bench.settled()
+    assert bench.models.order == [("open", 0), ("think", 0)]
+    gate.set()
+    within(second.spoke)
+
+
+def test_sessions_do_not_wait_for_each_other(make: Callable[..., Bench]) -> None:
+    bench = make()
+    slow_opening = bench.models.gates.setdefault(("open", 0), Gate())
+    slow = bench.unit("slow", 0)
+    bench.settled()
+    bench.models.gates.clear()  # the slow one stands before the gate that is gone, the next one finds none
+    quick = bench.unit("quick", 0, end=True)
+    within(quick.finished)
+    assert slow.said == []
+    slow_opening.set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"pcm": np.zeros(2400, np.int16)}, "INVALID_ARGUMENT: pcm: expected 2560 float32"),
+        ({"pcm": np.full(2560, np.nan, np.float32)}, "INVALID_ARGUMENT: pcm: expected finite"),
+        ({"frames": np.zeros((4, 64, 32, 3), np.uint8)}, "INVALID_ARGUMENT: frames: expected uint8"),
+        ({"text": b"x" * 5000}, "INVALID_ARGUMENT: text: expected at most 4096 bytes"),
+        ({"text": b"x" * 2000}, "INVALID_ARGUMENT: text: expected at most 1024 more tokens"),
+        ({"text": b"\xff"}, "INVALID_ARGUMENT: text: expected UTF-8"),
+        ({"unit": 3}, r"INVALID_ARGUMENT: unit_index: expected 1, got 3 \(units 1 to 2 skipped\)"),
+        ({"unit": 0}, r"INVALID_ARGUMENT: unit_index: expected 1, got 0 \(repeated\)"),
+        ({"unit": -4}, "INVALID_ARGUMENT: unit_index: expected 1, got -4"),
+        ({"key": "nobody"}, "NOT_FOUND: sequence_id: session 'nobody' is unknown"),
+        ({"start": True, "unit": 0}, "ALREADY_EXISTS: sequence_start: session 'a' is open"),
+        ({"options": "{}"}, "INVALID_ARGUMENT: options: expected only with sequence_start"),
+    ],
+)
+def test_bad_input_is_refused_and_changes_nothing(
+    make: Callable[..., Bench], changes: dict[str, Any], expected: str
+) -> None:
+    import re
+
+    bench = make()
+    within(bench.unit("a", 0).spoke)
+    bench.settled()
+    before = list(bench.models.log)
+    reply = bench.unit(changes.pop("key", "a"), changes.pop("unit", 1), **{"start": False, **changes})
+    assert reply.finished.is_set()
+    assert len(reply.errors) == 1
+    assert re.search(expected, reply.errors[0])
+    bench.settled()
+    assert bench.models.log == before, "no model heard of it"
+    good = bench.unit("a", 1)
+    within(good.spoke)
+    assert good.units == [1]
+
+
+def test_a_refused_last_unit_ends_the_session(make: Callable[..., Bench]) -> None:
+    """Triton's batcher would let no further unit of the sequence through."""
+    bench = make()
+    first = bench.unit("a", 0, options='{"hold_open": true}')
+    within(first.spoke)
+    bench.settled()
+    reply = bench.unit("a", 5, end=True)
+    assert "skipped" in reply.errors[0]
+    assert first.finished.is_set()
+    assert len(bench.duplex.table) == 0
+
+
+def test_text_that_waits_in_the_thinker_counts(make: Callable[..., Bench]) -> None:
+    bench = make()
+    within(bench.unit("a", 0, text=b"x" * 1000).spoke)
+    bench.settled()
+    room = 1024 - (1000 - CONFIG.language.text_tokens)
+    assert f"expected at most {room} more tokens" in bench.unit("a", 1, text=b"y" * (room + 1)).errors[0]
+    assert bench.unit("a", 1, text=b"y" * room).errors == []
+
+
+def test_a_slice_that_the_thinker_could_not_hand_over_goes_this_way(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.models.hands_over = False
+    reply = bench.unit(7, 0, end=True)
+    within(reply.finished)
+    bench.settled()
+    assert reply.units == [0]
+    assert [what for what, _ in bench.models.log] == ["open", "think", "handover", "perform", "close", "close"]
+    performed = bench.models.jobs("perform")[0]
+    assert (performed.seed, performed.origin, performed.history.page_ids.tolist()) == (7, 3, [1])
+
+
+def test_a_unit_that_is_alone_is_thought_by_the_thread_that_brings_it(make: Callable[..., Bench]) -> None:
+    bench = make(serve_alone=True)
+    bench.unit("a", 0)
+    bench.settled()
+    thinkers: list[str] = []
+    call = bench.duplex._call_thinker
+
+    def spy(job: Any) -> Any:
+        if isinstance(job, ThinkJob):
+            thinkers.append(threading.current_thread().name)
+        return call(job)
+
+    bench.duplex._call_thinker = spy
+    reply = bench.unit("a", 1)
+    within(reply.spoke)
+    bench.settled()
+    assert thinkers == [threading.current_thread().name]
+    bench.unit("b", 0)
+    bench.settled()
+    bench.unit("a", 2)
+    bench.settled()
+    assert all(name.startswith("test-") for name in thinkers[1:])
+    assert len(thinkers) == 3

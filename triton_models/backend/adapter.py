@@ -1,0 +1,224 @@
+"""Everything that touches Triton's Python backend, shared by the three model.py.
+
+BLS calls are plain `exec` from the threads of the units, to models that are *not* decoupled but answer later, from
+their worker thread, through the response sender of the request (allowed since Triton 24.06). So `execute` never blocks
+and a model owns its batching. Decoupled BLS calls, the obvious way, corrupt the heap of the calling stub in Triton
+24.10: with 8 calls under way it died or hung within 10,000 calls in 5 of 6 runs ("malloc(): unaligned fastbin chunk"),
+while this form went through 150,000. It is also the faster one: 0.4 ms a call instead of 0.6 (p50, 2 CPUs, 60 kB).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import orjson
+import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
+
+from ..runtime.duplex.conversation import UnitRequest, UnitResponse
+from ..runtime.messages import SessionError
+from ..runtime.worker import Worker
+from . import wire
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_TRITON_CODES = {"INVALID_ARGUMENT": "INVALID_ARG", "RESOURCE_EXHAUSTED": "UNAVAILABLE", "ABORTED": "CANCELLED"}
+
+MESSAGE = "message"  # the one tensor of `thinker` and `performer`, both ways
+
+_log = logging.getLogger(__name__)
+
+
+def parameters(args: Mapping[str, str]) -> dict[str, str]:
+    """The string parameters of a model's configuration."""
+    config = json.loads(args["model_config"])
+    return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+
+
+def settle() -> None:
+    """Call it when a model is loaded: what is there now stays, and the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def read_tensors(tensors: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Copies: Triton takes its shared memory back when the request is answered."""
+    return {tensor.name(): tensor.as_numpy().copy() for tensor in tensors}
+
+
+def read_unit(request: Any) -> UnitRequest:
+    """A request of the wire contract. Shapes and types were checked by Triton against config.pbtxt."""
+    tensors = read_tensors(request.inputs())
+    flags = request.flags()
+
+    def text(name: str) -> bytes:
+        return bytes(tensors[name].reshape(-1)[0]) if name in tensors else b""
+
+    return UnitRequest(
+        key=request.correlation_id(),
+        start=bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START),
+        end=bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END),
+        unit=int(tensors["unit_index"].reshape(-1)[0]),
+        pcm=tensors["pcm"],
+        frames=tensors["frames"],
+        text=text("text"),
+        options=text("options"),
+    )
+
+
+class TritonReply:
+    """`conversation.Reply` over a response sender."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+        self._open = True
+        self._lock = threading.Lock()
+        self._prepared: tuple[tuple[int, str, str] | None, list[Any]] = None, []
+
+    def prepare(self, unit: int, state: str, text: str) -> None:
+        self._prepared = (unit, state, text), _words(unit, state, text)
+
+    def send(self, response: UnitResponse) -> None:
+        said = response.unit, response.state, response.text
+        words = self._prepared[1] if self._prepared[0] == said else _words(*said)
+        media = [pb_utils.Tensor(name, np.ascontiguousarray(getattr(response, name))) for name in ("pcm", "frames")]
+        outputs = [*words, *media, _text("info", orjson.dumps(response.info))]
+        self._do(lambda: self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs)))
+
+    def fail(self, error: SessionError) -> None:
+        self._do(lambda: self._sender.send(_failure(error)))
+
+    def finish(self) -> None:
+        self._do(lambda: self._sender.send(flags=FINAL), last=True)
+
+    def cancelled(self) -> bool:
+        with self._lock:
+            return self._open and self._sender.is_cancelled()
+
+    def _do(self, send: Callable[[], None], last: bool = False) -> None:
+        with self._lock:
+            if not self._open:
+                return
+            try:
+                send()
+            except Exception as error:
+                last = True
+                _log.warning("a response could not be sent: %s", error)
+            self._open = not last
+
+
+class JobServer:
+    """Runs BLS requests as jobs of a worker and answers each when its outcome is told.
+
+    Answers go out from a thread of their own: a response copies its arrays and waits for the server, which is no work
+    for the thread that runs the engines. Only if no other job is here that thread answers itself: it keeps nobody
+    waiting, and a thread less has to wake up.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._jobs = 0  # that are not answered
+        self._lock = threading.Lock()
+        self._done: queue.SimpleQueue[tuple[Any, object] | None] = queue.SimpleQueue()  # bounded by the worker's
+        self._thread = threading.Thread(target=self._answer, name="answers", daemon=True)
+        self._thread.start()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            with self._lock:
+                self._jobs += 1
+            try:
+                job = _unpack(request.inputs())
+            except Exception as error:
+                self._finish(sender, error)
+            else:
+                self._worker.serve(job, partial(self._finish, sender))
+
+    def stop(self) -> None:
+        self._done.put(None)
+        self._thread.join(5.0)
+
+    def _finish(self, sender: Any, outcome: object) -> None:
+        with self._lock:
+            self._jobs -= 1
+            alone = self._jobs == 0
+        if alone:
+            _send_outcome(sender, outcome)
+        else:
+            self._done.put((sender, outcome))
+
+    def _answer(self) -> None:
+        while (item := self._done.get()) is not None:
+            _send_outcome(*item)
+
+
+class Caller:
+    """BLS calls of one model, from any thread: `caller(job)` is its result, or raises SessionError."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def __call__(self, job: object) -> Any:
+        request = pb_utils.InferenceRequest(
+            model_name=self._model,
+            requested_output_names=[MESSAGE],
+            inputs=_pack(job),
+        )
+        try:
+            response = request.exec()
+        except pb_utils.TritonModelException as error:
+            raise wire.read_error(str(error), self._model) from None
+        if response.has_error():
+            raise wire.read_error(response.error().message(), self._model)
+        return _unpack(response.output_tensors())
+
+
+def _send_outcome(sender: Any, outcome: object) -> None:
+    """Answers a job with its result, or with its error."""
+    try:
+        sender.send(_response(outcome), flags=FINAL)
+    except Exception as error:
+        _log.warning("a result could not be sent: %s", error)
+
+
+def _response(outcome: object) -> Any:
+    if not isinstance(outcome, Exception):
+        try:
+            return pb_utils.InferenceResponse(output_tensors=_pack(outcome))
+        except Exception as error:
+            outcome = error
+    if not isinstance(outcome, SessionError):
+        _log.error("a job failed", exc_info=outcome)
+        outcome = SessionError("INTERNAL", f"{type(outcome).__name__}: {outcome}")
+    return _failure(outcome)
+
+
+def _words(unit: int, state: str, text: str) -> list[Any]:
+    """The outputs of a response that are known when its unit was thought."""
+    index = pb_utils.Tensor("unit_index", np.array([unit], np.int64))
+    return [index, _text("state", state.encode()), _text("text", text.encode())]
+
+
+def _text(name: str, value: bytes) -> Any:
+    return pb_utils.Tensor(name, np.array([value], np.object_))
+
+
+def _pack(message: object) -> list[Any]:
+    return [pb_utils.Tensor(MESSAGE, wire.encode(message))]
+
+
+def _unpack(tensors: Sequence[Any]) -> Any:
+    return wire.decode(read_tensors(tensors)[MESSAGE])
+
+
+def _failure(error: SessionError) -> Any:
+    kinds = pb_utils.TritonError  # there only once the model is loaded
+    code = getattr(kinds, _TRITON_CODES.get(error.code, error.code), kinds.INTERNAL)
+    return pb_utils.InferenceResponse(error=kinds(wire.error_text(error), code))

@@ -1,0 +1,67 @@
+"""Model repository templates: config.pbtxt with ${variables} becomes the repository of one server run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+
+from engine_builder.config import FRAMES_PER_UNIT
+from engine_builder.manifest import Manifest
+
+from ..service import settings
+from ..service.settings import DuplexSettings, RoleSettings
+
+TEMPLATES = Path(__file__).parents[1] / "repository"
+MODELS = ("duplex", "thinker", "performer")
+CONFIG = "config.pbtxt"
+
+
+def fill_repository(target: Path, manifest: Manifest, role: RoleSettings, duplex: DuplexSettings) -> None:
+    """Writes the repository of the three models to `target`, which is replaced.
+
+    Sizes come from the manifest's model. `duplex` also carries facts that clients read: weights, precision, rates.
+    """
+    config = manifest.model
+    facts = {
+        "model": config.name,
+        "weights": manifest.weights,
+        "precision": manifest.precision,
+        "sample_rate": str(config.audio.sample_rate),
+    }
+    public = {
+        "unit_samples": config.audio.unit_samples,
+        "frames": FRAMES_PER_UNIT,
+        "height": config.video.height,
+        "width": config.video.width,
+        # Longer than any session of ours may be silent, so that the batcher never forgets one that we still know.
+        "sequence_idle_us": 2_000 * (duplex.idle_ms + duplex.grace_ms),
+        "parameters": parameters({**settings.write(duplex), **facts}),
+    }
+    inner = {"parameters": parameters(settings.write(role))}
+    if target.exists():
+        shutil.rmtree(target)
+    for model in MODELS:
+        shutil.copytree(TEMPLATES / model, target / model, ignore=shutil.ignore_patterns("__pycache__"))
+        template = (TEMPLATES / model / CONFIG).read_text()
+        (target / model / CONFIG).write_text(fill(template, public if model == "duplex" else inner))
+
+
+def fill(template: str, variables: Mapping[str, object]) -> str:
+    """Replaces ${name}. KeyError for a variable that nobody gave."""
+    return Template(template).substitute(variables)
+
+
+def parameters(values: Mapping[str, str]) -> str:
+    """Triton `parameters` entries in protobuf text format."""
+    return "\n".join(
+        f'parameters {{ key: "{name}" value: {{ string_value: "{_quote(value)}" }} }}' for name, value in values.items()
+    )
+
+
+def _quote(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    if not escaped.isprintable():
+        raise ValueError(f"parameter: expected printable text, got {value!r}")
+    return escaped

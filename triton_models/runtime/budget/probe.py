@@ -1,0 +1,257 @@
+"""Measures what every step costs on this machine, over the batch sizes and histories that serving meets.
+
+Runs once per engine directory and machine, before the server starts (`python -m triton_models.measure`), so that the
+scheduler, admission and the planner share one table. Histories are as serving passes them: padded by whole summation
+panels (`history.page_multiple`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
+from engine_builder.layout import UnitLayout, rope_tables
+from engine_builder.manifest import MANIFEST, Manifest
+from engine_builder.targets.names import GPU_TARGETS
+
+from ..engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
+from ..engines.solver import Solver
+from ..kv.pool import Pool
+from ..kv.tables import page_multiple
+from ..messages import HistoryView
+from .costs import Cost, CostTable, measure
+
+COSTS = "costs.csv"
+MEASURED_ON = "costs.json"
+SHORT_PAGES = 64  # the shorter of the two histories on a GPU; smaller ones cost the same
+REPEATS = 5  # of which the fastest counts: whoever else uses the machine now will not be there for ever
+
+Inputs = dict[str, np.ndarray]
+Progress = Callable[[str], None]
+
+
+def load_costs(directory: Path, threads: int, device: str = "") -> CostTable | None:
+    """The table kept for an engine directory; None if there is none or it was measured for something else."""
+    for place in dict.fromkeys((directory, keeping_place(directory))):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if json.loads((place / MEASURED_ON).read_text()) == _fingerprint(directory, threads, device):
+                return CostTable.load(place / COSTS)
+    return None
+
+
+def keeping_place(directory: Path) -> Path:
+    """Where costs are written: next to the engines, or if they are read-only (a container's volume), below $TMPDIR."""
+    if os.access(directory, os.W_OK):
+        return directory
+    digest = hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"wan-streamer-costs-{os.getuid()}" / digest
+
+
+def probe(
+    directory: Path, page_tokens: int, threads: int, progress: Progress = lambda step: None, device: str = ""
+) -> CostTable:
+    """Measures all steps of an engine directory and keeps the table in its `keeping_place`.
+
+    `device`: as for `EngineSet.load`; all steps are measured on the thinker's. Raises what loading engines raises, and
+    PoolError if a GPU does not hold the pool.
+    """
+    engines = EngineSet.load(directory, (*THINKER_STEPS, *PERFORMER_STEPS), threads, device)
+    manifest = engines.manifest
+    if manifest is not None and manifest.target in GPU_TARGETS:
+        table = CostTable(_on_device(engines, manifest.limits, progress))
+    else:
+        table = CostTable(_on_host(engines, page_tokens, progress, threads))
+    place = keeping_place(directory)
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    table.save(place / COSTS)
+    (place / MEASURED_ON).write_text(json.dumps(_fingerprint(directory, threads, device), indent=2) + "\n")
+    return table
+
+
+def _batches(engines: EngineSet) -> list[int]:
+    return sorted({batch for batch in (1, 2, 4, engines.max_batch) if batch <= engines.max_batch})
+
+
+def _rounded_batches(most: int) -> list[int]:
+    """Both ends of every stair where calls are rounded up to a power of two: three rows cost what four do."""
+    powers = [1 << n for n in range(most.bit_length())]
+    return sorted({batch for power in powers for batch in (power, power + 1)} & set(range(1, most + 1)) | {most})
+
+
+def _on_host(engines: EngineSet, page_tokens: int, progress: Progress, threads: int) -> list[Cost]:
+    panel = page_multiple(page_tokens, engines.config.backbone.head_dim) * page_tokens
+    # An engine of one thread runs in this one, whose processor time no busy neighbour can stretch.
+    clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
+    best = partial(measure, batches=_batches(engines), repeats=REPEATS, pick=min, clock_ns=clock)
+    costs: list[Cost] = []
+    for step in ("perceive", "render"):
+        progress(step)
+        costs += best(step, call=_caller(engines, step, step, 0, page_tokens))
+    for name, step in (("think", "think"), ("slot", "think"), ("perform", "perform")):
+        progress(name)
+        for history in (panel, 4 * panel):
+            costs += best(name, call=_caller(engines, name, step, history, page_tokens), history=history)
+    return costs
+
+
+def _on_device(engines: EngineSet, limits: Mapping[str, int], progress: Progress) -> list[Cost]:
+    """Over a pool of the device as it serves, with the shortest and the longest history that a row may have there."""
+    config, batches = engines.config, _rounded_batches(engines.max_batch)
+    best = partial(measure, batches=batches, repeats=REPEATS, pick=min)
+    costs: list[Cost] = []
+    for step in ("perceive", "render"):
+        progress(step)
+        inputs = {b: step_inputs(config, engines.state_sizes, step, b, 0) for b in batches}
+        costs += best(step, call=lambda b, step=step, inputs=inputs: engines[step].run(inputs[b]))
+    page_tokens = int(limits["page_tokens"])
+    pool = engines.link.create(f"wst-probe-{os.getpid()}", config, int(limits["pool_pages"]), page_tokens)
+    try:
+        solver = engines.link.solver(engines["perform"], pool, engines.max_batch)
+        for pages in sorted({min(SHORT_PAGES, int(limits["max_pages"])), int(limits["max_pages"])}):
+            history = pages * page_tokens
+            for name in ("think", "slot"):
+                progress(name)
+                call = partial(_think_on_device, engines, pool, name, pages)
+                costs += best(name, call=call, history=history)
+            progress("perform")
+            solving = SolverCall(config, solver, scattered_view(pool, pages))
+            costs += best("perform", call=solving, history=history)
+            solving.close()
+    finally:
+        pool.close()
+        pool.unlink()
+    return costs
+
+
+def _think_on_device(engines: EngineSet, pool: Pool, name: str, pages: int, batch: int) -> object:
+    view, history = scattered_view(pool, pages), pages * pool.geometry.page_tokens
+    tables = {"page_table": np.tile(view.page_ids, (batch, 1)), "page_range": np.tile(view.ranges, (batch, 1, 1))}
+    own = step_inputs(engines.config, engines.state_sizes, name, batch, history)
+    return engines["think"].run({**own, **tables, "k_pool": pool.k, "v_pool": pool.v})
+
+
+def scattered_view(pool: Pool, pages: int) -> HistoryView:
+    """A history of whole pages in no order; a pool with fewer pages than that shows some of them twice."""
+    geometry = pool.geometry
+    order = np.random.default_rng(1).permutation(geometry.num_pages - 1).astype(np.int64) + 1
+    ranges = np.tile(np.array([0, geometry.page_tokens], dtype=np.int64), (pages, 1))
+    return HistoryView(np.resize(order, pages), ranges)
+
+
+class SolverCall:
+    """`call(batch)` of `costs.measure`: a solver step of no length for `batch` units over one history."""
+
+    def __init__(self, config: ModelConfig, solver: Solver, view: HistoryView) -> None:
+        self._config, self._solver, self._view = config, solver, view
+        self._slots: list[int] = []
+
+    def __call__(self, batch: int) -> None:
+        while len(self._slots) < batch:
+            inputs = step_inputs(self._config, {}, "perform", 1, 0)
+            x_video, x_audio, cos, sin = (inputs[n][0] for n in ("x_video", "x_audio", "rope_cos", "rope_sin"))
+            self._slots.append(self._solver.put(x_video, x_audio, cos, sin, self._view))
+        self._solver.tick(self._slots[:batch], [0.5] * batch, [0.0] * batch)
+
+    def close(self) -> None:
+        """Gives the slots back."""
+        while self._slots:
+            self._solver.drop(self._slots.pop())
+
+
+def _caller(engines: EngineSet, name: str, step: str, history: int, page_tokens: int) -> Callable[[int], object]:
+    inputs: dict[int, Inputs] = {}
+
+    def call(batch: int) -> object:
+        if batch not in inputs:
+            inputs.clear()  # one pool at a time
+            own = step_inputs(engines.config, engines.state_sizes, name, batch, history)
+            inputs[batch] = own | (_history(engines.config, batch, history, page_tokens) if history else {})
+        return engines[step].run(inputs[batch])
+
+    return call
+
+
+def step_inputs(config: ModelConfig, states: Mapping[str, int], name: str, batch: int, history: int) -> Inputs:
+    """Inputs of a call of `name` (a step of `costs.STEPS`) with `batch` rows after `history` tokens a row; page tables
+    and pools are not among them."""
+    audio, video, backbone = config.audio, config.video, config.backbone
+    rng = np.random.default_rng(0)
+
+    def latents(rows: int) -> tuple[np.ndarray, np.ndarray]:
+        shapes = (batch, rows * video.tokens, video.latent_dim), (batch, rows * audio.tokens, audio.latent_dim)
+        return rng.standard_normal(shapes[0], dtype=np.float32), rng.standard_normal(shapes[1], dtype=np.float32)
+
+    if name == "perceive":
+        return {
+            "pcm": rng.standard_normal((batch, audio.unit_samples), dtype=np.float32) * np.float32(0.1),
+            "frames": rng.integers(0, 256, (batch, FRAMES_PER_UNIT, video.height, video.width, 3), dtype=np.uint8),
+            "state": np.zeros((batch, states["perceive"]), np.float32),
+        }
+    if name == "render":
+        z_video, z_audio = latents(1)
+        return {"z_video": z_video, "z_audio": z_audio, "state": np.zeros((batch, states["render"]), np.float32)}
+
+    tokens = {"perform": config.latent_tokens, "think": UnitLayout.of(config).slot_offset, "slot": 1}[name]
+    cos, sin = rope_tables(backbone, np.tile(np.arange(history, history + tokens), (batch, 1)))
+    rope = {"rope_cos": cos, "rope_sin": sin}
+    if name == "perform":
+        x_video, x_audio = latents(1)
+        own = {"x_video": x_video, "x_audio": x_audio, "tau": np.full(batch, 0.5, np.float32)}
+    else:
+        block = int(name == "think")
+        z_video, z_audio = latents(block)
+        hidden = backbone.hidden_size
+        own = {
+            "z_video": z_video,
+            "z_audio": z_audio,
+            "e_video": np.zeros((batch, block * video.perceive_tokens, hidden), np.float32),
+            "e_audio": np.zeros((batch, block * audio.perceive_tokens, hidden), np.float32),
+            "ids": np.full((batch, 1 + block * config.language.text_tokens), config.language.query_id, np.int64),
+            "block_mask": np.ones((batch, tokens, tokens), bool),
+        }
+    return {**own, **rope}
+
+
+def _history(config: ModelConfig, batch: int, history: int, page_tokens: int) -> Inputs:
+    """Page tables over a pool of its own; pages of a row are scattered, as they are in service."""
+    backbone = config.backbone
+    pages = max(1, history // page_tokens)
+    rng = np.random.default_rng(1)
+    shape = (backbone.layers, batch * pages + 1, page_tokens, backbone.kv_heads, backbone.head_dim)
+    pool = rng.standard_normal(shape, dtype=np.float32)
+    ranges = np.zeros((batch, pages, 2), np.int64)
+    ranges[..., 1] = page_tokens
+    table = 1 + rng.permutation(batch * pages).reshape(batch, pages).astype(np.int64)
+    return {"page_table": table, "page_range": ranges, "k_pool": pool, "v_pool": pool}
+
+
+def _fingerprint(directory: Path, threads: int, device: str) -> dict[str, object]:
+    """What a measurement is valid for."""
+    manifest = hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
+    facts = {"manifest_sha256": manifest, "processor": processor(), "cores": os.cpu_count(), "threads": threads}
+    if Manifest.load(directory).target in GPU_TARGETS:
+        from ..engines.devices import Devices  # a CPU needs nothing of it
+
+        facts["device"] = Devices.parse(device).describe()
+    return facts
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return name
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)

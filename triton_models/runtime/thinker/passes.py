@@ -1,0 +1,238 @@
+"""The uses of the `think` engine: prompt chunks, the context blocks of a batch, and their slots token by token.
+
+Every pass commits its K/V at once, row by row, and a row whose numbers are not finite commits nothing.
+
+Between two engine calls the caches of the processor are cold, and every function that was not called just before costs
+microseconds: what can be made once (a unit's RoPE, the inputs that all slots share) is made once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engine_builder.layout import UnitLayout, rope_tables
+
+from ..engines.engine import EngineSet
+from ..kv.pages import PageTable
+from ..kv.pool import Pool
+from ..kv.retention import Kind
+from ..kv.tables import join, page_multiple, stack, stack_tables
+from ..messages import Float32, Int64, SessionError
+from ..validate import finite
+from .session import Rope, ThinkerSession, UnitRope
+
+Tensors = dict[str, Any]  # of an engine call; K and V may be on a device
+Groups = Sequence[tuple[Kind, Int64]]  # which tokens of a pass are kept, by what they are to retention
+
+_SLOT: Groups = [("language", np.zeros(1, dtype=np.int64))]  # the one token of a slot pass
+
+
+@dataclass(eq=False)
+class ThinkRow:
+    """One unit of one session on its way through a think pass. `error` is set when the row dropped out."""
+
+    session: ThinkerSession
+    unit: int
+    text: list[int]  # typed ids of this unit, at most language.text_tokens
+    slots: list[int] = field(default_factory=list)  # fed and committed so far
+    token: int = -1  # chosen and not fed yet
+    error: SessionError | None = None
+
+
+@dataclass(eq=False)
+class _Feed:
+    """Rows whose slots are fed together, and what their passes share."""
+
+    rows: Sequence[ThinkRow]
+    tables: Sequence[PageTable] = ()
+    ropes: Sequence[Rope] = ()  # of each slot
+    inputs: Tensors = field(default_factory=dict)  # of an engine call; each slot puts its own `ids` and RoPE there
+
+
+class ThinkPass:
+    """Runs think passes over sessions and commits their K/V to the pool."""
+
+    def __init__(self, engines: EngineSet, pool: Pool) -> None:
+        self.config = engines.config
+        self.layout = UnitLayout.of(self.config)
+        self.engine_ms = 0.0  # inside engine calls so far
+        self._engine = engines["think"]
+        self._pool = pool
+        self._page_multiple = page_multiple(pool.geometry.page_tokens, self.config.backbone.head_dim)
+        language = self.config.language
+        self._state_ids = language.state_ids
+        self._not_text = [i for i in language.special_ids if i != language.eou_id]  # never chosen for a text slot
+        self._slot_inputs: dict[int, Tensors] = {}  # by rows: see `_shared`
+        self._untyped = np.full((1, language.text_tokens + 1), language.pad_id, dtype=np.int64)
+        self._untyped[0, -1] = language.query_id
+        typed = range(language.text_tokens + 1)
+        self._masks = [self._block_mask(count)[None] for count in typed]
+        self._committed = [self._block_tokens(count) for count in typed]
+
+    def prefill(self, session: ThinkerSession, start: int, count: int) -> None:
+        """Commits prompt tokens from `start` on, at most `count`: causal, the earlier ones seen as history.
+
+        Raises SessionError: INTERNAL if the result is not finite, RESOURCE_EXHAUSTED if no page is left.
+        """
+        ids = np.array([session.prompt[start : start + count]], dtype=np.int64)
+        tokens = ids.shape[1]
+        cos, sin = rope_tables(self.config.backbone, np.arange(start, start + tokens)[None])
+        inputs = {"ids": ids, "rope_cos": cos, "rope_sin": sin, "block_mask": np.tri(tokens, dtype=bool)[None]}
+        out = self._run([session.table], self._shared(1) | inputs)
+        if not _finite_rows(out, 1)[0]:
+            raise SessionError("INTERNAL", f"prompt of session {session.id!r}: the think engine gave NaN or Inf")
+        spans = session.table.append("prompt", -1, tokens)
+        self._pool.write(spans, out["k_new"][:, 0], out["v_new"][:, 0], np.arange(tokens))
+
+    def think(self, rows: Sequence[ThinkRow]) -> None:
+        """Block and slots of each row: fills `row.slots` (the state first) or `row.error`."""
+        self._blocks(rows)
+        feed, language = _Feed([]), self.config.language
+        for slot in range(language.slots):
+            live = [row for row in rows if row.error is None and row.token != language.eou_id]
+            if not live:
+                break
+            if len(live) != len(feed.rows):  # rows drop out and never come back
+                feed = self._feed(live)
+            self._slot(feed, slot)
+
+    def prepare(self, session: ThinkerSession, unit: int) -> None:
+        """RoPE of `unit`, unless it is there: what depends on nothing but the unit can be made before it comes."""
+        if session.rope is None or session.rope.unit != unit:
+            lay = self.layout
+            start = session.origin + unit * lay.span
+            cos, sin = rope_tables(self.config.backbone, np.arange(start, start + lay.span)[None])
+            parts = [slice(lay.slot_offset), *(slice(at, at + 1) for at in range(lay.slot_offset, lay.span))]
+            block, *slots = [(cos[:, part], sin[:, part]) for part in parts]
+            session.rope = UnitRope(unit, block, slots)
+
+    def _blocks(self, rows: Sequence[ThinkRow]) -> None:
+        """Context blocks `[z^v | z^a | e^v | e^a | text, padded | query]`; the logits choose the state."""
+        for row in rows:
+            self.prepare(row.session, row.unit)
+        sessions = [row.session for row in rows]
+        cos, sin = _join_ropes([session.rope.block for session in sessions if session.rope is not None])
+        inputs = {
+            "z_video": stack([session.z_video for session in sessions]),
+            "z_audio": stack([session.z_audio for session in sessions]),
+            "e_video": stack([session.e_video for session in sessions]),
+            "e_audio": stack([session.e_audio for session in sessions]),
+            "ids": join([self._block_ids(row.text) for row in rows]),
+            "rope_cos": cos,
+            "rope_sin": sin,
+            "block_mask": join([self._masks[len(row.text)] for row in rows]),
+        }
+        out = self._run([session.table for session in sessions], inputs)
+        fine = _finite_rows(out, len(rows))
+        for b, row in enumerate(rows):
+            self._commit(row, b, out, fine[b], self._committed[len(row.text)])
+            if row.error is None:
+                row.token = max(self._state_ids, key=out["logits"][b].item)
+
+    def _block_ids(self, text: list[int]) -> Int64:
+        """int64 [1, I]: typed text, padded, and the query."""
+        if not text:
+            return self._untyped
+        ids = self._untyped.copy()
+        ids[0, : len(text)] = text
+        return ids
+
+    def _block_tokens(self, typed: int) -> Groups:
+        """Which tokens of a block with `typed` text tokens are kept, by what they are to retention."""
+        lay = self.layout
+        tokens = lay.committed_tokens(typed)  # the query, last of them, is forgotten with sights and sounds
+        av = np.concatenate([tokens[: lay.text_offset], tokens[-1:]])
+        return [("av", av), ("language", tokens[lay.text_offset : -1])] if typed else [("av", av)]
+
+    def _block_mask(self, typed: int) -> np.ndarray:
+        """bool [T, T] of a block with `typed` text tokens; the rest of their places is padding."""
+        lay = self.layout
+        mask = np.ones((lay.slot_offset, lay.slot_offset), dtype=bool)
+        mask[:, lay.text_offset + typed : lay.query_offset] = False  # nobody sees padding ..
+        padding = np.arange(lay.text_offset, lay.query_offset)
+        mask[padding, padding] = True  # .. but itself, so that every softmax has a key
+        return mask
+
+    def _feed(self, rows: Sequence[ThinkRow]) -> _Feed:
+        """What all slot passes of the same rows share."""
+        by_row = [row.session.rope.slots for row in rows if row.session.rope is not None]
+        ropes = by_row[0] if len(rows) == 1 else [_join_ropes(of_slot) for of_slot in zip(*by_row, strict=True)]
+        return _Feed(rows, [row.session.table for row in rows], ropes, self._shared(len(rows)).copy())
+
+    def _slot(self, feed: _Feed, slot: int) -> None:
+        """Feeds slot token number `slot` of rows whose block is committed; the logits choose the next token."""
+        rows, inputs = feed.rows, feed.inputs
+        for b, row in enumerate(rows):
+            inputs["ids"][b, 0] = row.token
+        inputs["rope_cos"], inputs["rope_sin"] = feed.ropes[slot]
+        out = self._run(feed.tables, inputs)
+        fine = _finite_rows(out, len(rows))
+        for b, row in enumerate(rows):
+            self._commit(row, b, out, fine[b], _SLOT)
+            if row.error is None:
+                row.slots.append(row.token)
+                row.token = self._text_token(out["logits"][b])
+
+    def _text_token(self, logits: Float32) -> int:
+        """The likeliest of text and <eou>, the first of equals. Changes `logits` [V] if another one is likelier."""
+        token = int(logits.argmax())
+        if token in self._not_text:
+            logits[self._not_text] = -np.inf
+            token = int(logits.argmax())
+        return token
+
+    def _commit(self, row: ThinkRow, b: int, out: Tensors, fine: bool, groups: Groups) -> None:
+        """Writes token groups of batch row `b` to the history, or sets `row.error`."""
+        if not fine:
+            what = f"think {row.unit} of session {row.session.id!r}"
+            row.error = SessionError("INTERNAL", f"{what}: the think engine gave NaN or Inf")
+            return
+        try:
+            for kind, tokens in groups:
+                spans = row.session.table.append(kind, row.unit, len(tokens))
+                self._pool.write(spans, out["k_new"][:, b], out["v_new"][:, b], tokens)
+        except SessionError as error:  # OutOfPages
+            row.error = error
+
+    def _run(self, tables: Sequence[PageTable], inputs: Tensors) -> Tensors:
+        """One engine call over the histories `tables`, which it adds to `inputs`."""
+        inputs["page_table"], inputs["page_range"] = stack_tables(tables, self._page_multiple)
+        inputs["k_pool"], inputs["v_pool"] = self._pool.k, self._pool.v
+        begin = time.perf_counter()
+        try:
+            return self._engine.run(inputs)
+        finally:
+            self.engine_ms += (time.perf_counter() - begin) * 1e3
+
+    def _shared(self, rows: int) -> Tensors:
+        """The inputs that all slot passes of so many rows share, made once: parts of a block, of zero tokens each, the
+        mask of a token that sees itself, and a place for the ids, which a pass fills in."""
+        if rows not in self._slot_inputs:
+            c = self.config
+            widths = {"z_video": c.video.latent_dim, "z_audio": c.audio.latent_dim}
+            widths |= {"e_video": c.backbone.hidden_size, "e_audio": c.backbone.hidden_size}
+            self._slot_inputs[rows] = {
+                **{name: np.zeros((rows, 0, width), np.float32) for name, width in widths.items()},
+                "ids": np.zeros((rows, 1), dtype=np.int64),
+                "block_mask": np.ones((rows, 1, 1), dtype=bool),
+            }
+        return self._slot_inputs[rows]
+
+
+def _join_ropes(ropes: Sequence[Rope]) -> Rope:
+    return join([cos for cos, _ in ropes]), join([sin for _, sin in ropes])
+
+
+def _finite_rows(out: Tensors, rows: int) -> list[bool]:
+    """Of which rows all numbers are finite. One look at the whole pass, as a rule; only a bad one is searched."""
+    if "finite" in out:  # K and V are on a device, which has looked at them
+        return [bool(fine) for fine in out["finite"]]
+    logits, k, v = out["logits"], out["k_new"], out["v_new"]
+    if finite(logits, k, v):
+        return [True] * rows
+    return [finite(logits[b], k[:, b], v[:, b]) for b in range(rows)]
