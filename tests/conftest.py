@@ -14,6 +14,24 @@ from engine_builder.config import AudioConfig, BackboneConfig, LanguageConfig, M
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Reasons for which a test may be skipped where CI=true: what `make test` cannot install. Any other skip fails the run.
+MAY_BE_SKIPPED = ("needs unshare and nsenter",)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """On CI the whole suite is the whole suite: a missing tool is an error, not a shorter run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") != "true" or reporter is None:
+        return
+    skipped = [f"{report.nodeid}: {report.longrepr}" for report in reporter.stats.get("skipped", ())]
+    if unlisted := [skip for skip in skipped if not any(reason in skip for reason in MAY_BE_SKIPPED)]:
+        reporter.write_line("skipped, and not on the list of tests/conftest.py:", red=True)
+        for skip in unlisted:
+            reporter.write_line("  " + skip, red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 # All parts of `tiny`, each as small as it can be while every axis still has more than one element.
 MINI = ModelConfig(
     name="mini",
