@@ -14,23 +14,22 @@ from typing import Protocol
 
 import onnx
 
-from .checkpoint import TOKENIZER, load_checkpoint
-from .config import ModelConfig
+from .checkpoint import TOKENIZER, load_checkpoint, read_defaults, read_weights_note
+from .config import RECENT_UNITS, SINK_UNITS, ModelConfig
 from .export import export_step
-from .manifest import MANIFEST, STEPS, EngineEntry, Manifest, TensorSpec, sha256
+from .layout import window_pages
+from .manifest import GPU_TARGETS, MANIFEST, STEPS, EngineEntry, Manifest, TensorSpec, sha256
 from .model.duplex import DuplexModel
 from .model.steps import state_sizes, step_specs
-from .precision import set_precision
 from .targets import onnxruntime as ort_target
 from .targets import tensorrt as trt_target
 from .targets import torch_cuda as torch_target
-from .targets.names import GPU_TARGETS
+from .targets.precision import set_precision
 from .tokenizer import write_tiny_tokenizer
-from .weights_note import read_defaults, read_weights_note
 
 # Precision of the matrices unless one is asked for. Only GPUs gain from less than float32.
 TARGETS = {"onnxruntime": "float32", "tensorrt": "bfloat16", "tensorrt-rtx": "bfloat16", "torch-cuda": "bfloat16"}
-SINK_UNITS, RECENT_UNITS, PROMPT_TOKENS = 4, 50, 1024
+PROMPT_TOKENS = 1024  # that fit beside the server's default retention
 MIN_PAGES, MIN_POOL_PAGES = 256, 2048
 Progress = Callable[[str, str], None]  # (step, what is being done)
 
@@ -68,20 +67,11 @@ class BuildOptions:
 
     def resolved(self, config: ModelConfig) -> BuildOptions:
         """The same without open limits."""
-        pages = self.max_pages or default_pages(config, self.page_tokens)
+        unit = config.unit_positions  # all text and slots count as used
+        kept = window_pages(PROMPT_TOKENS + SINK_UNITS * unit, RECENT_UNITS * unit, self.page_tokens)
+        pages = self.max_pages or max(MIN_PAGES, kept)
         whole = self.max_batch * pages if self.target in GPU_TARGETS else 0
         return replace(self, max_pages=pages, pool_pages=self.pool_pages or max(MIN_POOL_PAGES, whole + 1))
-
-
-def default_pages(config: ModelConfig, page_tokens: int) -> int:
-    """Pages of a session that keeps its prompt, 4 first and 50 recent units (8 s): the server's default.
-
-    All text and slots count as used, and the window may begin anywhere in its first page.
-    """
-    c, words = config, config.language.text_tokens + config.language.slots
-    unit = c.latent_tokens + c.video.perceive_tokens + c.audio.perceive_tokens + 1 + words
-    pinned = -(-(PROMPT_TOKENS + SINK_UNITS * unit) // page_tokens)
-    return max(MIN_PAGES, pinned + -(-(RECENT_UNITS * unit + page_tokens - 1) // page_tokens))
 
 
 def build_engines(

@@ -1,4 +1,8 @@
-"""Checkpoints: a directory with config.json, tokenizer.json and safetensors (one file, or shards with an index)."""
+"""Checkpoints: a directory with config.json, tokenizer.json and safetensors (one file, or shards with an index).
+
+Beside them may lie what a checkpoint says about itself, and the manifest passes on: one honest sentence about where its
+weights come from, and the session options that suit them (for example the retention it was trained with).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,6 +24,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+NOTE = "WEIGHTS"
+DEFAULTS = "defaults.json"
 SHARD_BYTES = 4 * 2**30
 
 
@@ -121,3 +128,27 @@ def copy_tensors(model: DuplexModel, tensors: Iterator[tuple[str, Tensor]], wher
         wrong += [f"missing {name} {list(targets[name].shape)}" for name in targets if name not in seen]
     if wrong:
         raise CheckpointError(f"{where}: {len(wrong)} tensors do not fit the config:\n  " + "\n  ".join(sorted(wrong)))
+
+
+def write_weights_note(checkpoint: Path, sentence: str) -> None:
+    (checkpoint / NOTE).write_text(sentence.strip() + "\n")
+
+
+def read_weights_note(checkpoint: Path) -> str:
+    path = checkpoint / NOTE
+    return path.read_text().strip() if path.exists() else "of unknown origin (no WEIGHTS note in the checkpoint)"
+
+
+def read_defaults(checkpoint: Path) -> dict[str, Any]:
+    """`defaults.json` of a checkpoint: options that a server takes where a client says nothing. {} if there is none."""
+    path = checkpoint / DEFAULTS
+    if not path.exists():
+        return {}
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    unknown = sorted(set(data) - {"retention"}) if isinstance(data, dict) else [type(data).__name__]
+    if unknown:
+        raise CheckpointError(f"{path}: expected an object with `retention` only, got {', '.join(unknown)}")
+    return data

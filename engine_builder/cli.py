@@ -87,9 +87,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _init(args: argparse.Namespace) -> int:
-    from .checkpoint import TOKENIZER, random_model, save_checkpoint
+    from .checkpoint import TOKENIZER, random_model, save_checkpoint, write_weights_note
     from .tokenizer import write_tiny_tokenizer
-    from .weights_note import write_weights_note
 
     config = preset(args.preset)
     model = random_model(config, args.seed)
@@ -102,10 +101,9 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _import_qwen3(args: argparse.Namespace) -> int:
-    from .checkpoint import TOKENIZER, save_checkpoint
+    from .checkpoint import TOKENIZER, save_checkpoint, write_weights_note
     from .importers.qwen3 import import_qwen3
     from .tokenizer import write_tiny_tokenizer
-    from .weights_note import write_weights_note
 
     model, tokenizer = import_qwen3(args.source, preset(args.preset), args.seed)
     save_checkpoint(model, args.directory, tokenizer)

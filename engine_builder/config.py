@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
 
 UNIT_MS = 160
 FRAMES_PER_UNIT = 4
 FPS = 25
 CODEC_FRAMES_PER_UNIT = 8  # 50 Hz, the frame rate of the log-mel front end and of the MDCT
+TAU_FREQUENCIES = 128  # of the embedding of the path time
+SINK_UNITS, RECENT_UNITS = 4, 50  # retention of a session that asks for none: its first units and the last 8 s
+
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -25,6 +31,11 @@ class ConfigError(ValueError):
 def _require(condition: bool, where: str, value: object, expected: str) -> None:
     if not condition:
         raise ConfigError(f"{where}: expected {expected}, got {value!r}")
+
+
+def _positive(part: object, where: str, *names: str) -> None:
+    for name in names:
+        _require(getattr(part, name) > 0, f"{where}.{name}", getattr(part, name), "> 0")
 
 
 @dataclass(frozen=True)
@@ -71,8 +82,7 @@ class AudioConfig:
             self.latent_dim,
             f"1 to {frames * self.hop} (MDCT coefficients per token)",
         )
-        for name in ("mel_bands", "encoder_channels", "encoder_layers"):
-            _require(getattr(self, name) > 0, f"audio.{name}", getattr(self, name), "> 0")
+        _positive(self, "audio", "mel_bands", "encoder_channels", "encoder_layers")
 
 
 @dataclass(frozen=True)
@@ -108,8 +118,7 @@ class VideoConfig:
         return FRAMES_PER_UNIT * self.stride * self.stride * 3
 
     def check(self) -> None:
-        for name in ("height", "width", "stride", "encoder_channels", "refine_channels"):
-            _require(getattr(self, name) > 0, f"video.{name}", getattr(self, name), "> 0")
+        _positive(self, "video", "height", "width", "stride", "encoder_channels", "refine_channels")
         for name in ("height", "width"):
             value = getattr(self, name)
             _require(value % self.stride == 0, f"video.{name}", value, f"a multiple of the stride {self.stride}")
@@ -183,8 +192,9 @@ class BackboneConfig:
     tied_head: bool = True  # the language head is the embedding table
 
     def check(self) -> None:
-        for name in ("hidden_size", "layers", "heads", "kv_heads", "head_dim", "intermediate_size"):
-            _require(getattr(self, name) > 0, f"backbone.{name}", getattr(self, name), "> 0")
+        _positive(
+            self, "backbone", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "intermediate_size", "rms_eps"
+        )
         _require(
             self.heads % self.kv_heads == 0,
             "backbone.kv_heads",
@@ -241,15 +251,14 @@ class ModelConfig:
         return self.video.tokens + self.audio.tokens
 
     @property
+    def av_tokens(self) -> int:
+        """Tokens of sight and sound that a unit commits: latents, percepts and the query."""
+        return self.latent_tokens + self.video.perceive_tokens + self.audio.perceive_tokens + 1
+
+    @property
     def block_tokens(self) -> int:
         """Tokens of a think pass over a context block before its slots, padded text included."""
-        return (
-            self.latent_tokens
-            + self.video.perceive_tokens
-            + self.audio.perceive_tokens
-            + self.language.text_tokens
-            + 1  # the query token
-        )
+        return self.av_tokens + self.language.text_tokens
 
     @property
     def unit_positions(self) -> int:
@@ -274,9 +283,9 @@ class ModelConfig:
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+    def from_dict(cls, data: object) -> ModelConfig:
         """Builds a config from parsed JSON; unknown, missing and mistyped fields are named."""
-        return _build(cls, data, "config")
+        return from_json(cls, data, "config")
 
     @classmethod
     def load(cls, path: Path) -> ModelConfig:
@@ -284,36 +293,33 @@ class ModelConfig:
             data = json.loads(path.read_text())
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file; a checkpoint directory holds config.json") from None
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a Git LFS pointer, a cut file, a name that is no text
             raise ConfigError(f"{path}: not valid JSON ({error})") from None
         return cls.from_dict(data)
 
 
-def _build(kind: type, data: object, where: str) -> Any:
+def from_json(kind: type[T], data: object, where: str) -> T:
+    """Parsed JSON as `kind`, a dataclass: exactly its fields, each of its type. ConfigError names what is not."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
-    known = {f.name: f for f in fields(kind)}
-    unknown = sorted(set(data) - set(known))
-    missing = sorted(set(known) - set(data))
+    hints = get_type_hints(kind, include_extras=True)
+    unknown, missing = sorted(set(data) - set(hints)), sorted(set(hints) - set(data))
     if unknown or missing:
         raise ConfigError(f"{where}: unknown fields {unknown}, missing fields {missing}")
-    template = kind()
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        default = getattr(template, name)
-        here = f"{where}.{name}"
-        if is_dataclass(default):
-            values[name] = _build(type(default), value, here)
-        elif isinstance(default, tuple):
-            if not isinstance(value, list) or not all(isinstance(v, type(default[0])) for v in value):
-                raise ConfigError(f"{here}: expected a list of {type(default[0]).__name__}, got {value!r}")
-            values[name] = tuple(value)
-        elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-            values[name] = float(value)
-        elif type(value) is not type(default):
-            raise ConfigError(f"{here}: expected {type(default).__name__}, got {value!r}")
-        else:
-            values[name] = value
+    values = {}
+    for name, hint in hints.items():
+        here, value = f"{where}.{name}", data[name]
+        if is_dataclass(hint):
+            values[name] = from_json(hint, value, here)  # type: ignore[type-var]
+            continue
+        try:
+            values[name] = msgspec.convert(value, hint)
+        except msgspec.ValidationError as error:
+            # "Expected `int`, got `str` - at `$[0].name`": the place belongs to the name.
+            what, _, place = str(error).partition(" - at ")
+            got = "" if place else f" ({value!r:.80})"
+            what = what.replace("Expected", "expected").replace("`", "")
+            raise ConfigError(f"{here}{place.strip('`').removeprefix('$')}: {what}{got}") from None
     return kind(**values)
 
 
@@ -345,26 +351,16 @@ _V01_VIDEO = VideoConfig(
     height=192, width=336, stride=16, latent_dim=64, perceive_grid=(4, 7), encoder_channels=128, refine_channels=64
 )
 _V02_VIDEO = replace(_V01_VIDEO, height=368, width=640, perceive_grid=(5, 8))
-_QWEN3 = {
-    "0.6b": BackboneConfig(hidden_size=1024, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate_size=3072),
-    "1.7b": BackboneConfig(hidden_size=2048, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate_size=6144),
-    "8b": BackboneConfig(
-        hidden_size=4096,
-        layers=36,
-        heads=32,
-        kv_heads=8,
-        head_dim=128,
-        intermediate_size=12288,
-        tied_head=False,
-    ),
-}
+_QWEN3_06B = BackboneConfig(hidden_size=1024, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate_size=3072)
+_QWEN3_17B = replace(_QWEN3_06B, hidden_size=2048, intermediate_size=6144)
+_QWEN3_8B = replace(_QWEN3_06B, hidden_size=4096, layers=36, heads=32, intermediate_size=12288, tied_head=False)
 
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(),
-    "v0.1-0.6b": _geometry("v0.1-0.6b", _V01_VIDEO, _QWEN3["0.6b"]),
-    "v0.1-1.7b": _geometry("v0.1-1.7b", _V01_VIDEO, _QWEN3["1.7b"]),
-    "v0.1-8b": _geometry("v0.1-8b", _V01_VIDEO, _QWEN3["8b"]),
-    "v0.2-8b": _geometry("v0.2-8b", _V02_VIDEO, _QWEN3["8b"]),
+    "v0.1-0.6b": _geometry("v0.1-0.6b", _V01_VIDEO, _QWEN3_06B),
+    "v0.1-1.7b": _geometry("v0.1-1.7b", _V01_VIDEO, _QWEN3_17B),
+    "v0.1-8b": _geometry("v0.1-8b", _V01_VIDEO, _QWEN3_8B),
+    "v0.2-8b": _geometry("v0.2-8b", _V02_VIDEO, _QWEN3_8B),
 }
 
 

@@ -11,26 +11,13 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from .model.duplex import DuplexModel
-from .model.steps import StepSpec, step_specs
+from .model.steps import StepSpec
 
 OPSET = 23  # RMSNormalization became an operator here; ONNX Runtime and both TensorRTs read it
 
 
-def export_steps(model: DuplexModel, directory: Path, progress=lambda step: None) -> dict[str, Path]:
-    """Writes `<step>.onnx` for every step and returns their paths; `progress(step)` is called before each.
-
-    Weights lie inside the file, or beside it as `<step>.onnx.data` when they pass ONNX's 2 GiB.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, spec in step_specs(model).items():
-        progress(name)
-        paths[name] = export_step(spec, directory / f"{name}.onnx")
-    return paths
-
-
 def export_step(spec: StepSpec, path: Path) -> Path:
+    """Writes the graph of one step; weights lie in the file, or beside it (`<file>.data`) when they pass 2 GiB."""
     dynamic = {
         name: dict.fromkeys(spec.dynamic[name], torch.export.Dim.DYNAMIC) if name in spec.dynamic else None
         for name in spec.inputs

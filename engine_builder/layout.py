@@ -81,6 +81,16 @@ class UnitLayout:
         return np.concatenate([np.arange(text_end, dtype=np.int64), np.array([self.query_offset], dtype=np.int64)])
 
 
+def pages_of(tokens: int, page_tokens: int) -> int:
+    return -(-tokens // page_tokens)
+
+
+def window_pages(pinned: int, rolling: int, page_tokens: int) -> int:
+    """The most pages of a session that keeps `pinned` first tokens and a window of `rolling` last ones, which may begin
+    anywhere in its first page."""
+    return pages_of(pinned, page_tokens) + pages_of(rolling + page_tokens - 1, page_tokens)
+
+
 def rope_tables(
     backbone: BackboneConfig, positions: Positions | Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

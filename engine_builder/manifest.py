@@ -18,6 +18,8 @@ from .config import ConfigError, ModelConfig
 MANIFEST = "manifest.json"
 FORMAT = 1
 STEPS = ("perceive", "think", "perform", "render")
+TENSORRT_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # target -> Python module
+GPU_TARGETS = (*TENSORRT_MODULES, "torch-cuda")
 
 
 class ManifestError(ValueError):

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from engine_builder.manifest import Manifest, ManifestError
-from engine_builder.targets.names import GPU_TARGETS, TENSORRT_MODULES
+from engine_builder.manifest import GPU_TARGETS, TENSORRT_MODULES, Manifest, ManifestError
 
 from .launcher.awake import DEVICE, LINGER_SECONDS, KeepAwake
 from .launcher.repository import fill_repository

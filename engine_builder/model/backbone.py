@@ -70,7 +70,7 @@ class Attention(nn.Module):
         q = self.q_norm(self.q_proj(x).view(batch, tokens, self.heads, self.head_dim))
         k = self.k_norm(self.k_proj(x).view(batch, tokens, self.kv_heads, self.head_dim))
         v = self.v_proj(x).view(batch, tokens, self.kv_heads, self.head_dim)
-        # Attention runs in the precision of its matrices (see `engine_builder.precision`); by default all is float32.
+        # Attention runs in the precision of its matrices (see `targets.precision`); by default all is float32.
         q, k, v = (t.to(self.o_proj.weight.dtype) for t in (rotate(q, cos, sin), rotate(k, cos, sin), v))
         if history is None:
             return self.o_proj(attend(q, k, v, mask)), (k, v)

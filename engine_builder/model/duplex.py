@@ -7,13 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config import TAU_FREQUENCIES, ModelConfig
 from .audio_codec import AudioCodec
 from .backbone import Backbone
 from .perception import AudioEncoder, VideoEncoder
 from .video_codec import VideoCodec
-
-TAU_FREQUENCIES = 128
 
 
 class TauModulation(nn.Module):
@@ -50,7 +48,7 @@ class DuplexModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.kv_dtype = torch.float32  # of K and V, in the pool too; `engine_builder.precision` changes it
+        self.kv_dtype = torch.float32  # of K and V, in the pool too; `engine_builder.targets.precision` changes it
         d = config.backbone.hidden_size
         self.model = Backbone(config.backbone, config.language.vocab_size)
         if not config.backbone.tied_head:

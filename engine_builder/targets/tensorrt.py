@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ..config import ModelConfig
-from .names import TENSORRT_MODULES
+from ..manifest import TENSORRT_MODULES
 
 FILE_SUFFIX = ".plan"
 INSTALL = {

@@ -20,7 +20,7 @@ from ..config import ModelConfig
 from ..manifest import TensorSpec
 from ..model.duplex import DuplexModel
 from ..model.steps import StepSpec, step_specs
-from ..precision import dtype_of
+from .precision import dtype_of
 
 FILE_SUFFIX = ".safetensors"
 FILES = {"perceive": "perceive", "think": "backbone", "perform": "backbone", "render": "render"}

@@ -18,7 +18,7 @@ from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
 from engine_builder.model import backbone as model_backbone
 from engine_builder.model.duplex import DuplexModel
 from engine_builder.model.steps import PerceiveStep, PerformStep, RenderStep, ThinkStep
-from engine_builder.precision import set_precision
+from engine_builder.targets.precision import set_precision
 from triton_models.gpu.cuda.buckets import Limits
 from triton_models.gpu.torch_cuda import codecs
 from triton_models.gpu.torch_cuda.backbone import Backbone

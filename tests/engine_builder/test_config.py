@@ -52,8 +52,11 @@ def test_layout_covers_a_unit_without_gaps(name):
         ({"backbone": {"kv_heads": 3}}, "backbone.kv_heads: expected a divisor of heads (4), got 3"),
         ({"language": {"eou_id": 1}}, "language special ids"),
         ({"solver": {"steps": 0}}, "solver.steps: expected 1 to max_steps (16), got 0"),
-        ({"solver": {"steps": "4"}}, "config.solver.steps: expected int, got '4'"),
-        ({"video": {"perceive_grid": 3}}, "config.video.perceive_grid: expected a list of int, got 3"),
+        ({"solver": {"steps": "4"}}, "config.solver.steps: expected int, got str ('4')"),
+        ({"video": {"perceive_grid": 3}}, "config.video.perceive_grid: expected array, got int (3)"),
+        ({"video": {"perceive_grid": [1, 1, 1]}}, "config.video.perceive_grid: expected array of length 2, got 3"),
+        ({"backbone": {"rms_eps": 0}}, "backbone.rms_eps: expected > 0, got 0"),
+        ({"backbone": {"layers": True}}, "config.backbone.layers: expected int, got bool"),
         ({"audio": {"colour": 1}}, "config.audio: unknown fields ['colour']"),
     ],
 )
@@ -69,9 +72,10 @@ def test_bad_sizes_are_named(data, message):
 def test_unreadable_files_say_what_was_expected(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         ModelConfig.load(tmp_path / "config.json")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="not valid JSON"):
-        ModelConfig.load(tmp_path / "config.json")
+    for damaged in (b"{", b"\xff\xfe", b"[" * 100_000, b"version https://git-lfs.github.com/spec/v1\n"):
+        (tmp_path / "config.json").write_bytes(damaged)
+        with pytest.raises(ConfigError, match="not valid JSON"):
+            ModelConfig.load(tmp_path / "config.json")
     data = preset("tiny").to_dict()
     del data["audio"]["tokens"]
     (tmp_path / "config.json").write_text(json.dumps(data))

@@ -22,7 +22,7 @@ from engine_builder.export import export_step
 from engine_builder.manifest import STEPS
 from engine_builder.model.duplex import DuplexModel
 from engine_builder.model.steps import StepSpec, step_specs
-from engine_builder.precision import set_precision
+from engine_builder.targets.precision import set_precision
 from engine_builder.targets.tensorrt import Limits, PlanBuilder
 
 pytestmark = pytest.mark.engine

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine_builder.checkpoint import load_checkpoint
-from engine_builder.precision import set_precision
+from engine_builder.targets.precision import set_precision
 from engine_builder.tokenizer import word_ids
 from engine_builder.training.judges.closed_loop import ClosedLoop, Performance
 from engine_builder.training.judges.figures import Judge, Tally

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_builder.config import ModelConfig
-from engine_builder.manifest import Manifest
-from engine_builder.targets.names import GPU_TARGETS, TENSORRT_MODULES
+from engine_builder.manifest import GPU_TARGETS, TENSORRT_MODULES, Manifest
 
 from ..runtime.engines.devices import CPU, Devices, installed_gpus
 from ..runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet

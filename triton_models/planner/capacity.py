@@ -9,8 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine_builder.manifest import Manifest
-from engine_builder.targets.names import GPU_TARGETS
+from engine_builder.manifest import GPU_TARGETS, Manifest
 
 from ..runtime.budget.books import usual_history
 from ..runtime.budget.probe import load_costs

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from engine_builder.manifest import EngineEntry, Manifest, TensorSpec
-from engine_builder.targets.names import TENSORRT_MODULES
+from engine_builder.manifest import TENSORRT_MODULES, EngineEntry, Manifest, TensorSpec
 from triton_models.runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet
 
 from ..cuda.buckets import Limits, used_pages

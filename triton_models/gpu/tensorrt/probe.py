@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine_builder.targets.names import TENSORRT_MODULES
+from engine_builder.manifest import TENSORRT_MODULES
 
 TIMEOUT_SECONDS = 300  # a plan of 16 GB is read and checked once
 

@@ -22,8 +22,7 @@ import numpy as np
 
 from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
 from engine_builder.layout import UnitLayout, rope_tables
-from engine_builder.manifest import MANIFEST, Manifest
-from engine_builder.targets.names import GPU_TARGETS
+from engine_builder.manifest import GPU_TARGETS, MANIFEST, Manifest
 
 from ..engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
 from ..engines.solver import Solver

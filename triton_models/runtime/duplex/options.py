@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
+from engine_builder.config import RECENT_UNITS, SINK_UNITS
 from engine_builder.manifest import Manifest
 
 from ..kv import retention as policies
@@ -23,7 +24,8 @@ class OptionLimits:
     max_solver_steps: int = 16
     max_prompt_bytes: int = 16_384
     max_json_bytes: int = 65_536
-    retention: Retention = field(default_factory=lambda: Window(sink=4, recent=50))  # flat cost however long it lasts
+    # Its cost is flat however long a session lasts.
+    retention: Retention = field(default_factory=lambda: Window(SINK_UNITS, RECENT_UNITS))
 
     @classmethod
     def of(cls, manifest: Manifest) -> OptionLimits:

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine_builder.config import ModelConfig
-from engine_builder.manifest import Manifest, ManifestError
-from engine_builder.targets.names import GPU_TARGETS
+from engine_builder.manifest import GPU_TARGETS, Manifest, ManifestError
 
 from ..messages import SessionError
 from ..metrics import Metrics

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 from engine_builder.config import ModelConfig
+from engine_builder.layout import pages_of
 
 Kind = Literal["prompt", "av", "language"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -155,12 +156,12 @@ def pages_needed(
         _at_least("units", units, 0)
     av, language = av_tokens(config), language_tokens(config)
     if isinstance(retention, Full):
-        return None if units is None else _ceil(prompt_tokens + units * (av + language), page_tokens)
+        return None if units is None else pages_of(prompt_tokens + units * (av + language), page_tokens)
     if not isinstance(retention, Window | WindowLanguage):
         raise ValueError(f"retention: expected Full, Window or WindowLanguage, got {retention!r}")
     pinned_units = retention.sink if units is None else min(retention.sink, units)
     rolling_units = None if units is None else units - pinned_units
-    pinned = _ceil(prompt_tokens + pinned_units * (av + language), page_tokens)
+    pinned = pages_of(prompt_tokens + pinned_units * (av + language), page_tokens)
     if isinstance(retention, Window):
         return pinned + _rolling_pages(av + language, retention.recent, rolling_units, page_tokens)
     return (
@@ -191,12 +192,8 @@ def units_that_fit(
 def _rolling_pages(tokens: int, recent: int, units: int | None, page_tokens: int) -> int:
     """Pages of a window of `recent` units of `tokens` tokens, the first of which may begin anywhere in its page."""
     if units is not None and units <= recent:
-        return _ceil(units * tokens, page_tokens)  # nothing was evicted yet, so the first page begins at 0
-    return _ceil(recent * tokens + page_tokens - 1, page_tokens)
-
-
-def _ceil(tokens: int, page_tokens: int) -> int:
-    return -(-tokens // page_tokens)
+        return pages_of(units * tokens, page_tokens)  # nothing was evicted yet, so the first page begins at 0
+    return pages_of(recent * tokens + page_tokens - 1, page_tokens)
 
 
 def _at_least(where: str, value: object, low: int) -> None:
