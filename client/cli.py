@@ -163,7 +163,7 @@ def _info(args: argparse.Namespace) -> int:
                 "model": client.model,
                 "pcm": f"float32 [{shape.samples}], {shape.sample_rate} Hz mono",
                 "frames": f"uint8 {list(shape.frames)}, 25 fps RGB",
-                "units under way": client.unanswered,
+                "units under way": client.served.unanswered,
                 **{f"parameter {name}": value for name, value in sorted(client.parameters.items())},
             }
 

@@ -17,36 +17,33 @@ from typing import Any
 import grpc
 from google.protobuf import json_format
 
-from client.stream import wire
-from client.stream.line import Line, opening
-from client.stream.reconnect import GRACE_SECONDS, Reconnect, Resumed
-from client.stream.session import DuplexSession
-from client.stream.units import UnitShape
-from client.stream.wire import kserve
-
-UNANSWERED = 2  # units that a server takes ahead of its answers, unless its configuration says max_in_flight
+from . import wire
+from .line import Line, opening
+from .reconnect import Reconnect, Resumed
+from .session import DuplexSession
+from .units import Served, UnitShape
+from .wire import kserve
 
 
 class DuplexClient:
     """A connection to one `duplex` model. Make it with `connect`; use it for any number of sessions."""
 
-    def __init__(self, line: Line, model: str, shape: UnitShape) -> None:
-        self.url = line.url
-        self.model = model
-        self.shape = shape
-        self.server: dict[str, Any] = {}  # name, version, extensions
-        self.parameters: dict[str, str] = {}  # what the model configuration says about itself
-        self.line = line
+    def __init__(self, line: Line, served: Served, server: Mapping[str, Any], parameters: Mapping[str, str]) -> None:
+        """server: name, version and extensions.  parameters: what the model configuration says about itself."""
+        self.served, self.server, self.parameters = served, dict(server), dict(parameters)
+        self._line = line
 
     @property
-    def unanswered(self) -> int:
-        """How many units of a session may be under way at once."""
-        return self._parameter("max_in_flight") or UNANSWERED
+    def url(self) -> str:
+        return self.served.url
 
     @property
-    def grace(self) -> float:
-        """Seconds for which the server keeps a session whose connection is lost."""
-        return self._parameter("grace_ms") / 1000 or GRACE_SECONDS
+    def model(self) -> str:
+        return self.served.model
+
+    @property
+    def shape(self) -> UnitShape:
+        return self.served.shape
 
     @classmethod
     async def connect(cls, url: str, *, model: str = "duplex", timeout: float = 10.0) -> DuplexClient:
@@ -58,12 +55,11 @@ class DuplexClient:
         async with opening(Line(url)) as line:
             await line.until_ready(model, timeout)
             metadata = await line.triton.ModelMetadata(kserve.ModelMetadataRequest(name=model), timeout=timeout)
-            client = cls(line, model, wire.read_shape(model, metadata.inputs))
             server = await line.triton.ServerMetadata(kserve.ServerMetadataRequest(), timeout=timeout)
-            client.server = json_format.MessageToDict(server, preserving_proto_field_name=True)
             config = await line.triton.ModelConfig(kserve.ModelConfigRequest(name=model), timeout=timeout)
-            client.parameters = {k: v.string_value for k, v in config.config.parameters.items()}
-        return client
+            parameters = {k: v.string_value for k, v in config.config.parameters.items()}
+            served = Served(url, model, wire.read_shape(model, metadata.inputs), **_limits(parameters))
+        return cls(line, served, json_format.MessageToDict(server, preserving_proto_field_name=True), parameters)
 
     def session(
         self,
@@ -85,17 +81,17 @@ class DuplexClient:
         """
         number = secrets.randbits(62) + 1 if session_id is None else session_id
         policy = Reconnect() if reconnect is True else reconnect or None
-        return DuplexSession(self, number, options, timeout, policy, on_resume)
+        return DuplexSession(self.served, self._line, number, options, timeout, policy, on_resume)
 
     async def is_ready(self) -> bool:
         """Whether the server answers and the model is ready."""
         try:
-            return await self.line.is_ready(self.model, 2.0)
+            return await self._line.is_ready(self.model, 2.0)
         except grpc.aio.AioRpcError:
             return False
 
     async def close(self) -> None:
-        await self.line.close()
+        await self._line.close()
 
     async def __aenter__(self) -> DuplexClient:
         return self
@@ -105,10 +101,9 @@ class DuplexClient:
     ) -> None:
         await self.close()
 
-    def _parameter(self, name: str) -> int:
-        """A number that the model configuration gives; 0 if it does not."""
-        given = self.parameters.get(name, "")
-        return int(given) if given.isdecimal() else 0
 
-
-__all__ = ["DuplexClient", "DuplexSession"]
+def _limits(parameters: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of `Served` that the model configuration gives."""
+    given = {name: int(value) for name, value in parameters.items() if value.isdecimal() and int(value)}
+    limits = {"unanswered": given.get("max_in_flight"), "grace": given.get("grace_ms", 0) / 1000}
+    return {name: value for name, value in limits.items() if value}

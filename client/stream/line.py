@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2_grpc
 
-from client.stream.errors import DuplexError
-from client.stream.wire import kserve
+from .errors import DuplexError
+from .units import Served
+from .wire import kserve
 
 # Channels to one address share a TCP connection unless told otherwise, and a stream that stalls would stall the others.
 CHANNEL = [
@@ -20,6 +23,8 @@ CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 ]
+# What gRPC calls a target: a host and a port, or a scheme of its own.
+_ADDRESS = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^\s:/\[\]]+)):(?P<port>\d{1,5})|(?:unix|dns|ipv[46]|xds):\S+")
 READY_SECONDS = 0.2  # between two questions whether a model is ready
 
 
@@ -27,8 +32,14 @@ class Line:
     """A connection of its own to `url` (host:port). It is made when the first call needs it."""
 
     def __init__(self, url: str) -> None:
+        """Raises DuplexError (INVALID_ARGUMENT) for what is no address."""
         self.url = url
-        self._channel = grpc.aio.insecure_channel(url, options=CHANNEL)
+        found = _ADDRESS.fullmatch(url)
+        if found is None or int(found["port"] or 0) > 65535:
+            raise DuplexError("INVALID_ARGUMENT", f"url: expected HOST:PORT, got {url!r}")
+        # A proxy that this machine reaches the world through cannot reach this machine's own ports.
+        proxy = int(not _loopback(found["six"] or found["host"] or ""))
+        self._channel = grpc.aio.insecure_channel(url, options=[*CHANNEL, ("grpc.enable_http_proxy", proxy)])
         self.triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def is_ready(self, model: str, timeout: float) -> bool:
@@ -59,14 +70,14 @@ class Line:
         await self._channel.close()
 
 
-async def dial(url: str, model: str, timeout: float) -> Line:
-    """A connection that works: `model` answers on it. Raises DuplexError; it is `broken` if another try may help.
+async def dial(served: Served, timeout: float) -> Line:
+    """A connection that works: the model answers on it. Raises DuplexError; it is `broken` if another try may help.
 
     Always a new one: what is left of a connection whose network is gone looks alive for a quarter of an hour.
     """
-    async with opening(Line(url)) as line:
-        if not await line.is_ready(model, timeout):
-            raise DuplexError("UNAVAILABLE", f"{url}: model {model} is not ready", broken=True)
+    async with opening(Line(served.url)) as line:
+        if not await line.is_ready(served.model, timeout):
+            raise DuplexError("UNAVAILABLE", f"{served.url}: model {served.model} is not ready", broken=True)
     return line
 
 
@@ -86,3 +97,10 @@ async def opening(line: Line) -> AsyncIterator[Line]:
 def transport_error(url: str, error: grpc.aio.AioRpcError) -> DuplexError:
     """gRPC status -> DuplexError; the status name is the code."""
     return DuplexError(error.code().name, f"{url}: {error.details() or 'the connection ended'}", broken=True)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

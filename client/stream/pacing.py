@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from client.stream.units import UNIT_SECONDS
+from .units import UNIT_SECONDS
 
 MAKE_SECONDS = 0.1  # for reading and decoding one unit, which takes some milliseconds
 

@@ -14,10 +14,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from client.stream.errors import DuplexError
+from .errors import DuplexError
 
 GRACE_SHARE = 0.8  # of the grace time; the rest is for the server to notice, and for the unit that resumes
-GRACE_SECONDS = 30.0  # for which a server keeps a session, unless its configuration says grace_ms
 RESUME_ANYWHERE = -1  # unit_index of the first unit on a new stream: the server knows which one it lacks
 # What gRPC says of a connection that broke: refused, reset or closed; cut between two messages; cut within one; reset
 # by a proxy that goes away. DEADLINE_EXCEEDED is our own word for an answer that is overdue: a network that is gone

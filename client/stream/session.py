@@ -6,8 +6,8 @@ which the iterator serves. A consumer that stops reading stops the reader, and s
 task looks now and then whether an answer is overdue, and ends the stream if so.
 
 With a `Reconnect` policy the reader mends a broken stream: it closes the gate to senders, gives blank answers for what
-was under way, dials until the server is back, and opens the gate for one unit, which resumes the session. Its answer
-says how the server counts: units that were skipped here never were any there (`_shift`). Then all goes on as before.
+was under way, dials until the server is back, and opens the gate for one unit, which resumes the session. The numbers
+are the business of `Course`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,19 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
-from client.stream import wire
-from client.stream.errors import DuplexError, from_server
-from client.stream.flight import Flight, Owed
-from client.stream.inbox import Inbox
-from client.stream.line import Line, dial, transport_error
-from client.stream.pacing import Pacer
-from client.stream.reconnect import RESUME_ANYWHERE, Outage, Reconnect, Resumed, resumable
-from client.stream.units import UnitResponse, UserUnit, blank, quiet
-
-if TYPE_CHECKING:
-    from client.stream.client import DuplexClient
+from . import wire
+from .course import Course
+from .errors import DuplexError, from_server
+from .flight import Flight, Inbox, Owed
+from .line import Line, dial, transport_error
+from .pacing import Pacer
+from .reconnect import RESUME_ANYWHERE, Outage, Reconnect, Resumed, resumable
+from .units import Served, UnitResponse, UserUnit, quiet
 
 POLL_SECONDS = 0.25  # how often it is looked whether an answer is overdue
 CLOSE_SECONDS = 1.0  # after the last answer: how long the server may take to close the stream by itself
@@ -46,16 +42,17 @@ class DuplexSession:
 
     Iterating raises DuplexError. After one that is not `fatal` (a refused unit: send it again, mended) go on iterating.
     Leaving the `async with` block before the end cancels the stream; the server then drops the session.
-    With `reconnect`, units whose answers were lost get a response that is `lost`, and `resumed`, `lost` and `skipped`
-    count outages, such units, and units that `play` left out.
+    With `reconnect`, units whose answers were lost get a response that is `lost`; `course` counts them, the outages,
+    and the units that `play` left out.
     """
 
     def __init__(
         self,
-        client: DuplexClient,
+        served: Served,
+        line: Line,
         session_id: int | str,
-        options: Mapping[str, Any] | None,
-        timeout: float,
+        options: Mapping[str, Any] | None = None,
+        timeout: float = 10.0,
         reconnect: Reconnect | None = None,
         on_resume: Callable[[Resumed], None] | None = None,
     ) -> None:
@@ -63,32 +60,24 @@ class DuplexSession:
         self.options: dict[str, Any] = {"hold_open": True, **(options or {})}
         if reconnect is not None and self.options.setdefault("resume", True) is not True:
             raise ValueError(f"options.resume: expected true with reconnect, got {self.options['resume']!r}")
-        self.sent = self.answered = 0
-        self.resumed = self.lost = self.skipped = 0
+        self.sent = 0
         self.ended = False
-        self._client = client
+        self.course = Course(served.shape)
+        self._served, self._home, self._line = served, line, line  # home: the line that belongs to the client
         self._timeout, self._reconnect, self._on_resume = timeout, reconnect, on_resume
-        self._flight = Flight(client.unanswered)
-        self._inbox = Inbox()
+        self._flight, self._inbox = Flight(served.unanswered), Inbox()
         self._reading_since: float | None = None  # None: the reader waits for its consumer
         self._verdict: DuplexError | None = None  # why the watch has cancelled the stream ..
         self._over = False  # .. or that it did so after the last answer
-        self._next_index = 0  # of the caller's units
-        self._last_number = -1  # the newest unit that was answered, as the server counts
-        self._shift = 0  # the caller's index minus the server's
-        self._last: UnitResponse | None = None
-        self._outage: Outage | None = None
-        self._typed: list[str] = []  # in units that the server never had: goes along with the next one
         self._leaving = False
         self._failure: DuplexError | None = None
-        self._line = client.line
         self._call: Any = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()  # reader and watch
 
     @property
     def reconnecting(self) -> bool:
         """Whether the connection is lost and the session not yet resumed."""
-        return self._outage is not None and self._failure is None
+        return self.course.outage is not None and self._failure is None
 
     async def __aenter__(self) -> DuplexSession:
         self._call = self._line.stream()
@@ -106,7 +95,8 @@ class DuplexSession:
         try:
             await self._say_goodbye()
         finally:
-            where = f" while the connection was lost ({self._outage.reason})" if self._outage is not None else ""
+            outage = self.course.outage
+            where = f" while the connection was lost ({outage.reason})" if outage is not None else ""
             self._failure = self._failure or DuplexError("CANCELLED", f"the session was closed by this client{where}")
             if self._call is not None:
                 self._call.cancel()
@@ -115,7 +105,7 @@ class DuplexSession:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
             self._flight.end()
-            if self._line is not self._client.line:
+            if self._line is not self._home:
                 await self._line.close()
             self._inbox.close(self._failure)
 
@@ -148,37 +138,30 @@ class DuplexSession:
 
     async def _turn(self, unit: UserUnit, latest: float = math.inf) -> bool:
         """Waits until one more unit may be under way. False: it fell into an outage, and it is later than `latest`."""
-        unit.check(self._client.shape)
+        unit.check(self._served.shape)
         if self._failure is None and self.ended:
             raise DuplexError("INVALID_ARGUMENT", f"unit {unit.index}: the session has ended with the unit before it")
         await self._flight.turn()  # ends at the latest when the reader finds an answer overdue
         if self._failure is not None:
             self._flight.give_back()
             raise self._failure
-        if self._outage is None or time.monotonic() <= latest:
+        if self.course.outage is None or time.monotonic() <= latest:
             return True
         self._flight.give_back()
-        self.skipped += 1
-        self._outage.skipped += 1
-        self._next_index = unit.index + 1
-        if unit.text:
-            self._typed.append(unit.text)
+        self.course.skip(unit)
         return False
 
     async def _hand_over(self, unit: UserUnit) -> float:
-        now, index = time.monotonic(), unit.index
-        text, self._typed = " ".join(filter(None, (*self._typed, unit.text))), []
-        number, options = index - self._shift, None if self.sent else self.options
-        resuming = self._outage is not None  # with this unit, and others wait for its answer
+        now = time.monotonic()
+        options = None if self.sent else self.options
+        resuming = self.course.outage is not None  # with this unit, and others wait for its answer
         if resuming:
-            number, options = RESUME_ANYWHERE, {name: self.options[name] for name in ("resume", "hold_open")}
-        if number != index or text != unit.text:
-            unit = replace(unit, index=number, text=text)
-        request = wire.encode(self._client.model, unit, self.session_id, options)
-        self._flight.begin(Owed(index, number, now, text), alone=resuming)
+            options = {name: self.options[name] for name in ("resume", "hold_open")}
+        unit, owed = self.course.leave(unit, now)
+        request = wire.encode(self._served.model, unit, self.session_id, options)
+        self._flight.begin(owed, alone=resuming)
         self.sent += 1
         self.ended = unit.end
-        self._next_index = index + 1
         call = self._call
         try:
             await call.write(request)
@@ -200,7 +183,7 @@ class DuplexSession:
         self._leaving = True
         with contextlib.suppress(TimeoutError, DuplexError):
             async with asyncio.timeout(GOODBYE_SECONDS):
-                await self.send(quiet(self._next_index, self._client.shape, end=True))
+                await self.send(quiet(self.course.next, self._served.shape, end=True))
                 await asyncio.wait(self._tasks[:1])
 
     # -- receiving ---------------------------------------------------------------------------------------------
@@ -229,20 +212,21 @@ class DuplexSession:
                 self._reading_since = time.monotonic()
                 message = await self._call.read()
                 received = time.monotonic()
-                self._reading_since = None
+                # The watch looks on: where the network is gone in the middle of a write, this wait has no end.
                 await self._flight.settle()
+                self._reading_since = None
                 if message is _END:
                     if not self._flight and self.ended:
                         return None
                     closed = f"the server closed the stream with {len(self._flight)} units unanswered"
-                    return DuplexError("UNAVAILABLE", f"{self._client.url}: {closed}", broken=True)
+                    return DuplexError("UNAVAILABLE", f"{self._served.url}: {closed}", broken=True)
                 item = self._taken(message, received)
                 if isinstance(item, DuplexError) and item.fatal:
                     return item
                 if not self._leaving:
                     await self._inbox.put(item)
         except grpc.aio.AioRpcError as error:
-            return transport_error(self._client.url, error)
+            return transport_error(self._served.url, error)
         except DuplexError as error:
             return error
         except asyncio.CancelledError:
@@ -260,7 +244,8 @@ class DuplexSession:
             if since is None or self._verdict is not None:  # a server is not late while this side was not reading
                 continue
             oldest = max(self._flight.oldest, since) if self._flight.oldest is not None else None
-            given_up = self._outage is not None and now > self._outage.end
+            outage = self.course.outage
+            given_up = outage is not None and now > outage.end
             if oldest is not None and (given_up or now - oldest > self._timeout):
                 silent = min(now - oldest, self._timeout)
                 self._verdict = DuplexError(
@@ -279,78 +264,45 @@ class DuplexSession:
         the contract."""
         owed = self._flight.land()
         resuming = owed is not None and owed.number == RESUME_ANYWHERE
+        if resuming:
+            self._flight.open_gate()
         if message.error_message:
-            error = from_server(message.error_message, session_open=self.answered > 0)
+            error = from_server(message.error_message, session_open=self.course.answered > 0)
             return self._refused(error, owed) if owed is not None and resuming else error
-        response = wire.decode(message.infer_response, self._client.shape, received)
-        if response.unit_index <= self._last_number:
-            raise DuplexError(
-                "INTERNAL",
-                f"unit_index: expected more than {self._last_number} from the server, got {response.unit_index}",
-            )
-        self._last_number = response.unit_index
-        if owed is not None and resuming:
-            self._proven(owed, response)
-        self.answered += 1
-        if self._shift:
-            response = replace(response, unit_index=response.unit_index + self._shift)
-        self._last = response
+        response, news = self.course.answer(wire.decode(message.infer_response, self._served.shape, received), owed)
+        if news is not None and self._on_resume is not None:
+            self._on_resume(news)
         return response
 
     # -- a lost connection -------------------------------------------------------------------------------------
     def _may_resume(self, error: DuplexError) -> bool:
         """Before the first answer there may be no session; after the last unit there is nothing to go on with."""
         given_up = self._reconnect is None or self._leaving or self._failure is not None
-        return not given_up and self.answered > 0 and not self.ended and resumable(error)
+        return not given_up and self.course.answered > 0 and not self.ended and resumable(error)
 
     async def _come_back(self, error: DuplexError) -> None:
         """From a stream that broke to the next one. Raises DuplexError when it is time to give up."""
-        policy = self._reconnect or Reconnect()
-        if self._outage is None:
+        policy, course = self._reconnect or Reconnect(), self.course
+        if course.outage is None:
             began = self._flight.oldest or time.monotonic()
-            self._outage = Outage(began, policy.end(began, self._client.grace), error.message)
+            course.outage = Outage(began, policy.end(began, self._served.grace), error.message)
         self._flight.close_gate()
         self._reading_since = self._verdict = None
         self._call.cancel()
         await self._flight.settle()
         for owed in self._flight.crash():
-            self._outage.lose(owed.number, owed.text)
-            await self._inbox.put(self._blank(owed))
-        if self._line is not self._client.line:
+            await self._inbox.put(course.lose(owed))
+        if self._line is not self._home:
             await self._line.close()
-        self._line = await policy.until_back(self._dial, self._outage)
+        self._line = await policy.until_back(lambda limit: dial(self._served, limit), course.outage)
         self._call = self._line.stream()
         self._flight.open_gate()
 
-    async def _dial(self, seconds: float) -> Line:
-        return await dial(self._client.url, self._client.model, seconds)
-
-    def _blank(self, owed: Owed) -> UnitResponse:
-        """Stands for an answer that is lost."""
-        self.lost += 1
-        return blank(owed.index, self._client.shape, self._last, time.monotonic())
-
-    def _proven(self, owed: Owed, response: UnitResponse) -> None:
-        """The session goes on: `response` is the answer to its first unit after an outage."""
-        self._shift = owed.index - response.unit_index
-        outage, self._outage = self._outage, None
-        self.resumed += 1
-        self._flight.open_gate()
-        if outage is None:
-            return
-        self._typed += outage.unheard(response.unit_index)
-        if self._on_resume is not None:
-            seconds = response.received - outage.began
-            self._on_resume(Resumed(owed.index, seconds, outage.lost, outage.skipped))
-
     def _refused(self, error: DuplexError, owed: Owed) -> UnitResponse | DuplexError:
         """The server did not resume the session with this unit."""
-        self._flight.open_gate()
-        if self._outage is not None and error.code == "RESOURCE_EXHAUSTED" and time.monotonic() < self._outage.end:
-            # Units of the old stream are still under way there. The next one of ours asks again.
-            self._outage.lose(RESUME_ANYWHERE, "")
-            self._typed += [owed.text] if owed.text else []
-            return self._blank(owed)
+        outage = self.course.outage
+        if outage is not None and error.code == "RESOURCE_EXHAUSTED" and time.monotonic() < outage.end:
+            return self.course.postpone(owed)
         if not error.fatal:
             return error
         said = f"the connection was lost, and the session cannot be resumed: {error.message}; start a new one"

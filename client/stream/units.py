@@ -36,6 +36,18 @@ class UnitShape:
         return FRAMES_PER_UNIT, self.height, self.width, 3
 
 
+@dataclass(frozen=True)
+class Served:
+    """What is served where. unanswered: units of a session that may be under way at once.  grace: seconds for which the
+    server keeps a session whose connection is lost. The two are those of a server that does not say otherwise."""
+
+    url: str
+    model: str
+    shape: UnitShape
+    unanswered: int = 2
+    grace: float = 30.0
+
+
 @dataclass(frozen=True, eq=False)
 class UserUnit:
     """What the user said, showed and typed in unit `index`.

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from client.stream.errors import DuplexError
-from client.stream.units import FRAMES_PER_UNIT, UNIT_MS, UnitResponse, UnitShape, UserUnit
+from .errors import DuplexError
+from .units import FRAMES_PER_UNIT, UNIT_MS, UnitResponse, UnitShape, UserUnit
 
 kserve: Any = service_pb2  # its names are made at import: no type checker sees them
 _DTYPES = {"FP32": np.dtype(np.float32), "UINT8": np.dtype(np.uint8), "INT64": np.dtype(np.int64)}
@@ -76,7 +76,7 @@ def encode(
     if unit.text:
         _put_text(request, "text", unit.text)
     if options is not None:
-        _put_text(request, "options", json.dumps(dict(options)))
+        _put_text(request, "options", json.dumps(dict(options), ensure_ascii=False))
     elif unit.interrupt:
         _put_text(request, "options", json.dumps({"interrupt": True}))
     return request
@@ -88,7 +88,7 @@ def _put(request: Any, name: str, datatype: str, shape: Sequence[int], data: byt
 
 
 def _put_text(request: Any, name: str, text: str) -> None:
-    data = text.encode()
+    data = text.encode(errors="replace")  # half an emoji is no character, and no reason to lose the unit
     _put(request, name, "BYTES", (1,), _LENGTH.pack(len(data)) + data)
 
 

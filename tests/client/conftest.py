@@ -48,6 +48,7 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
     deaf_at: int | None = None  # closes the stream as if this unit had never come, once
     resume_errors: list[str] = field(default_factory=list)  # instead of resuming a session, each once
     swap: tuple[int, int] | None = None  # answers the first with the index of the second
+    stuck_after: int | None = None  # reads nothing more after the answer to this unit
     stay_open: bool = False  # does not close the stream after the last unit
     ready: bool = True
     parameters: dict[str, str] = field(default_factory=lambda: {"weights": "random (test double)"})
@@ -105,6 +106,8 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
                 else:
                     yield self._response(unit)
                 ended = unit.end
+                if unit.index == self.stuck_after:
+                    await asyncio.sleep(3600)
             if self.stay_open:
                 ended = False
                 await asyncio.sleep(3600)
@@ -159,7 +162,7 @@ def read(request: service_pb2.ModelInferRequest) -> Seen:
 
 @contextlib.asynccontextmanager
 async def serve(fake: FakeDuplex) -> AsyncIterator[tuple[FakeDuplex, grpc.aio.Server]]:
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
     fake.url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()

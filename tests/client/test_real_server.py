@@ -46,7 +46,7 @@ async def test_the_server_describes_itself(facts):
     async with await DuplexClient.connect(facts["grpc"]) as client:
         assert client.shape == UnitShape(samples=2560, height=32, width=32)
         assert client.parameters["weights"] == facts["weights"]
-        assert client.unanswered == 2
+        assert client.served.unanswered == 2
         assert client.server["name"] == "triton"
 
 

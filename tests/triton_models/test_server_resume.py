@@ -147,14 +147,14 @@ async def test_a_conversation_goes_on_in_real_time(server: Any, proxy: Proxy) ->
         resumed, before = news[0].unit, [index for index in sent if index < news[0].unit]
         assert sent[len(before) :] == list(range(resumed, PLAYED))
         assert before == list(range(len(before)))
-        assert session.skipped == news[0].skipped == resumed - len(before) >= 2
-        assert (session.resumed, len(news), proxy.connections) == (1, 1, 2)
+        assert session.course.skipped == news[0].skipped == resumed - len(before) >= 2
+        assert (session.course.resumed, len(news), proxy.connections) == (1, 1, 2)
         assert BACK_AFTER < news[0].seconds < 20
         answered = [r for r in responses if not r.lost]
-        assert len(answered) == session.answered == len(sent) - session.lost
+        assert len(answered) == session.course.answered == len(sent) - session.course.lost
         epochs = {r.unit_index < resumed: r.info["epoch"] for r in answered}
         assert epochs[True] < epochs[False], "output of the old stream can never come after the new one's"
-        if session.lost == 0:  # nothing was under way when it was cut, which a loaded machine may spoil
+        if session.course.lost == 0:  # nothing was under way when it was cut, which a loaded machine may spoil
             await same_without_outage(server, responses, set())
 
 
@@ -180,9 +180,14 @@ async def test_a_unit_that_is_under_way_is_lost_and_reported(server: Any, proxy:
         blank = responses[CUT_AT]
         assert (blank.text, np.abs(blank.pcm).max()) == ("", 0)
         np.testing.assert_array_equal(blank.frames[0], responses[CUT_AT - 1].frames[-1])
-        assert (session.resumed, session.lost, session.skipped, session.answered) == (1, 1, 0, 7)
+        assert (session.course.resumed, session.course.lost, session.course.skipped, session.course.answered) == (
+            1,
+            1,
+            0,
+            7,
+        )
         assert str(news[0]).endswith("s (1 unit lost)")
-        unheard = {CUT_AT} if session._shift else set()
+        unheard = {CUT_AT} if session.course.shift else set()
         assert how == "cut" or unheard, "what is frozen in the proxy comes to nobody"
         await same_without_outage(server, responses, unheard)
 
@@ -192,7 +197,7 @@ async def test_a_connection_that_stays_away_is_an_error_in_time(start_server: An
     proxy = Proxy(server.info["grpc"])
     await proxy.connect()
     async with await DuplexClient.connect(proxy.url) as client, client.session(reconnect=True) as session:
-        assert client.grace == 1.5
+        assert client.served.grace == 1.5
         await session.send(user_unit(client.shape, 0))
         await anext(session)
         begin = time.monotonic()

@@ -169,7 +169,12 @@ async def test_a_session_goes_on_after_its_stream_was_closed(start_fake, make_un
     for response in responses:
         if not response.lost:
             np.testing.assert_array_equal(response.pcm, make_unit(response.unit_index).pcm)
-    assert (session.resumed, session.lost, session.skipped, session.answered) == (1, 1, 0, 6)
+    assert (session.course.resumed, session.course.lost, session.course.skipped, session.course.answered) == (
+        1,
+        1,
+        0,
+        6,
+    )
     assert [(n.unit, n.lost, n.skipped) for n in news] == [(4, 1, 0)]
     assert not session.reconnecting
 
@@ -205,7 +210,7 @@ async def test_units_of_the_old_stream_that_are_under_way_delay_the_resumption_b
     assert [r.unit_index for r in responses if r.lost] == [1, 2]
     assert [s.index for s in fake.seen] == list(range(5))
     assert [s.text for s in fake.seen if s.text] == ["seven"]
-    assert (session.resumed, session.lost) == (1, 2)
+    assert (session.course.resumed, session.course.lost) == (1, 2)
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "ABORTED", "INTERNAL"])
@@ -214,7 +219,7 @@ async def test_what_the_server_ends_is_not_resumed(start_fake, make_unit, code):
     async with await DuplexClient.connect(fake.url) as client, client.session("ada", reconnect=QUICK) as session:
         with pytest.raises(DuplexError, match=f"{code}: session 'ada' has ended: the server is shutting down"):
             await _ask_all(session, make_unit, 5)
-        assert session.resumed == 0
+        assert session.course.resumed == 0
     assert sum(s.start for s in fake.seen) == 1
 
 
@@ -249,8 +254,8 @@ async def test_a_server_that_never_answers_again_is_given_up(start_fake, make_un
     async with client, client.session(reconnect=QUICK, timeout=0.1) as session:
         with pytest.raises(DuplexError, match=r"UNAVAILABLE: the connection was lost, and not back .*no answer for"):
             await asyncio.wait_for(_ask_all(session, make_unit, 50), 15)
-        assert session.resumed == 0
-        assert session.lost >= 1
+        assert session.course.resumed == 0
+        assert session.course.lost >= 1
 
 
 async def test_closing_in_the_middle_of_an_outage(start_fake, make_unit):
@@ -298,10 +303,10 @@ async def test_options_that_forbid_it_are_refused(start_fake):
 async def test_the_grace_time_is_the_servers(start_fake):
     fake, _ = await start_fake(parameters={"grace_ms": "12000"})
     async with await DuplexClient.connect(fake.url) as client:
-        assert client.grace == 12.0
+        assert client.served.grace == 12.0
     fake.parameters.clear()
     async with await DuplexClient.connect(fake.url) as client:
-        assert client.grace == 30.0
+        assert client.served.grace == 30.0
 
 
 async def test_real_time_goes_on_during_an_outage(start_fake, make_unit):
@@ -323,7 +328,7 @@ async def test_real_time_goes_on_during_an_outage(start_fake, make_unit):
         await playing
     assert [r.unit_index for r in responses] == sent
     assert [r.unit_index for r in responses if r.lost] == [2]
-    assert session.skipped == 12 - len(sent) >= 2
-    assert sent == [0, 1, 2, *range(3 + session.skipped, 12)]
+    assert session.course.skipped == 12 - len(sent) >= 2
+    assert sent == [0, 1, 2, *range(3 + session.course.skipped, 12)]
     assert [s.index for s in fake.seen] == list(range(len(sent)))
     assert " ".join(s.text for s in fake.seen) == " ".join(f"t{i}" for i in range(12))

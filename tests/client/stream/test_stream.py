@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 
 import numpy as np
 import pytest
 
 from client.stream.client import DuplexClient
 from client.stream.errors import DuplexError
-from client.stream.units import UnitShape, UserUnit
+from client.stream.units import UnitShape, UserUnit, quiet
 
 pytestmark = pytest.mark.unit
 
@@ -122,14 +123,14 @@ async def test_a_refused_unit_can_be_sent_again(start_fake, make_unit, code):
 async def test_no_more_units_under_way_than_the_server_takes(start_fake, make_unit):
     fake, _ = await start_fake(delay=lambda unit: 0.02, parameters={"max_in_flight": "3"})
     async with await DuplexClient.connect(fake.url) as client, client.session() as session:
-        assert client.unanswered == 3
+        assert client.served.unanswered == 3
         most = 0
 
         async def send():
             nonlocal most
             for index in range(12):
                 await session.send(make_unit(index, end=index == 11))
-                most = max(most, session.sent - session.answered)
+                most = max(most, session.sent - session.course.answered)
 
         sending = asyncio.create_task(send())
         responses, error = await _collect(session)
@@ -247,6 +248,45 @@ async def test_server_that_stops_answering_is_a_deadline_error(start_fake, make_
     assert error is not None
     assert (error.code, error.fatal) == ("DEADLINE_EXCEEDED", True)
     assert "1 units are unanswered" in error.message
+
+
+async def test_a_write_that_never_ends_is_a_deadline_error_too(start_fake):
+    """The network is gone in the middle of a unit that is larger than gRPC's window, while an answer waits for it."""
+    shape = UnitShape(samples=2560, height=1024, width=1024)
+    fake, _ = await start_fake(shape=shape, delay=lambda unit: 0.3, stuck_after=0)
+    async with await DuplexClient.connect(fake.url) as client, client.session(timeout=0.6) as session:
+        await session.send(quiet(0, shape))
+        blocked = asyncio.create_task(session.send(quiet(1, shape)))
+        responses, error = await asyncio.wait_for(_collect(session), 20)
+        assert error is not None
+        assert (len(responses), error.code) == (1, "DEADLINE_EXCEEDED")
+        await asyncio.wait([blocked], timeout=5)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8001", "127.0.0.1", "127.0.0.1:port", "host:70000", "", "a b:1"])
+async def test_what_is_no_address_is_refused_at_once(url):
+    with pytest.raises(DuplexError, match=re.escape(f"INVALID_ARGUMENT: url: expected HOST:PORT, got {url!r}")):
+        await DuplexClient.connect(url, timeout=60)
+
+
+async def test_loopback_is_reached_without_the_proxy_of_the_environment(start_fake, monkeypatch):
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    fake, _ = await start_fake()
+    async with await DuplexClient.connect(fake.url, timeout=5) as client:
+        assert await client.is_ready()
+
+
+async def test_half_an_emoji_is_replaced_and_costs_no_unit(start_fake, make_unit):
+    fake, _ = await start_fake()
+    client = await DuplexClient.connect(fake.url)
+    async with client, client.session(options={"prompt": "a\ud83d"}) as session:
+        await session.send(make_unit(0, text="b\ude00", end=True))
+        responses, error = await _collect(session)
+    assert (len(responses), error) == (1, None)
+    assert (fake.seen[0].text, fake.seen[0].options["prompt"]) == ("b?", "a?")
 
 
 async def test_a_user_who_pauses_is_not_a_timeout(start_fake, make_unit):
