@@ -123,10 +123,10 @@ def build_engines(
     return manifest
 
 
-def verify_engines(directory: Path, target: str | None = None) -> Manifest:
-    """Checks the manifest and every hash; raises `ManifestError`."""
+def verify_engines(directory: Path, target: str | None = None, trusted_key: Path | None = None) -> Manifest:
+    """Checks the manifest, every hash and, with a key, the signature; raises `ManifestError`."""
     manifest = Manifest.load(directory)
-    manifest.verify(directory, STEPS, target)
+    manifest.verify(directory, STEPS, target, trusted_key=trusted_key)
     return manifest
 
 

@@ -10,14 +10,15 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import ModelConfig
+from .manifest import Defaults
 from .model.duplex import DuplexModel, init_weights
 
 WEIGHTS = "model.safetensors"
@@ -139,16 +140,10 @@ def read_weights_note(checkpoint: Path) -> str:
     return path.read_text().strip() if path.exists() else "of unknown origin (no WEIGHTS note in the checkpoint)"
 
 
-def read_defaults(checkpoint: Path) -> dict[str, Any]:
+def read_defaults(checkpoint: Path) -> Defaults:
     """`defaults.json` of a checkpoint: options that a server takes where a client says nothing. {} if there is none."""
     path = checkpoint / DEFAULTS
-    if not path.exists():
-        return {}
     try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
-    unknown = sorted(set(data) - {"retention"}) if isinstance(data, dict) else [type(data).__name__]
-    if unknown:
-        raise CheckpointError(f"{path}: expected an object with `retention` only, got {', '.join(unknown)}")
-    return data
+        return msgspec.json.decode(path.read_bytes(), type=Defaults) if path.exists() else {}
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected an object with `retention` only ({error})") from None

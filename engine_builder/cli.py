@@ -1,4 +1,4 @@
-"""`python -m engine_builder`: make a checkpoint, build engines from it, check them."""
+"""`python -m engine_builder`: make a checkpoint, build engines from it, sign them, check them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ examples:
   python -m engine_builder import-qwen3 ~/Qwen3-0.6B build/checkpoints/qwen --preset v0.1-0.6b
   python -m engine_builder build build/checkpoints/tiny build/engines/tiny
   python -m engine_builder build build/checkpoints/tiny build/engines/rtx --target tensorrt-rtx --compute-capability 8.9
-  python -m engine_builder verify build/engines/tiny
+  python -m engine_builder keygen release.key
+  python -m engine_builder sign build/engines/tiny --key release.key
+  python -m engine_builder verify build/engines/tiny --trusted-key release.key.pub
 """
 
 
@@ -67,9 +69,17 @@ def parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--page-tokens", type=int, default=16, help="tokens in one page (default: 16)")
 
+    keygen = commands.add_parser("keygen", help="make a pair of keys to sign engines with (or: minisign -GW)")
+    keygen.add_argument("key", type=Path, help="file of the secret key; the public one goes to KEY.pub")
+
+    sign = commands.add_parser("sign", help="check an engine directory and sign its manifest")
+    sign.add_argument("directory", type=Path)
+    sign.add_argument("--key", type=Path, required=True, help="secret key, in the format of minisign")
+
     verify = commands.add_parser("verify", help="check an engine directory against its manifest")
     verify.add_argument("directory", type=Path)
     verify.add_argument("--target", help="also require this target")
+    verify.add_argument("--trusted-key", type=Path, metavar="FILE", help="also require a signature by this public key")
     return top
 
 
@@ -154,14 +164,39 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
+def _keygen(args: argparse.Namespace) -> int:
+    from .signature import make_keys
+
+    print(f"{args.key}: keep it secret; whoever has {make_keys(args.key)} can check what it signed")
+    return 0
+
+
+def _sign(args: argparse.Namespace) -> int:
+    from .build import verify_engines
+    from .manifest import MANIFEST
+    from .signature import sign
+
+    verify_engines(args.directory)
+    print(f"{args.directory}: intact, signed: {sign(args.directory / MANIFEST, args.key)}")
+    return 0
+
+
 def _verify(args: argparse.Namespace) -> int:
     from .build import verify_engines
 
-    manifest = verify_engines(args.directory, args.target)
+    manifest = verify_engines(args.directory, args.target, args.trusted_key)
     libraries = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
-    print(f"{args.directory}: intact. {manifest.model.name} for {manifest.target}, weights {manifest.weights}")
+    signed = "" if args.trusted_key is None else f", signed by {args.trusted_key}"
+    print(f"{args.directory}: intact{signed}. {manifest.model.name} for {manifest.target}, weights {manifest.weights}")
     print(f"  built with {libraries}")
     return 0
 
 
-_COMMANDS = {"init": _init, "import-qwen3": _import_qwen3, "build": _build, "verify": _verify}
+_COMMANDS = {
+    "init": _init,
+    "import-qwen3": _import_qwen3,
+    "build": _build,
+    "keygen": _keygen,
+    "sign": _sign,
+    "verify": _verify,
+}

@@ -35,7 +35,7 @@ def _require(condition: bool, where: str, value: object, expected: str) -> None:
 
 def _positive(part: object, where: str, *names: str) -> None:
     for name in names:
-        _require(getattr(part, name) > 0, f"{where}.{name}", getattr(part, name), "> 0")
+        _require(0 < getattr(part, name) < 2**31, f"{where}.{name}", getattr(part, name), "> 0 and < 2^31")
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ class ModelConfig:
     @classmethod
     def load(cls, path: Path) -> ModelConfig:
         try:
-            data = json.loads(path.read_text())
+            data = msgspec.json.decode(path.read_bytes())
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file; a checkpoint directory holds config.json") from None
         except (ValueError, RecursionError) as error:  # a Git LFS pointer, a cut file, a name that is no text

@@ -1,7 +1,7 @@
 """The manifest of an engine directory: what was built, for what, and the hashes that prove it (DESIGN 7).
 
-Engines are executable code, so the loader checks this file and every hash before it opens one. Needs neither torch
-nor any engine library: the serving runtime imports it.
+Engines are executable code, so the loader checks this file and every hash before it opens one: its seal finds damage,
+a signature (`signature.py`) finds everything else. Needs neither torch nor any engine library: the runtime imports it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,35 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from .config import ConfigError, ModelConfig
+import msgspec
+from msgspec import Meta
+
+from .config import ConfigError, ModelConfig, from_json
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 STEPS = ("perceive", "think", "perform", "render")
 TENSORRT_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # target -> Python module
 GPU_TARGETS = (*TENSORRT_MODULES, "torch-cuda")
+TARGETS = ("onnxruntime", *GPU_TARGETS)
+PRECISIONS = ("float32", "bfloat16", "float16")
+_KEYS = {
+    "limits": ("max_batch", "max_pages", "pool_pages", "page_tokens"),
+    "state": ("perceive", "render"),
+    "engines": STEPS,
+    "tokenizer": ("file", "sha256"),
+}
+
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]  # in the directory itself
+Size = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Retention = Literal["full"] | dict[Literal["window", "window_language"], dict[str, Size]]
+Defaults = dict[Literal["retention"], Retention]
 
 
 class ManifestError(ValueError):
@@ -27,11 +45,8 @@ class ManifestError(ValueError):
 
 
 def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -40,16 +55,16 @@ class TensorSpec:
 
     name: str
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: tuple[Size | str, ...]
 
 
 @dataclass(frozen=True)
 class EngineEntry:
     """One step's engine file, relative to the directory, with the hash of the graph it was built from."""
 
-    file: str
-    sha256: str
-    graph_sha256: str
+    file: FileName
+    sha256: Sha256
+    graph_sha256: Sha256
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -57,56 +72,73 @@ class EngineEntry:
 @dataclass(frozen=True)
 class Manifest:
     model: ModelConfig
-    target: str  # onnxruntime | tensorrt | tensorrt-rtx | torch-cuda
+    target: str
     precision: str
-    compute_capability: str | None  # None: any processor
+    compute_capability: Annotated[str, Meta(pattern=r"^\d+\.\d+$")] | None  # None: any processor
     weights: str  # honest words: "random, seed 0", "trained, see the model card"
     libraries: dict[str, str]
-    limits: dict[str, int]  # max_batch, max_pages, page_tokens
-    state: dict[str, int]  # floats of per-session state: perceive, render
+    limits: dict[str, Positive]
+    state: dict[str, Size]  # floats of per-session state
     engines: dict[str, EngineEntry]
-    tokenizer: dict[str, str]  # file, sha256
+    tokenizer: dict[str, str]
     rebuild: str
-    defaults: dict[str, Any] = field(default_factory=dict)  # session options that suit the checkpoint (retention, ...)
+    defaults: Defaults = field(default_factory=dict)  # session options that suit the checkpoint
 
     def save(self, directory: Path) -> None:
-        data = asdict(self)
-        data["model"] = self.model.to_dict()
-        data = {"format": FORMAT, "model_digest": self.model.digest(), **data}
-        (directory / MANIFEST).write_text(json.dumps(data, indent=2) + "\n")
+        data = {"format": FORMAT, **asdict(self), "model": self.model.to_dict()}
+        (directory / MANIFEST).write_text(json.dumps({**data, "seal": _seal(data)}, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> Manifest:
         """Reads and checks the manifest itself; files are checked by `verify`."""
         path = directory / MANIFEST
         try:
-            data = json.loads(path.read_text())
+            if path.exists() and not path.is_file():
+                raise ManifestError(f"{path}: expected a file")
+            return cls.parse(path.read_bytes(), directory)
         except FileNotFoundError:
             raise ManifestError(
                 f"{path}: no such file; expected an engine directory. "
                 f"`python -m engine_builder build CHECKPOINT {directory}` makes one"
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ManifestError(f"{path}: not valid JSON ({error}); rebuild the engines") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise ManifestError(f"{path}: expected manifest format {FORMAT}, got {found!r}; rebuild the engines")
-        data.setdefault("defaults", {})
-        absent = [f.name for f in fields(cls) if f.name not in data]
-        if absent:
-            raise ManifestError(f"{path}: missing {', '.join(absent)}; rebuild the engines")
+        except OSError as error:
+            raise ManifestError(f"{path}: cannot be read ({error.strerror})") from None
+
+    @classmethod
+    def parse(cls, text: bytes, directory: Path) -> Manifest:
+        """What the bytes of a manifest say: an intact one, every field of its type and range. ManifestError if not."""
+        path = directory / MANIFEST
         try:
-            model = ModelConfig.from_dict(data["model"])
-            engines = {step: _entry(entry) for step, entry in data["engines"].items()}
-        except (ConfigError, KeyError, TypeError, AttributeError) as error:
-            raise ManifestError(f"{path}: {error}; rebuild: {data['rebuild']}") from None
-        if model.digest() != data.get("model_digest"):
+            data = msgspec.json.decode(text)
+            if not isinstance(data, dict):
+                raise ValueError(f"expected an object, got {type(data).__name__}")
+            written, seal = data.pop("seal", None), _seal(data)
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"{path}: not valid JSON ({error}); rebuild the engines") from None
+        if (found := data.pop("format", None)) != FORMAT:
+            raise ManifestError(f"{path}: expected manifest format {FORMAT}, got {found!r:.80}; rebuild the engines")
+        rebuild = f"rebuild: {data['rebuild']}" if isinstance(data.get("rebuild"), str) else "rebuild the engines"
+        if written != seal:
             raise ManifestError(
-                f"{path}: the model config was changed after the build (digest {model.digest()[:12]}, "
-                f"built for {str(data.get('model_digest'))[:12]}); rebuild: {data['rebuild']}"
+                f"{path}: changed after the build: expected seal {seal[:16]}, got {written!r:.18}; {rebuild}"
             )
-        rest = {f.name: data[f.name] for f in fields(cls) if f.name not in ("model", "engines")}
-        return cls(model=model, engines=engines, **rest)
+        try:
+            manifest = from_json(cls, data, "manifest")
+            manifest._check()
+        except ConfigError as error:
+            raise ManifestError(f"{path}: {error}; {rebuild}") from None
+        return manifest
+
+    def _check(self) -> None:
+        """What the types of the fields do not say."""
+        for name, choices in (("target", TARGETS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in choices:
+                got = getattr(self, name)
+                raise ConfigError(f"manifest.{name}: expected one of {', '.join(choices)}, got {got!r:.80}")
+        for name, keys in _KEYS.items():
+            if set(getattr(self, name)) != set(keys):
+                got = ", ".join(getattr(self, name))
+                raise ConfigError(f"manifest.{name}: expected {', '.join(keys)}, got {got:.80}")
 
     def verify(
         self,
@@ -114,11 +146,15 @@ class Manifest:
         steps: tuple[str, ...] = STEPS,
         target: str | None = None,
         model: ModelConfig | None = None,
+        trusted_key: Path | None = None,
     ) -> None:
         """Refuses a directory whose files, target or model are not what the manifest says.
 
+        `trusted_key`: the public key that must have signed it; unsigned directories are then refused as well.
         Raises `ManifestError` listing every mismatch with expected, got and the command that rebuilds.
         """
+        if trusted_key is not None:
+            self._verify_signature(directory, trusted_key)
         wrong: list[str] = []
         if target is not None and target != self.target:
             wrong.append(f"target: expected {target}, built for {self.target}")
@@ -127,26 +163,37 @@ class Manifest:
                 f"model: expected {model.name} ({model.digest()[:12]}), built for {self.model.name} "
                 f"({self.model.digest()[:12]})"
             )
-        files = {f"engine {step}": (e.file, e.sha256) for step, e in self.engines.items() if step in steps}
-        wrong += [f"engine {step}: not in the manifest" for step in steps if step not in self.engines]
+        files = {f"engine {step}": (self.engines[step].file, self.engines[step].sha256) for step in steps}
         files["tokenizer"] = (self.tokenizer["file"], self.tokenizer["sha256"])
         digest = functools.cache(sha256)  # steps may share a file of gigabytes
         for what, (name, expected) in files.items():
             path = directory / name
-            if path.resolve().parent != directory.resolve():
-                wrong.append(f"{what}: {name!r} points outside the engine directory")
-            elif not path.is_file():
-                wrong.append(f"{what}: {name} is missing")
-            elif (got := digest(path)) != expected:
-                wrong.append(
-                    f"{what}: {name} has SHA-256 {got[:16]}, expected {expected[:16]}: altered after the build"
-                )
+            try:
+                if path.resolve().parent != directory.resolve():
+                    wrong.append(f"{what}: {name!r} points outside the engine directory")
+                elif not path.is_file():
+                    wrong.append(f"{what}: {name} is missing")
+                elif (got := digest(path)) != expected:
+                    wrong.append(
+                        f"{what}: {name} has SHA-256 {got[:16]}, expected {expected[:16]}: altered after the build"
+                    )
+            except (OSError, ValueError, RuntimeError) as error:  # not ours to read, no name, links in a circle
+                wrong.append(f"{what}: {name} cannot be read ({error})")
         if wrong:
             raise ManifestError(f"{directory}: refused\n  " + "\n  ".join(wrong) + f"\n  rebuild: {self.rebuild}")
 
+    def _verify_signature(self, directory: Path, trusted_key: Path) -> None:
+        from .signature import SignatureError, verify
 
-def _entry(data: dict[str, Any]) -> EngineEntry:
-    def tensors(key: str) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in data[key])
+        path = directory / MANIFEST
+        try:
+            signed = verify(path, trusted_key)
+        except SignatureError as error:
+            raise ManifestError(f"{directory}: refused: {error}") from None
+        if Manifest.parse(signed, directory) != self:  # the file was replaced after it was read
+            raise ManifestError(f"{directory}: refused: {MANIFEST} changed while it was loaded")
 
-    return EngineEntry(data["file"], data["sha256"], data["graph_sha256"], tensors("inputs"), tensors("outputs"))
+
+def _seal(data: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON: finds a field that was changed, by hand or by a disk."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

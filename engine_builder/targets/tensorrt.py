@@ -179,13 +179,12 @@ class PlanBuilder:
                 f"--compute-capability: TensorRT builds for the GPU at hand; only tensorrt-rtx takes it, got "
                 f"{self.compute_capability!r}"
             )
-        name = "SM" + self.compute_capability.replace(".", "")
-        known = [n for n in dir(self.trt.ComputeCapability) if n.startswith("SM")]
-        if name not in known:
-            choices = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(known, key=lambda n: int(n[2:])))
+        names = sorted((n for n in dir(self.trt.ComputeCapability) if n.startswith("SM")), key=lambda n: int(n[2:]))
+        known = {f"{n[2:-1]}.{n[-1]}": getattr(self.trt.ComputeCapability, n) for n in names}
+        if self.compute_capability not in known:
             raise EngineBuildError(
-                f"--compute-capability: TensorRT-RTX {self.trt.__version__} builds for {choices}, got "
+                f"--compute-capability: TensorRT-RTX {self.trt.__version__} builds for {', '.join(known)}, got "
                 f"{self.compute_capability!r}"
             )
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(self.trt.ComputeCapability, name), 0)
+        config.set_compute_capability(known[self.compute_capability], 0)

@@ -1,6 +1,5 @@
 """Engines and manifest: built for real, refused when anything about them changed."""
 
-import json
 import shutil
 import sys
 
@@ -13,7 +12,7 @@ from engine_builder.build import BuildOptions, build_engines, verify_engines
 from engine_builder.checkpoint import load_checkpoint
 from engine_builder.cli import main
 from engine_builder.config import preset
-from engine_builder.manifest import STEPS, Manifest, ManifestError
+from engine_builder.manifest import STEPS, ManifestError
 from engine_builder.model.steps import step_specs
 
 pytestmark = pytest.mark.engine
@@ -117,31 +116,6 @@ def test_one_altered_byte_is_refused(copy, step):
     with pytest.raises(
         ManifestError, match=rf"engine {step}: .*altered after the build[\s\S]*rebuild: python -m engine_builder"
     ):
-        verify_engines(copy)
-
-
-def test_manifest_of_another_config_is_refused(copy):
-    data = json.loads((copy / "manifest.json").read_text())
-    data["model"]["backbone"]["layers"] = 7
-    (copy / "manifest.json").write_text(json.dumps(data))
-    with pytest.raises(ManifestError, match=r"config was changed after the build[\s\S]*rebuild"):
-        Manifest.load(copy)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d.update(format=99), "expected manifest format 1, got 99"),
-        (lambda d: d.pop("engines"), "missing engines"),
-        (lambda d: d["engines"].pop("think"), "engine think: not in the manifest"),
-        (lambda d: d["engines"]["think"].update(file="../think.onnx"), "points outside the engine directory"),
-    ],
-)
-def test_damaged_manifests_are_refused(copy, change, message):
-    data = json.loads((copy / "manifest.json").read_text())
-    change(data)
-    (copy / "manifest.json").write_text(json.dumps(data))
-    with pytest.raises(ManifestError, match=message):
         verify_engines(copy)
 
 

@@ -55,7 +55,7 @@ def test_layout_covers_a_unit_without_gaps(name):
         ({"solver": {"steps": "4"}}, "config.solver.steps: expected int, got str ('4')"),
         ({"video": {"perceive_grid": 3}}, "config.video.perceive_grid: expected array, got int (3)"),
         ({"video": {"perceive_grid": [1, 1, 1]}}, "config.video.perceive_grid: expected array of length 2, got 3"),
-        ({"backbone": {"rms_eps": 0}}, "backbone.rms_eps: expected > 0, got 0"),
+        ({"backbone": {"rms_eps": 0}}, "backbone.rms_eps: expected > 0 and < 2^31, got 0"),
         ({"backbone": {"layers": True}}, "config.backbone.layers: expected int, got bool"),
         ({"audio": {"colour": 1}}, "config.audio: unknown fields ['colour']"),
     ],

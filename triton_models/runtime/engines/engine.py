@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine_builder.config import ModelConfig
-from engine_builder.manifest import GPU_TARGETS, Manifest, ManifestError
+from engine_builder.manifest import GPU_TARGETS, Manifest
 
 from ..messages import SessionError
 from ..metrics import Metrics
@@ -116,19 +116,13 @@ class EngineSet:
             from triton_models.gpu.serving import load_engines  # a CPU needs nothing of it
 
             return load_engines(engine_dir, steps, device)
-        if manifest.target != TARGET:
-            known = ", ".join((TARGET, *GPU_TARGETS))
-            raise ManifestError(
-                f"{engine_dir}: target: expected one of {known}, built for {manifest.target}; "
-                f"rebuild: {manifest.rebuild}"
-            )
         manifest.verify(engine_dir, steps=steps)
         engines = {step: OnnxEngine(engine_dir / manifest.engines[step].file, threads) for step in steps}
         return cls(
             config=manifest.model,
             engines=engines,
             state_sizes=dict(manifest.state),
-            max_batch=int(manifest.limits["max_batch"]),
+            max_batch=manifest.limits["max_batch"],
             tokenizer_path=engine_dir / manifest.tokenizer["file"],
             manifest=manifest,
         )
