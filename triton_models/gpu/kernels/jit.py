@@ -27,12 +27,22 @@ __all__ = ["INTERPRETED", "ceil_div", "jit", "narrow", "next_power_of_2", "opera
 
 @jit
 def narrow(x, dtype: tl.constexpr):
-    """float32 -> `dtype`, to nearest even. Triton's interpreter truncates to bf16, so there the bits are rounded."""
-    if EMULATED and dtype == tl.bfloat16:
+    """float32 -> `dtype`, to nearest even; NaN stays NaN.
+
+    bf16 goes two at a time, which the compiler does not find by itself where the result is used twice: a single
+    conversion (F2F) takes the unit that also does exp. The interpreter truncates to bf16, so there bits are rounded.
+    """
+    if dtype != tl.bfloat16:
+        x = x.to(dtype)
+    elif EMULATED:
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
-    return x.to(dtype)
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x).to(dtype)
+    else:
+        x = tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
+    return x
 
 
 @jit

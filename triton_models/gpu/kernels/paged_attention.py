@@ -1,4 +1,4 @@
-"""Paged block-causal attention: the own block first, then the visible history, read in place from the KV pool.
+"""Paged block-causal attention: the visible history, read in place from the KV pool, then the own block.
 
 One kernel serves all passes: context blocks (a mask says who sees whom), prompts (a causal mask), noisy latents
 (everybody sees everybody) and slots (one token). Every row also sees its whole visible history; order does not matter,
@@ -20,6 +20,7 @@ from .history_index import TILE, HistoryIndex
 from .jit import INTERPRETED, ceil_div, jit, narrow, next_power_of_2, operand, tl
 
 LOG2_E = 1.4426950408889634
+LOWEST = tl.constexpr(-1e30)  # the maximum of no scores; an infinity would need a comparison a tile: inf - inf is NaN
 MIN_DOT = 16  # tl.dot takes no side shorter than this
 MAX_SPLITS_TILED = 8  # beyond this the partial results of a wide pass cost more than the idle processors
 MAX_SPLITS_SLOT = 128
@@ -64,15 +65,15 @@ def choose_tiling(
     """
     ratio = heads // groups
     rows = min(128, max(MIN_DOT, next_power_of_2(tokens * ratio)))
-    if item_bytes > 2:
-        rows = min(rows, 64)
-    keys = 64 if item_bytes <= 2 else 32
+    if item_bytes > 2:  # no matrix units: sums live in registers, and more than these would not
+        rows, shapes = min(rows, 32), ((32, 5), (32, 3))
+    else:
+        shapes = ((128, 5), (64, 5), (64, 3)) if rows == 128 else ((64, 5), (64, 3))
     if INTERPRETED:
-        keys = TILE  # the interpreter's time goes by tiles, not by bytes
+        shapes = ((TILE, 1),)  # the interpreter's time goes by tiles, not by bytes
     # The list of places is loaded one stage ahead of K and V, so 5 stages keep two or three tiles of both in flight.
-    stages = 5
-    while stages > 3 and (rows + keys * (stages + 1)) * size * item_bytes > chip.shared_bytes:
-        stages -= 2
+    room = chip.shared_bytes // (size * item_bytes)
+    keys, stages = next((shape for shape in shapes if rows + shape[0] * (shape[1] + 1) <= room), shapes[-1])
     tiles = ceil_div(tokens, keys) + ceil_div(history, keys)
     programs = batch * groups * ceil_div(tokens * ratio, rows)
     if rows == MIN_DOT:
@@ -83,7 +84,7 @@ def choose_tiling(
             return ceil_div(programs * n, chip.multiprocessors) / n * (1 + 0.02 * (n - 1))
 
         splits = min(range(1, min(MAX_SPLITS_TILED, tiles) + 1), key=cost)
-    return Tiling(rows, keys, 8 if rows >= 128 else 4, stages, splits)
+    return Tiling(rows, keys, 8 if rows >= 128 or item_bytes > 2 else 4, stages, splits)
 
 
 def paged_attention(
@@ -146,7 +147,7 @@ def paged_attention(
         SIZE=size,
         ROWS=t.rows,
         KEYS=t.keys,
-        OWN_KEYS=t.keys if mask is None else t.keys // 2,  # the mask's addresses take the registers of the other half
+        OWN_KEYS=min(t.keys, 64 if mask is None else 32),  # a mask's addresses take the registers of the other half
         SPLITS=t.splits,
         MASKED=mask is not None,
         num_warps=t.warps,
@@ -188,17 +189,30 @@ def _check(q: Tensor, k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, mask
 
 
 @jit
-def _online_softmax(scores, values, acc, top, total):
-    """One tile of keys: scores float32 [ROWS, KEYS] in units of log2 with -inf where hidden, values [KEYS, SIZE]."""
-    higher = tl.maximum(top, tl.max(scores, axis=1))
-    safe = tl.where(higher == float("-inf"), 0.0, higher)  # a row that has seen no key yet: exp2(-inf - 0) = 0
+def _history(k_pool, v_pool, index, column, k_token, v_token, SIZE: tl.constexpr):
+    """Keys [SIZE, n] and values [n, SIZE] of the cached tokens `column` [n]. Lists are padded with the null page, which
+    is readable and zero: no mask on the loads."""
+    d = tl.arange(0, SIZE)
+    where = tl.load(index + column).to(tl.int64)
+    keys = tl.load(k_pool + where[None, :] * k_token + d[:, None])
+    values = tl.load(v_pool + where[:, None] * v_token + d[None, :])
+    return keys, values
+
+
+@jit
+def _attend_tile(queries, keys, values, hidden, acc, top, total, scale):
+    """Online softmax over one tile: queries [ROWS, SIZE], keys [SIZE, KEYS], values [KEYS, SIZE], hidden [.., KEYS]."""
+    scores = tl.dot(queries, operand(keys), input_precision="ieee")
+    if hidden is not None:
+        scores = tl.where(hidden, float("-inf"), scores)
+    # In units of log2. The maximum is taken before the scale, so that scale and difference are one FFMA a score.
+    higher = tl.maximum(top, tl.max(scores, axis=1) * scale)
     # The matrix units take p in the precision of V. What is summed is what is multiplied: the weights then add up to
     # one whatever was rounded, and a part that all values share comes out exact.
-    p = narrow(tl.exp2(scores - safe[:, None]), values.dtype)
-    fade = tl.exp2(top - safe)
+    p = narrow(tl.exp2(scores * scale - higher[:, None]), values.dtype)
+    fade = tl.exp2(top - higher)
     total = total * fade + tl.sum(p.to(tl.float32), axis=1)
-    acc = acc * fade[:, None]
-    acc = tl.dot(operand(p), operand(values), acc, input_precision="ieee")
+    acc = tl.dot(operand(p), operand(values), acc * fade[:, None], input_precision="ieee")
     return acc, higher, total
 
 
@@ -236,7 +250,11 @@ def _attend_kernel(
     SPLITS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Grid: (tiles of query rows, batch x group, splits). Tiles of keys are numbered own block first, then history."""
+    """Grid: (tiles of query rows, batch x group, splits). Tiles of keys are numbered history first, then own block.
+
+    The order is not free: with whole tiles of history in the first loop and without a mask, their products run beside
+    the softmax. Another loop before it, or none after it, and ptxas waits for each product (C7515; a test reads it).
+    """
     b = tl.program_id(1) // GROUPS
     g = tl.program_id(1) % GROUPS
     split = tl.program_id(2)
@@ -249,8 +267,8 @@ def _attend_kernel(
 
     row = tl.load(index_rows + b).to(tl.int64)
     length = tl.load(lengths + row)
-    own_tiles = tl.cdiv(tokens, OWN_KEYS)
-    tiles = own_tiles + tl.cdiv(length, KEYS)
+    past = tl.cdiv(length, KEYS)  # tiles of history
+    tiles = past + tl.cdiv(tokens, OWN_KEYS)
     share = tl.cdiv(tiles, SPLITS)
     first = split * share
     last = tl.minimum(first + share, tiles)
@@ -258,38 +276,36 @@ def _attend_kernel(
     queries = tl.load(q + b64 * q_batch + t[:, None] * q_token + head[:, None] * SIZE + d[None, :], mask=live[:, None])
     queries = operand(queries)
     acc = tl.zeros((ROWS, SIZE), dtype=tl.float32)
-    top = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+    top = tl.full((ROWS,), LOWEST, dtype=tl.float32)
     total = tl.zeros((ROWS,), dtype=tl.float32)
-
-    k += b64 * k_batch + g * SIZE
-    v += b64 * v_batch + g * SIZE
-    mask += b64 * tokens * tokens
-    # Few tiles: no load pipeline, whose buffers the history would miss.
-    for tile in tl.range(first, tl.minimum(last, own_tiles), num_stages=1):
-        column = tile * OWN_KEYS + tl.arange(0, OWN_KEYS)
-        inside = column < tokens
-        keys = tl.load(k + column[None, :] * k_token + d[:, None], mask=inside[None, :], other=0.0)
-        values = tl.load(v + column[:, None] * v_token + d[None, :], mask=inside[:, None], other=0.0)
-        scores = tl.dot(queries, operand(keys), input_precision="ieee") * scale
-        if MASKED:
-            seen = tl.load(mask + t[:, None] * tokens + column[None, :], mask=live[:, None] & inside[None, :], other=0)
-            scores = tl.where(seen != 0, scores, float("-inf"))
-        else:
-            scores = tl.where(inside[None, :], scores, float("-inf"))
-        acc, top, total = _online_softmax(scores, values, acc, top, total)
 
     k_pool += g * SIZE
     v_pool += g * SIZE
     index += row * index_stride
-    for tile in range(tl.maximum(first, own_tiles), last):
-        column = (tile - own_tiles) * KEYS + tl.arange(0, KEYS)
-        # Lists are padded with the null page, which is readable and zero: no mask on the loads.
-        where = tl.load(index + column).to(tl.int64)
-        keys = tl.load(k_pool + where[None, :] * k_pool_token + d[:, None])
-        values = tl.load(v_pool + where[:, None] * v_pool_token + d[None, :])
-        scores = tl.dot(queries, operand(keys), input_precision="ieee") * scale
-        scores = tl.where(column[None, :] < length, scores, float("-inf"))
-        acc, top, total = _online_softmax(scores, values, acc, top, total)
+    whole = tl.minimum(last, length // KEYS)
+    for tile in range(first, whole):
+        column = tile * KEYS + tl.arange(0, KEYS)
+        keys, values = _history(k_pool, v_pool, index, column, k_pool_token, v_pool_token, SIZE)
+        acc, top, total = _attend_tile(queries, keys, values, None, acc, top, total, scale)
+    # Few tiles from here on: no load pipeline, whose buffers the history would miss.
+    for tile in tl.range(tl.maximum(first, whole), tl.minimum(last, past), num_stages=1):
+        column = tile * KEYS + tl.arange(0, KEYS)
+        keys, values = _history(k_pool, v_pool, index, column, k_pool_token, v_pool_token, SIZE)
+        acc, top, total = _attend_tile(queries, keys, values, column[None, :] >= length, acc, top, total, scale)
+
+    k += b64 * k_batch + g * SIZE
+    v += b64 * v_batch + g * SIZE
+    mask += b64 * tokens * tokens
+    for tile in tl.range(tl.maximum(first, past), last, num_stages=1):
+        column = (tile - past) * OWN_KEYS + tl.arange(0, OWN_KEYS)
+        inside = column < tokens
+        keys = tl.load(k + column[None, :] * k_token + d[:, None], mask=inside[None, :], other=0.0)
+        values = tl.load(v + column[:, None] * v_token + d[None, :], mask=inside[:, None], other=0.0)
+        hidden = column[None, :] >= tokens
+        if MASKED:
+            here = live[:, None] & inside[None, :]
+            hidden = tl.load(mask + t[:, None] * tokens + column[None, :], mask=here, other=0) == 0
+        acc, top, total = _attend_tile(queries, keys, values, hidden, acc, top, total, scale)
 
     unseen = total == 0.0  # a split without keys
     total = tl.where(unseen, 1.0, total)

@@ -1,6 +1,8 @@
-"""Compiles every kernel that think and perform launch at a preset's geometry, for one GPU, on a machine without any.
+"""Compiles every kernel that think and perform launch at the presets' geometry, for one GPU, on a machine without any.
 
-    python compile_kernels.py 90 132 232448 v0.1-8b -> JSON lines: kernel, registers, stack, shared
+    python compile_kernels.py 90 132 232448 bfloat16 v0.1-8b v0.2-8b -> a JSON line for each kernel: see `resources`
+
+Of the presets after the first only attention is compiled, whose registers depend on more than widths.
 
 The passes run on meta tensors: their launches go through Triton's own binder with a driver that only knows the target,
 so argument types, alignment and block shapes are those of a real run. Run it with TRITON_INTERPRET=0.
@@ -8,6 +10,9 @@ so argument types, alignment and block shapes are those of a real run. Run it wi
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
 import re
 import subprocess
@@ -19,6 +24,7 @@ from typing import Any
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 
 from engine_builder.config import ModelConfig, preset
@@ -30,6 +36,9 @@ from triton_models.gpu.torch_cuda.backbone import Backbone, History
 from triton_models.gpu.torch_cuda.weights import BackboneWeights, expected_shapes, is_matrix
 
 PAGES, PAGE_TOKENS, POOL_PAGES = 64, 16, 2048
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# Products, waits for them, exp, conversions one by one and in pairs (CUDA binary utilities, instruction set tables)
+COUNTED = ("HGMMA", "HMMA", "WARPGROUP", "MUFU", "F2F", "F2FP")
 
 
 class TargetOnly:
@@ -48,37 +57,42 @@ class TargetOnly:
         return 0
 
 
-def main(capability: int, chip: Chip, config: ModelConfig) -> None:
+def main(capability: int, chip: Chip, dtype: torch.dtype, configs: list[ModelConfig]) -> None:
     triton.runtime.driver.set_active(TargetOnly(capability))
     kernels: dict[str, Any] = {}
     launch = triton.runtime.jit.JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
-        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        kernels.setdefault(kernel.hash, kernel)
+        if config is not configs[0] and self is not paged_attention._attend_kernel:
+            return
+        with contextlib.redirect_stdout(io.StringIO()) as log:  # Triton prints what ptxas said
+            kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        kernels.setdefault(kernel.hash, (kernel, log.getvalue()))
 
+    knobs.nvidia.dump_ptxas_log = True
     triton.runtime.jit.JITFunction.run = compile_only
     paged_attention.Chip.of = classmethod(lambda cls, device: chip)
-    config = replace(config, backbone=replace(config.backbone, layers=1))
     with torch.device("meta"):
-        for batch in (1, 8) if capability == 90 else (8,):
-            run_passes(config, batch)
-    for kernel in kernels.values():
-        print(json.dumps({"name": kernel.name, "shared": kernel.metadata.shared, **resources(kernel.asm["cubin"])}))
+        for config, batch in itertools.product(configs, (1, 8) if capability == 90 else (8,)):
+            run_passes(replace(config, backbone=replace(config.backbone, layers=1)), batch, dtype)
+    for kernel, log in kernels.values():
+        print(
+            json.dumps({"name": kernel.name, "shared": kernel.metadata.shared, **resources(kernel.asm["cubin"], log)})
+        )
 
 
-def run_passes(config: ModelConfig, batch: int) -> None:
-    """A block pass, a slot pass and a solver step, in bf16, and the writing of K and V."""
+def run_passes(config: ModelConfig, batch: int, dtype: torch.dtype) -> None:
+    """A block pass, a slot pass and a solver step."""
     b, v, a = config.backbone, config.video, config.audio
     weights = BackboneWeights(
         config,
         {
-            name: torch.empty(shape, dtype=torch.bfloat16 if is_matrix(name) else torch.float32)
+            name: torch.empty(shape, dtype=dtype if is_matrix(name) else torch.float32)
             for name, shape in expected_shapes(config).items()
         },
     )
     backbone = Backbone(weights)
-    pool = torch.empty(b.layers, POOL_PAGES, PAGE_TOKENS, b.kv_heads, b.head_dim, dtype=torch.bfloat16)
+    pool = torch.empty(b.layers, POOL_PAGES, PAGE_TOKENS, b.kv_heads, b.head_dim, dtype=dtype)
     index = HistoryIndex.empty(batch, PAGES, PAGE_TOKENS, "meta")
     index.fill(
         torch.empty(batch, PAGES, dtype=torch.int64), torch.empty(batch, PAGES, 2, dtype=torch.int64), PAGE_TOKENS
@@ -108,21 +122,30 @@ def run_passes(config: ModelConfig, batch: int) -> None:
         passes.commit(thought, history, torch.empty(batch, tokens, dtype=torch.int64))
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers a thread and bytes of stack (where spilled registers go) of a compiled kernel."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def resources(cubin: bytes, log: str) -> dict[str, int | bool]:
+    """Registers a thread, bytes of stack and of spills, whether ptxas gave up overlapping wgmma with other work, and
+    how often some instructions stand in the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
-        raise ValueError(f"cuobjdump: expected REG and STACK, got {text[-300:]!r}")
-    return {"registers": int(found[1]), "stack": int(found[2])}
+        usage, code = (
+            subprocess.run([TOOL, option, file.name], check=True, capture_output=True, text=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    found, spilled = re.search(r"REG:(\d+) STACK:(\d+)", usage), re.search(r"(\d+) bytes spill stores", log)
+    if found is None or spilled is None:
+        raise ValueError(f"cuobjdump, ptxas: expected REG, STACK and spills, got {usage[-300:]!r} and {log[-300:]!r}")
+    instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z0-9_]+)", code, re.MULTILINE)
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]),
+        "spilled": int(spilled[1]),
+        "serialized": bool(re.search("C7510|C7515", log)),
+        "instructions": len(instructions),
+        **{name: instructions.count(name) for name in COUNTED},
+    }
 
 
 if __name__ == "__main__":
-    capability_, processors, shared, name = sys.argv[1:5]
-    main(int(capability_), Chip(int(processors), int(shared)), preset(name))
+    capability_, processors, shared, precision, *names = sys.argv[1:]
+    main(int(capability_), Chip(int(processors), int(shared)), getattr(torch, precision), [preset(n) for n in names])
