@@ -15,6 +15,8 @@ from pathlib import Path
 
 from engine_builder.config import UNIT_MS, ConfigError, ModelConfig, preset
 
+from .planner.fleet import ROUTINGS, FleetPlan
+from .planner.fleet_page import fleet
 from .planner.policies import one_at_a_time, request_level, step_level
 from .planner.simulate import capacity, simulate
 from .planner.workload import Report, Workload, gpu_like
@@ -45,6 +47,12 @@ examples:
   # how long full history lasts
   python -m triton_models.plan --preset v0.1-1.7b --retention '"full"' --kv-gb 40
 
+  # a fleet: 40 servers of 8 sessions, 5,000 callers an hour, failures, an update at ten, cost by the hour
+  python -m triton_models.plan --fleet 40 --server-sessions 8 --arrivals 3600 --failure-hours 200 --update-hour 10
+  # one that grows and shrinks with the day (24 rates) and keeps a fifth of its slots free
+  python -m triton_models.plan --fleet 10 --server-sessions 8 --free 0.2 \\
+    --arrivals 90,60,40,30,30,40,80,200,400,500,520,500,480,500,510,520,500,480,450,400,350,280,200,130
+
 A unit is {UNIT_MS} ms. The deadline counts from the complete unit at the server to its response.
 """
 
@@ -71,10 +79,25 @@ def parser() -> argparse.ArgumentParser:
     load.add_argument("--deadline", type=float, default=float(UNIT_MS), help="ms to the response (%(default)s)")
     load.add_argument("--solver-steps", type=int, help="evaluations a unit (default: the preset's)")
     load.add_argument("--jitter", type=float, default=5.0, help="mean lateness of an arrival, ms (%(default)s)")
-    load.add_argument("--session-seconds", type=float, help="mean session length (default: the whole simulation)")
+    load.add_argument(
+        "--session-seconds", type=float, help="mean session length (default: the whole simulation; a fleet: 300)"
+    )
     load.add_argument(
         "--retention", type=json.loads, default={"window": {"sink": 4, "recent": 50}}, help="as in the wire options"
     )
+    many = p.add_argument_group("a fleet (sessions over hours instead of units over seconds)")
+    many.add_argument("--fleet", type=int, metavar="SERVERS", help="simulate that many servers behind a balancer")
+    many.add_argument("--server-sessions", type=int, help="of one server (default: found from the costs as above)")
+    many.add_argument("--arrivals", type=_rates, default=(600.0,), help="sessions an hour, or 24 rates by the hour")
+    many.add_argument("--hours", type=float, default=24.0, help="simulated (%(default)s)")
+    many.add_argument("--routing", choices=ROUTINGS, default=ROUTINGS[0], help="of new sessions (%(default)s)")
+    many.add_argument("--failure-hours", type=float, help="mean time between failures of one server (default: none)")
+    many.add_argument("--start-seconds", type=float, default=120.0, help="until a new server serves (%(default)s)")
+    many.add_argument("--update-hour", type=float, help="a rolling update begins then (default: none)")
+    many.add_argument("--drain-seconds", type=float, default=900.0, help="a draining server waits (%(default)s)")
+    many.add_argument("--free", type=float, help="a scaler keeps this share of the slots free (default: fixed size)")
+    many.add_argument("--refused", type=float, default=0.001, help="share that may be refused (%(default)s)")
+    many.add_argument("--price", type=float, help="of a server-hour")
     run = p.add_argument_group("simulation")
     run.add_argument("--seconds", type=float, default=15.0, help="simulated time of a run (%(default)s)")
     run.add_argument("--seed", type=int, default=0, help="of the arrivals; same seed, same result (%(default)s)")
@@ -83,6 +106,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--degrade", action="store_true", help="let late units have fewer solver steps")
     run.add_argument("--out", type=Path, default=Path("build/runs/plan"), help="for plan.csv, plan.png (%(default)s)")
     return p
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,6 +147,9 @@ def plan(args: argparse.Namespace) -> None:
         f"{load.devices} device(s), {load.solver_steps} solver steps, deadline {load.deadline:g} ms, "
         f"jitter {load.jitter:g} ms, seed {load.seed}\n"
     )
+    if args.fleet is not None:
+        _plan_fleet(args, args.server_sessions or capacity(load, costs, policies[0], target=args.target))
+        return
     found = {p.name: capacity(load, costs, p, target=args.target, seeds=args.seeds) for p in policies}
     numbers = [int(n) for n in args.sessions.split(",")] if args.sessions else _around(found.values())
     reports = [simulate(replace(load, sessions=n), costs, p, args.seeds) for p in policies for n in numbers]
@@ -134,6 +164,24 @@ def plan(args: argparse.Namespace) -> None:
     print(f"\n{args.out / 'plan.csv'}")
     if _plot(reports, args.target, args.out / "plan.png"):
         print(args.out / "plan.png")
+
+
+def _plan_fleet(args: argparse.Namespace, sessions: int) -> None:
+    given = FleetPlan(
+        servers=args.fleet,
+        capacity=sessions,
+        arrivals=args.arrivals,
+        session_seconds=args.session_seconds or 300.0,
+        hours=args.hours,
+        routing=args.routing,
+        failure_hours=args.failure_hours,
+        start_seconds=args.start_seconds,
+        update_hour=args.update_hour,
+        drain_seconds=args.drain_seconds,
+        free_share=args.free,
+        seed=args.seed,
+    )
+    fleet(given, args.refused, args.price, args.out)
 
 
 def _around(capacities: Iterable[int]) -> list[int]:
