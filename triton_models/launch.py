@@ -15,14 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from engine_builder.config import UNIT_MS
 from engine_builder.manifest import GPU_TARGETS, TENSORRT_MODULES, Manifest, ManifestError
 
 from .launcher.awake import DEVICE, LINGER_SECONDS, KeepAwake
 from .launcher.repository import fill_repository
 from .launcher.server_process import LOOPBACK, Ports, ServerError, ServerPlan, reached
 from .launcher.supervisor import Supervisor, SupervisorOptions
-from .planner.capacity import measured_capacity
-from .runtime.budget.books import CPU_UTILISATION
+from .planner.capacity import measured_costs, sessions_on_time
+from .runtime.budget.admission import CPU_UTILISATION
 from .runtime.budget.probe import load_costs
 from .runtime.engines.engine import TARGET, EngineError
 from .runtime.kv.pool import PoolError, PoolGeometry, free_bytes
@@ -114,9 +115,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
     pool_bytes = check_pool(manifest, pages, args.device)
     sessions = 0
     if not args.admit_all:
-        if load_costs(args.engines, args.threads, args.device) is None:
-            _say("measuring what each step costs, once for these engines and this machine")
-        sessions = measured_capacity(args.engines, manifest, args.threads, args.max_sessions, args.device)
+        sessions = _capacity(args, manifest, pages)
     duplex = DuplexSettings(
         engines=role.engines,
         status=role.status,
@@ -132,6 +131,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         degrade=not args.keep_steps,
         trace=str(args.trace.resolve()) if args.trace else "",
         device=args.device,
+        admit_all=args.admit_all,
     )
     fill_repository(run / "repository", manifest, role, duplex)
     log = None if args.log_to_console else run / "server.log"
@@ -170,15 +170,37 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
     _say(f"KV pool: {pages} pages of {page_tokens} tokens, {pool_bytes / 2**20:.0f} MiB")
     if manifest.target in GPU_TARGETS:
         _say_devices(args.device)
-    if sessions:
-        _say(
-            f"capacity: {sessions} sessions on time by measured step costs, {CPU_UTILISATION:.0%} of them are admitted"
-        )
     if awake is not None:
         _say("cores stay awake while a session is open" if keeps_awake else f"cores may sleep: {awake.problem}")
     _say(f"gRPC {args.grpc_address}:{grpc}  HTTP 127.0.0.1:{http}  metrics {args.metrics_address}:{metrics}/metrics")
     _say(f"readiness http://{args.metrics_address}:{supervisor.health_port}/ready  log {log or 'here'}")
     return supervisor.run()
+
+
+def _capacity(args: argparse.Namespace, manifest: Manifest, pages: int) -> int:
+    """Sessions that measured costs carry on time. LaunchError if they cannot be measured: none is let in unseen."""
+    if load_costs(args.engines, args.threads, args.device) is None:
+        _say("measuring what each step costs, once for these engines and this machine")
+    costs = measured_costs(args.engines, args.threads, args.device)
+    if costs is None:
+        raise LaunchError(
+            f"{args.engines}: expected step costs, which say how many sessions are on time, and they could not be "
+            "measured (the lines above say why); --admit-all takes up to --max-sessions unseen"
+        )
+    sessions = sessions_on_time(costs, manifest, pages, args.max_sessions, args.device)
+    if sessions:
+        _say(
+            f"capacity: {sessions} sessions on time by measured step costs, {CPU_UTILISATION:.0%} of them are admitted"
+        )
+    else:
+        unit = costs.unit_ms(0, manifest.model.solver.steps)
+        _say(
+            f"capacity: 0 sessions, NONE is admitted: a unit takes at least {unit:.0f} ms of its {UNIT_MS}, so not "
+            "even one session stays on time. What helps: a faster machine or a GPU target, a smaller model, fewer "
+            "solver steps or a shorter window in its checkpoint; costs measured on a quieter machine (python -m "
+            "triton_models.measure); --admit-all to let sessions in that will be late"
+        )
+    return sessions
 
 
 def check_pool(manifest: Manifest, pages: int, device: str) -> int:

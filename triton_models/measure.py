@@ -2,20 +2,22 @@
 
 The launcher runs this by itself when an engine directory has no costs of this machine yet; run it by hand on a quiet
 machine to have better figures. Scheduler, admission and `python -m triton_models.plan --costs` read the file. It goes
-below $TMPDIR where the engines are read-only.
+below ~/.cache where the engines are read-only.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from engine_builder.manifest import Manifest, ManifestError
 
 from .runtime.budget.probe import COSTS, keeping_place, probe
-from .runtime.engines.engine import EngineError
+from .runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError
 from .runtime.kv.pool import PoolError
+from .service.load import load_engines
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         tokens = Manifest.load(args.engines).limits["page_tokens"]
-        table = probe(args.engines, tokens, args.threads, lambda step: print(step, flush=True), args.device)
+        engines = load_engines(args.engines, (*THINKER_STEPS, *PERFORMER_STEPS), args.threads, args.device)
+        say = partial(print, flush=True)
+        table = probe(engines, args.engines, tokens, args.threads, say, args.device)
     except (ManifestError, EngineError, PoolError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

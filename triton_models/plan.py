@@ -20,9 +20,10 @@ from .planner.fleet_page import fleet
 from .planner.policies import one_at_a_time, request_level, step_level
 from .planner.simulate import capacity, simulate
 from .planner.workload import Report, Workload, gpu_like
+from .runtime.budget.admission import usual_history
 from .runtime.budget.costs import CostTable
 from .runtime.kv import retention
-from .runtime.kv.retention import Full, Retention, history_tokens, pages_needed, units_that_fit
+from .runtime.kv.retention import Full, Retention, pages_needed, units_that_fit
 
 HELP = """\
 Runs the server's own scheduler over a table of step costs in a discrete-event simulation: seeded arrivals, jitter,
@@ -133,7 +134,7 @@ def plan(args: argparse.Namespace) -> None:
         solver_steps=args.solver_steps or config.solver.steps,
         devices=args.devices,
         session_seconds=args.session_seconds,
-        history=history_tokens(keep, config, 0) or 0,
+        history=usual_history(config, keep, _pages(config, args) + 1, args.page_tokens),
         seed=args.seed,
     )
     policies = [
@@ -227,15 +228,23 @@ def _print_table(reports: Sequence[Report]) -> None:
 
 
 def _print_memory(config: ModelConfig, keep: Retention, args: argparse.Namespace) -> None:
-    page_bytes = config.kv_bytes_per_token * args.kv_bytes // 4 * args.page_tokens
-    pages = int(args.kv_gb * 1e9) // page_bytes - 1  # page 0 is the null page
+    page_bytes, pages = _page_bytes(config, args), _pages(config, args)
     print(f"\nmemory: {pages} pages of {args.page_tokens} tokens ({page_bytes / 1e6:.2f} MB each)")
     if isinstance(keep, Full):
-        units = units_that_fit(keep, config, 0, args.page_tokens, max(pages, 0)) or 0
+        units = units_that_fit(keep, config, 0, args.page_tokens, pages) or 0
         print(f"  full history of one session lasts {units * UNIT_MS / 1000:.0f} s; of n sessions, an n-th of that")
         return
     each = pages_needed(keep, config, 0, args.page_tokens, None) or 1
     print(f"  a session needs {each} pages ({each * page_bytes / 1e9:.2f} GB): {pages // each} sessions fit, for ever")
+
+
+def _page_bytes(config: ModelConfig, args: argparse.Namespace) -> int:
+    return config.kv_bytes_per_token * args.kv_bytes // 4 * args.page_tokens
+
+
+def _pages(config: ModelConfig, args: argparse.Namespace) -> int:
+    """Of the pool, without the null page; without --kv-gb, as many as anybody could want."""
+    return max(0, int(args.kv_gb * 1e9) // _page_bytes(config, args) - 1) if args.kv_gb else 1 << 20
 
 
 def _write_csv(reports: Sequence[Report], path: Path) -> None:

@@ -29,6 +29,7 @@ from triton_models.planner.policies import RequestBatching
 from triton_models.runtime.budget.probe import load_costs
 from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
 from triton_models.runtime.performer.scheduler import StepScheduler
+from triton_models.service.load import load_engines
 from triton_models.service.local import LocalRuntime
 
 UNIT_SECONDS = 0.160
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/runs/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    engines = EngineSet.load(args.engines, (*THINKER_STEPS, *PERFORMER_STEPS))
+    engines = load_engines(args.engines, (*THINKER_STEPS, *PERFORMER_STEPS))
     costs = load_costs(args.engines, 1)
     if costs is None:
         parser.error(f"{args.engines}: no costs of this machine; run python -m triton_models.measure --engines DIR")

@@ -24,6 +24,7 @@ from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 from engine_builder.checkpoint import load_checkpoint
 from engine_builder.layout import UnitLayout, rope_tables
 from triton_models.runtime.engines.engine import EngineSet
+from triton_models.service.load import load_engines
 
 SLOT_PASSES = 2  # state, then one word; the rest of the slots end early
 
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/runs/bench"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    engines = EngineSet.load(args.engines, ("think",), threads=1)
+    engines = load_engines(args.engines, ("think",), threads=1)
     tokens = engines.config.block_tokens
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []

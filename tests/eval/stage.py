@@ -17,8 +17,9 @@ import numpy as np
 from engine_builder.training.judges.closed_loop import Performance
 from engine_builder.training.world.conversation import Conversation
 from engine_builder.training.world.words import PERSONA_PROMPT
-from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS
 from triton_models.runtime.kv import retention
+from triton_models.service.load import load_engines
 from triton_models.service.local import AgentUnit, LocalRuntime, LocalSession
 
 from .parts import TRAINED_RETENTION
@@ -54,7 +55,7 @@ class Stage:
         steps: int | None = None,
         lateness: Lateness | None = None,
     ) -> None:
-        engines = EngineSet.load(engine_dir, (*THINKER_STEPS, *PERFORMER_STEPS), 1)
+        engines = load_engines(engine_dir, (*THINKER_STEPS, *PERFORMER_STEPS), 1)
         self.config = engines.config
         self.keep = TRAINED_RETENTION if keep is None else keep
         self.steps, self.lateness = steps or self.config.solver.steps, lateness

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..runtime.budget.probe import step_inputs
 from ..runtime.engines.engine import EngineSet
+from ..runtime.engines.inputs import step_inputs
 from ..runtime.engines.solver import Solver
 from ..runtime.kv.pool import NULL_PAGE, Pool
 from ..runtime.thinker.thinker import PROMPT_CHUNK

@@ -10,7 +10,8 @@ from typing import Any
 
 from engine_builder.manifest import Manifest
 
-from ..runtime.budget.books import admission
+from ..runtime.budget.admission import Admission
+from ..runtime.budget.probe import load_costs
 from ..runtime.duplex.calls import Call
 from ..runtime.duplex.conversation import Reply, UnitRequest
 from ..runtime.duplex.duplex import Duplex
@@ -37,16 +38,14 @@ class DuplexService:
         config = manifest.model
         tokenizer = TextTokenizer.load(directory / manifest.tokenizer["file"], config.language)
         limits = OptionLimits.of(manifest)
-        books = admission(
-            directory,
-            config,
-            limits.retention,
-            settings.sessions,
-            settings.threads,
-            settings.pages,
-            settings.page_tokens,
-            settings.device,
-        )
+        books = None
+        if not settings.admit_all:
+            costs = load_costs(directory, settings.threads, settings.device)
+            if costs is None:
+                raise ValueError(f"{directory}: expected the step costs that admission is computed from, got none")
+            books = Admission.of(
+                config, costs, limits.retention, settings.sessions, settings.pages, settings.page_tokens
+            )
         self._tracer = Tracer(Path(settings.trace)) if settings.trace else None
         self._duplex = Duplex(
             config,

@@ -44,6 +44,7 @@ from ..runtime.performer.worker import PerformerWorker
 from ..runtime.thinker.thinker import Thinker
 from ..runtime.thinker.worker import ThinkerWorker
 from ..runtime.worker import Job
+from .load import load_engines
 
 DEFAULT_PAGES = 1024
 DEFAULT_PAGE_TOKENS = 16
@@ -111,8 +112,8 @@ class LocalRuntime:
 
     @classmethod
     def load(cls, engine_dir: Path, *, threads: int = 1, device: str = "", **options: Any) -> LocalRuntime:
-        """Loads a verified engine directory (`device`: see `EngineSet.load`); `options` as for the constructor."""
-        return cls(EngineSet.load(engine_dir, (*THINKER_STEPS, *PERFORMER_STEPS), threads, device), **options)
+        """Loads a verified engine directory (`device`: see `service.load`); `options` as for the constructor."""
+        return cls(load_engines(engine_dir, (*THINKER_STEPS, *PERFORMER_STEPS), threads, device), **options)
 
     def start(self) -> None:
         self.think_worker.start()

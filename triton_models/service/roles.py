@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.budget.books import usual_history
+from ..runtime.budget.admission import usual_history
 from ..runtime.budget.costs import Cost, CostTable, measure, think_curve
 from ..runtime.budget.probe import SolverCall, load_costs, scattered_view
 from ..runtime.duplex.options import OptionLimits
@@ -24,6 +24,7 @@ from ..runtime.performer.scheduler import StepScheduler
 from ..runtime.performer.worker import PerformerWorker
 from ..runtime.thinker.thinker import Thinker
 from ..runtime.thinker.worker import ThinkerWorker
+from .load import load_engines
 from .settings import RoleSettings
 
 # A session performs one unit at a time, but its next one may come before the worker has heard of its end.
@@ -41,7 +42,7 @@ class ThinkerRole:
     def start(cls, settings: RoleSettings) -> ThinkerRole:
         """Loads perceive and think, makes the pool and starts the worker."""
         directory = Path(settings.engines)
-        engines = EngineSet.load(directory, THINKER_STEPS, settings.threads, settings.device)
+        engines = load_engines(directory, THINKER_STEPS, settings.threads, settings.device)
         if engines.manifest is None:
             raise EngineError(f"{directory}: expected engines with their manifest")
         tokenizer = TextTokenizer.load(engines.tokenizer_path, engines.config.language)
@@ -52,7 +53,9 @@ class ThinkerRole:
         thinker = Thinker(engines, pool, blocks, tokenizer, settings.max_sessions, sender.send)
         curve = None
         if (costs := load_costs(directory, settings.threads, settings.device)) is not None:
-            usual = usual_history(engines.config, OptionLimits.of(engines.manifest).retention)
+            usual = usual_history(
+                engines.config, OptionLimits.of(engines.manifest).retention, settings.pages, settings.page_tokens
+            )
             curve = think_curve(costs, engines.max_batch, usual, engines.config.language.slots)
         worker = ThinkerWorker(thinker, costs=curve)
         worker.start()
@@ -79,7 +82,7 @@ class PerformerRole:
     def start(cls, settings: RoleSettings) -> PerformerRole:
         """Loads perform and render, maps the thinker's pool and starts the worker."""
         directory = Path(settings.engines)
-        engines = EngineSet.load(directory, PERFORMER_STEPS, settings.threads, settings.device)
+        engines = load_engines(directory, PERFORMER_STEPS, settings.threads, settings.device)
         if engines.manifest is None:
             raise EngineError(f"{directory}: expected engines with their manifest")
         pool = engines.link.open(settings.pool, engines.config, settings.pages, settings.page_tokens)
@@ -87,7 +90,9 @@ class PerformerRole:
         solver = engines.link.solver(engines["perform"], pool, slots)
         engines.link.rehearse(engines, pool, solver)
         costs = load_costs(directory, settings.threads, settings.device) or _perform_costs(engines, pool, solver)
-        usual = usual_history(engines.config, OptionLimits.of(engines.manifest).retention)
+        usual = usual_history(
+            engines.config, OptionLimits.of(engines.manifest).retention, settings.pages, settings.page_tokens
+        )
         scheduler = StepScheduler(costs, engines.max_batch, history=usual, degrade=settings.degrade)
         performer = Performer(engines, pool, scheduler, solver=solver)
         worker = PerformerWorker(performer, Renderer(engines, performer.metrics, settings.max_sessions))

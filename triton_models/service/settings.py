@@ -38,10 +38,11 @@ class DuplexSettings:
     pages: int  # of the KV pool, the null page included
     page_tokens: int
     threads: int  # of each engine, for which the costs were measured
-    sessions: int  # that the measured costs carry on time; 0: admit up to max_sessions unseen
+    sessions: int  # that the measured costs carry on time; 0: none is admitted
     degrade: bool  # late units may lose solver steps, picture and sound, in this order
     trace: str = ""  # file of traces; empty: none
     device: str = ""  # of GPU engines, for which the costs were measured
+    admit_all: bool = False  # up to max_sessions, whatever `sessions` says
 
 
 def read(kind: type[Settings], parameters: Mapping[str, str]) -> Settings:

@@ -16,7 +16,8 @@ import torch
 
 from engine_builder.build import BuildOptions, build_engines
 from triton_models.runtime.budget.probe import SolverCall, scattered_view
-from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS
+from triton_models.service.load import load_engines
 from triton_models.service.local import AgentUnit, LocalRuntime, UserUnit
 
 pytestmark = pytest.mark.gpu
@@ -57,7 +58,7 @@ def test_a_conversation_is_that_of_the_cpu_engines(mini_engines: Path, torch_eng
 
 
 def test_after_the_rehearsal_every_tick_is_one_launch(torch_engines: Path) -> None:
-    engines = EngineSet.load(torch_engines, (*THINKER_STEPS, *PERFORMER_STEPS), device="0")
+    engines = load_engines(torch_engines, (*THINKER_STEPS, *PERFORMER_STEPS), device="0")
     with LocalRuntime(engines, pages=256, page_tokens=PAGE_TOKENS) as runtime:
         solver = engines.link.solver(engines["perform"], runtime.pool, 4)
         engines.link.rehearse(engines, runtime.pool, solver)

@@ -32,6 +32,7 @@ from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS,
 from triton_models.runtime.engines.target import HostLink
 from triton_models.runtime.kv.pages import Span
 from triton_models.runtime.kv.pool import SHM_DIRECTORY
+from triton_models.service.load import load_engines
 from triton_models.service.local import AgentUnit, LocalRuntime, UserUnit
 
 pytestmark = pytest.mark.engine
@@ -96,7 +97,7 @@ def converse(engines: EngineSet) -> list[AgentUnit]:
 
 
 def test_conversations_are_those_of_the_model(directories):
-    engines = EngineSet.load(directories / "torch-cuda", (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu")
+    engines = load_engines(directories / "torch-cuda", (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu")
     got = converse(engines)
     expected = converse(the_model_itself(directories / "checkpoint", engines))
     assert len(got) == 4
@@ -142,7 +143,7 @@ def tensor(array: DeviceArray) -> np.ndarray:
 
 def test_the_rehearsal_meets_every_size(directories):
     """After it no call of the serving runtime makes a graph, and the pool is as it was."""
-    engines = EngineSet.load(directories / "torch-cuda", (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu")
+    engines = load_engines(directories / "torch-cuda", (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu")
     with LocalRuntime(engines, pages=64, page_tokens=PAGE_TOKENS) as runtime:
         solver = engines.link.solver(engines["perform"], runtime.pool, 4)
         rehearse(engines, runtime.pool, solver)
@@ -159,7 +160,7 @@ def test_the_rehearsal_meets_every_size(directories):
 
 def test_engines_outlive_a_pool(directories):
     """The next pool, of another size, may lie where the last one lay."""
-    engines = EngineSet.load(directories / "torch-cuda", (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu")
+    engines = load_engines(directories / "torch-cuda", (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu")
     talks = []
     for pages in (64, 96, 64):
         with LocalRuntime(engines, pages=pages, page_tokens=PAGE_TOKENS) as runtime:
@@ -171,9 +172,16 @@ def test_engines_outlive_a_pool(directories):
 
 
 def test_costs_are_measured_over_the_pool_that_serves(directories, monkeypatch):
+    monkeypatch.setattr(cost_probe, "ROUNDS", 1)
     monkeypatch.setattr(cost_probe, "REPEATS", 1)
     directory = directories / "torch-cuda"
-    table = cost_probe.probe(directory, PAGE_TOKENS, 1, device="cpu")
+    table = cost_probe.probe(
+        load_engines(directory, (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu"),
+        directory,
+        PAGE_TOKENS,
+        1,
+        device="cpu",
+    )
     assert table.steps == ("perceive", "perform", "render", "slot", "think")
     assert {(c.batch, c.history) for c in table.costs if c.step == "perform"} == {(1, 1024), (2, 1024)}
     assert all(c.ms > 0 for c in table.costs)
@@ -198,7 +206,7 @@ def test_what_is_missing_is_named_before_anything_is_loaded(directories, tmp_pat
     directory = shutil.copytree(directories / "torch-cuda", tmp_path / "engines")
     replace(Manifest.load(directory), target=target).save(directory)
     with pytest.raises(EngineError, match=message):
-        EngineSet.load(directory, PERFORMER_STEPS, device=device)
+        load_engines(directory, PERFORMER_STEPS, device=device)
     arguments = ["--engines", str(directory), "--runs", str(tmp_path), "--device", device]
     assert launch.main(arguments) == 2
     assert message in capsys.readouterr().err

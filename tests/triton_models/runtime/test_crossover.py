@@ -19,6 +19,7 @@ from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS,
 from triton_models.runtime.engines.tokenizer import TextTokenizer
 from triton_models.runtime.messages import SessionError
 from triton_models.runtime.performer import noise
+from triton_models.service.load import load_engines
 from triton_models.service.local import AgentUnit, LocalRuntime, LocalSession
 
 pytestmark = pytest.mark.engine
@@ -142,7 +143,7 @@ async def in_the_crowd(
 
 
 def test_no_session_leaks_into_another(mini_engines: Path) -> None:
-    engines = EngineSet.load(mini_engines, (*THINKER_STEPS, *PERFORMER_STEPS))
+    engines = load_engines(mini_engines, (*THINKER_STEPS, *PERFORMER_STEPS))
     plan = scripts()
     with LocalRuntime(engines, pages=600, page_tokens=8) as quiet:
 

@@ -39,6 +39,7 @@ from triton_models.runtime.performer.performer import Performer
 from triton_models.runtime.performer.renderer import Renderer
 from triton_models.runtime.performer.scheduler import StepScheduler
 from triton_models.runtime.thinker.thinker import Thinker
+from triton_models.service.load import load_engines
 
 pytestmark = pytest.mark.engine
 
@@ -118,7 +119,7 @@ class Duo:
     """Thinker and performer over recording engines; `run` takes sessions through UNITS units in step."""
 
     def __init__(self, engine_dir: Path, pages: int = 400) -> None:
-        whole = EngineSet.load(engine_dir, ("perceive", "think", "perform", "render"))
+        whole = load_engines(engine_dir, ("perceive", "think", "perform", "render"))
         self.config = whole.config
         self.blocks = BlockManager(pages, PAGE_TOKENS)
         self.names: list[str] = []

@@ -22,6 +22,22 @@ from ..messages import SessionError
 from .costs import CostTable
 
 UNITS_PER_SECOND = 1000 / UNIT_MS
+# Client sockets, gRPC and the Python stubs want the same processors as the engines; measured with `bench_overhead`.
+CPU_UTILISATION = 0.7
+FULL_SECONDS = (10.0, 600.0)
+
+
+def usual_history(config: ModelConfig, keep: Retention, pages: int, page_tokens: int) -> int:
+    """Cached tokens of a session with the retention `keep`, for which capacity is computed.
+
+    `full` grows until time or the pool of `pages` ends it: it counts at its mean length, as sessions of all ages share
+    the device.
+    """
+    tokens = history_tokens(keep, config, 0)
+    if tokens is not None:
+        return tokens
+    units = units_that_fit(keep, config, 0, page_tokens, pages - 1) or 0  # the null page is nobody's
+    return min(units, round(FULL_SECONDS[1] * UNITS_PER_SECOND)) // 2 * config.unit_positions
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,7 @@ class Budget:
     history: int = 0
     utilisation: float = 0.9
     deadline: float = float(UNIT_MS)
-    full_seconds: tuple[float, float] = (10.0, 600.0)
+    full_seconds: tuple[float, float] = FULL_SECONDS
     notice_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -103,6 +119,21 @@ class Admission:
         self.config, self.costs, self.budget = config, costs, budget
         self._tickets: dict[str, Ticket] = {}
 
+    @classmethod
+    def of(
+        cls, config: ModelConfig, costs: CostTable, keep: Retention, sessions: int, pages: int, page_tokens: int
+    ) -> Admission:
+        """For a pool of `pages` and the `sessions` of retention `keep` that `costs` carry on time; 0 admits none."""
+        budget = Budget(
+            sessions=sessions,
+            solver_steps=config.solver.steps,
+            pages=pages - 1,  # the null page is nobody's
+            page_tokens=page_tokens,
+            history=usual_history(config, keep, pages, page_tokens),
+            utilisation=CPU_UTILISATION,
+        )
+        return cls(config, costs, budget)
+
     def __len__(self) -> int:
         return len(self._tickets)
 
@@ -153,7 +184,7 @@ class Admission:
         history = history_tokens(retention, self.config, prompt_tokens)
         if pages is None or history is None:
             raise ValueError(f"retention: expected a policy with a bound, got {retention!r}")
-        alone = self._unit_ms(history, solver_steps)
+        alone = self.costs.unit_ms(history, solver_steps)
         if alone > self.budget.deadline:
             raise SessionError(
                 "RESOURCE_EXHAUSTED",
@@ -194,18 +225,13 @@ class Admission:
         share = solver_steps * self.costs.ms("perform", 1, history) / usual if usual > 0 else 1.0
         return max(1.0, min(share, budget.shares))
 
-    def _unit_ms(self, history: int, solver_steps: int) -> float:
-        """What one unit costs a session that has the device to itself, with one slot pass."""
-        rest = sum(self.costs.ms(step, 1, history) for step in self.costs.steps if step != "perform")
-        return rest + solver_steps * self.costs.ms("perform", 1, history)
-
     def _real_time_units(self, prompt_tokens: int, solver_steps: int, most: int) -> int:
         """Units, up to `most`, after which one unit of this session alone takes longer than the deadline."""
         low, high = 0, most + 1
         while high - low > 1:
             middle = (low + high) // 2
             history = prompt_tokens + middle * self.config.unit_positions
-            if self._unit_ms(history, solver_steps) <= self.budget.deadline:
+            if self.costs.unit_ms(history, solver_steps) <= self.budget.deadline:
                 low = middle
             else:
                 high = middle

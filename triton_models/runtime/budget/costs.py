@@ -103,6 +103,11 @@ class CostTable:
             raise ValueError(f"costs: no measurement of {step!r}, only of {', '.join(self._points)}") from None
         return _interpolate([(h, _rows(points, batch)) for h, points in by_history.items()], history)
 
+    def unit_ms(self, history: int, solver_steps: int) -> float:
+        """What one unit costs a session that has the device to itself, with one slot pass."""
+        rest = sum(self.ms(step, 1, history) for step in self.steps if step != "perform")
+        return rest + solver_steps * self.ms("perform", 1, history)
+
     def curve(self, step: str, max_batch: int, history: int = 0) -> list[float]:
         """Milliseconds for 0 .. max_batch rows, never falling: noise must not make a larger batch look cheaper."""
         costs = [0.0]

@@ -1,4 +1,4 @@
-"""Step engines: `run(named arrays) -> named arrays`, loaded from an engine directory once its manifest is verified."""
+"""Engines: `run(named arrays) -> named arrays`, and the record of those that a role has (`service.load` fills it)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine_builder.config import ModelConfig
-from engine_builder.manifest import GPU_TARGETS, Manifest
+from engine_builder.manifest import Manifest
 
 from ..messages import SessionError
 from ..metrics import Metrics
@@ -102,27 +102,3 @@ class EngineSet:
             return self.engines[step]
         except KeyError:
             raise EngineError(f"step {step}: expected one of {', '.join(self.engines)}, which were loaded") from None
-
-    @classmethod
-    def load(cls, engine_dir: Path, steps: tuple[str, ...], threads: int = 1, device: str = "") -> EngineSet:
-        """Verifies the manifest and the files of `steps`, and only then loads them.
-
-        `threads`: ONNX Runtime threads of each engine. `device`: where GPU engines run (`gpu.devices.Devices`; empty:
-        the first GPU). Raises `ManifestError` (what was built for what, and the command that rebuilds it) or
-        `EngineError` (a library or a GPU is missing, or does not take the file).
-        """
-        manifest = Manifest.load(engine_dir)
-        if manifest.target in GPU_TARGETS:
-            from triton_models.gpu.serving import load_engines  # a CPU needs nothing of it
-
-            return load_engines(engine_dir, steps, device)
-        manifest.verify(engine_dir, steps=steps)
-        engines = {step: OnnxEngine(engine_dir / manifest.engines[step].file, threads) for step in steps}
-        return cls(
-            config=manifest.model,
-            engines=engines,
-            state_sizes=dict(manifest.state),
-            max_batch=manifest.limits["max_batch"],
-            tokenizer_path=engine_dir / manifest.tokenizer["file"],
-            manifest=manifest,
-        )

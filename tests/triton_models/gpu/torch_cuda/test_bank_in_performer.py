@@ -13,12 +13,13 @@ from engine_builder.checkpoint import random_model, save_checkpoint
 from engine_builder.config import preset
 from triton_models.gpu.torch_cuda.solver_bank import SolverBank
 from triton_models.runtime.budget.costs import CostTable
-from triton_models.runtime.engines.engine import PERFORMER_STEPS, EngineSet
+from triton_models.runtime.engines.engine import PERFORMER_STEPS
 from triton_models.runtime.engines.solver import HostSolver
 from triton_models.runtime.kv.pages import Span
 from triton_models.runtime.messages import CloseJob, HistoryView, PerformJob, PerformResult
 from triton_models.runtime.performer.performer import Performer
 from triton_models.runtime.performer.scheduler import StepScheduler
+from triton_models.service.load import load_engines
 
 pytestmark = pytest.mark.engine
 MS, HOUR = 1_000_000, 3_600_000_000_000
@@ -40,7 +41,7 @@ def engines(tmp_path_factory):
         target="torch-cuda", precision="float32", max_batch=2, max_pages=4, pool_pages=PAGES, page_tokens=PAGE_TOKENS
     )
     build_engines(root / "checkpoint", root / "engines", options)
-    return EngineSet.load(root / "engines", PERFORMER_STEPS, device="cpu")
+    return load_engines(root / "engines", PERFORMER_STEPS, device="cpu")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from triton_models.gpu.torch_cuda.captured import CapturedCall, Lane
 from triton_models.gpu.torch_cuda.engine import PerformEngine, ThinkEngine, perceive_engine, render_engine
 from triton_models.gpu.torch_cuda.solver_bank import SolverBank
 from triton_models.gpu.torch_cuda.weights import BackboneWeights
-from triton_models.runtime.budget.probe import step_inputs
+from triton_models.runtime.engines.inputs import step_inputs
 from triton_models.runtime.messages import HistoryView
 
 pytestmark = pytest.mark.unit

@@ -24,8 +24,8 @@ def keep(place: Path, engines: Path, threads: int = 1) -> None:
 
 @pytest.fixture
 def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An engine directory; what cannot be written beside it would go below tmp_path / "tmp"."""
-    monkeypatch.setattr(cost_probe.tempfile, "tempdir", str(tmp_path / "tmp"))
+    """An engine directory; what cannot be written beside it would go below tmp_path / "cache"."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
         cost_probe, "_fingerprint", lambda where, threads, device: [(where / MANIFEST).read_text(), threads, device]
     )
@@ -52,7 +52,7 @@ def test_beside_the_engines(engines: Path) -> None:
 @pytest.mark.usefixtures("read_only")
 def test_elsewhere_by_what_was_measured(engines: Path, tmp_path: Path) -> None:
     place = cost_probe.keeping_place(engines)
-    assert place.parent.parent == tmp_path / "tmp"
+    assert place.is_relative_to(tmp_path / "cache"), "and not in a folder that all users share"
     keep(place, engines)
     assert cost_probe.load_costs(engines, 1) is not None
     (engines / MANIFEST).write_text('{"other": 1}')

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from engine_builder.manifest import ManifestError
-from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet, OnnxEngine
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, OnnxEngine
+from triton_models.service.load import load_engines
 
 pytestmark = pytest.mark.engine
 
@@ -23,7 +24,7 @@ def copied(mini_engines: Path, tmp_path: Path) -> Path:
 
 
 def test_a_role_loads_its_steps_and_what_goes_with_them(mini_engines: Path) -> None:
-    engines = EngineSet.load(mini_engines, THINKER_STEPS)
+    engines = load_engines(mini_engines, THINKER_STEPS)
     assert set(engines.engines) == {"perceive", "think"}
     assert engines.config.name == "mini"
     assert engines.max_batch == 4
@@ -41,8 +42,8 @@ def test_one_altered_byte_is_refused_with_the_command_that_rebuilds(copied: Path
     with pytest.raises(
         ManifestError, match=r"(?s)engine think: .*altered after the build.*rebuild: python -m engine_b"
     ):
-        EngineSet.load(copied, THINKER_STEPS)
-    assert EngineSet.load(copied, PERFORMER_STEPS)["perform"], "the performer does not load that file"
+        load_engines(copied, THINKER_STEPS)
+    assert load_engines(copied, PERFORMER_STEPS)["perform"], "the performer does not load that file"
 
 
 def test_a_changed_manifest_is_refused(copied: Path) -> None:
@@ -51,13 +52,13 @@ def test_a_changed_manifest_is_refused(copied: Path) -> None:
     data["model"]["backbone"]["layers"] += 1
     manifest.write_text(json.dumps(data))
     with pytest.raises(ManifestError, match=r"changed after the build: expected seal.*rebuild: python -m engine_b"):
-        EngineSet.load(copied, THINKER_STEPS)
+        load_engines(copied, THINKER_STEPS)
 
 
 def test_a_missing_library_is_named_with_the_way_to_get_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineError, match=r"expected the onnxruntime package.*pip install"):
-        EngineSet.load(copied, PERFORMER_STEPS)
+        load_engines(copied, PERFORMER_STEPS)
 
 
 def test_a_file_that_is_no_engine_and_inputs_that_do_not_fit(copied: Path, tmp_path: Path) -> None:
@@ -74,8 +75,8 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from engine_builder.layout import rope_tables
-from triton_models.runtime.engine import EngineSet
-engines = EngineSet.load(Path(sys.argv[1]), ("perform",))
+from triton_models.service.load import load_engines
+engines = load_engines(Path(sys.argv[1]), ("perform",))
 c = engines.config
 b = c.backbone
 pool = np.zeros((b.layers, 130_000, 8, b.kv_heads, b.head_dim), np.float32)  # untouched memory is not resident
