@@ -111,7 +111,7 @@ bench: $(ENGINES)/manifest.json  ## Scheduler, policies, overhead, an hour: buil
 
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.ready  ## On an NVIDIA GPU: ceilings, step times, sessions on time -> tests/bench/results/
-	$(PY) tests/bench/bench_gpu.py $(BENCH_FLAGS)
+	$(PY) tests/bench/gpu/bench_gpu.py $(BENCH_FLAGS)
 
 # ----------------------------------------------------------------------------------------------------------- checks
 .PHONY: lint

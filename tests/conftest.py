@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from engine_builder.config import AudioConfig, BackboneConfig, LanguageConfig, ModelConfig, VideoConfig
 
+
+def _gpu() -> bool:
+    """What `torch.cuda.is_available()` says, without importing torch for tests that need none."""
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
+    except OSError:
+        return False
+
+
 # OpenAI Triton reads this when it is first imported, by whichever test: without a GPU its kernels are interpreted.
-if shutil.which("nvidia-smi") is None:
+if not _gpu():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Reasons for which a test may be skipped where CI=true: what `make test` cannot install. Any other skip fails the run.

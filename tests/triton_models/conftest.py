@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tritonclient.grpc as grpc
 
 from engine_builder.manifest import Manifest
 
@@ -43,12 +42,14 @@ class Stream:
     """One gRPC stream. Answers come in the order in which the server sent them."""
 
     def __init__(self, url: str, manifest: Manifest) -> None:
-        self.config = manifest.model
-        self._client = grpc.InferenceServerClient(url)
+        import tritonclient.grpc  # here: tests that need no server run where there is none, as on a bare GPU machine
+
+        self.config, self._grpc = manifest.model, tritonclient.grpc
+        self._client = self._grpc.InferenceServerClient(url)
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._client.start_stream(self._receive)
 
-    def _receive(self, result: grpc.InferResult | None, error: Exception | None) -> None:
+    def _receive(self, result: Any, error: Exception | None) -> None:
         if error is not None or result is None:
             self._answers.put(Answer(error=str(error)))
             return
@@ -89,7 +90,7 @@ class Stream:
         kinds = {"float32": "FP32", "float64": "FP64", "uint8": "UINT8", "int16": "INT16", "int64": "INT64"}
         inputs = []
         for name, array in arrays.items():
-            inputs.append(grpc.InferInput(name, list(array.shape), kinds.get(str(array.dtype), "BYTES")))
+            inputs.append(self._grpc.InferInput(name, list(array.shape), kinds.get(str(array.dtype), "BYTES")))
             inputs[-1].set_data_from_numpy(array)
         self._client.async_stream_infer(
             "duplex", inputs, sequence_id=key, sequence_start=unit == 0 if start is None else start, sequence_end=end

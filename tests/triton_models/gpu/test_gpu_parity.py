@@ -103,8 +103,8 @@ def test_another_process_reads_the_pool():
 import sys, torch
 from dataclasses import replace
 from engine_builder.config import preset
-from triton_models.gpu.cuda_runtime import CudaRuntime
-from triton_models.gpu.device_pool import DevicePool
+from triton_models.gpu.cuda.cuda_runtime import CudaRuntime
+from triton_models.gpu.cuda.device_pool import DevicePool
 config = preset("tiny")
 config = replace(config, backbone=replace(config.backbone, layers=2))
 pool = DevicePool.open(sys.argv[1], config, CudaRuntime())

@@ -17,10 +17,21 @@ if not torch.cuda.is_available():
 import triton
 import triton.language as tl
 from triton import knobs
+from triton.runtime import interpreter
 
 jit: Any = triton.jit  # the arguments of a kernel are no Python types: nothing that a type checker could check
 INTERPRETED: bool = bool(knobs.runtime.interpret)
 EMULATED = tl.constexpr(INTERPRETED)
+
+if INTERPRETED and triton.__version__.startswith("3.6."):
+    # It takes int() of arrays [1], which numpy allows no more since 2.4. Triton 3.7 does what stands here.
+    _patch: Any = interpreter._patch_lang_tensor
+
+    def _patch_with_index(tensor: Any, scope: Any) -> None:
+        _patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = _patch_with_index
 
 __all__ = ["INTERPRETED", "ceil_div", "jit", "narrow", "next_power_of_2", "operand", "tl"]
 

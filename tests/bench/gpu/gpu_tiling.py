@@ -63,16 +63,18 @@ def attention_alone(
 
 
 def tilings(chosen: Tiling, smoke: bool) -> Iterator[Tiling]:
-    """The chosen block shape first, then its neighbours."""
+    """The chosen block shape first, then those that differ from it in one number: each compiles for seconds."""
     yield chosen
     if smoke:
         return
-    slot = chosen.rows == 16
-    for rows in (chosen.rows,) if slot else (64, 128):
-        for keys in (32, 64, 128):
-            for stages in (2, 3, 5, 7):
-                for warps in (4, 8):
-                    for splits in {chosen.splits, *((chosen.splits // 2, chosen.splits * 2) if slot else (1, 2, 4))}:
-                        tiling = Tiling(rows, keys, warps, stages, max(1, splits))
-                        if tiling != chosen:
-                            yield tiling
+    changes = {
+        "rows": () if chosen.rows == 16 else (64, 128),
+        "keys": (32, 64, 128),
+        "stages": (3, 5),
+        "warps": (4, 8),
+        "splits": {max(1, chosen.splits // 2), chosen.splits * 2},
+    }
+    for name, values in changes.items():
+        for value in values:
+            if value != getattr(chosen, name):
+                yield replace(chosen, **{name: value})

@@ -18,11 +18,12 @@ from triton_models.runtime.budget.costs import STEPS
 
 pytestmark = pytest.mark.engine
 HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 
 
 def test_the_benchmark_runs_and_survives_a_preset_that_fails(tmp_path):
     command = [sys.executable, str(HERE / "bench_gpu.py"), "--smoke", "--presets", "nonsense", "tiny"]
-    env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
     command += ["--out", str(tmp_path)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 1, done.stderr[-2000:]
@@ -41,6 +42,16 @@ def test_the_benchmark_runs_and_survives_a_preset_that_fails(tmp_path):
     assert list(summary) == ["smoke"]  # never to be taken for a measurement
     assert summary["smoke"]["weights"] == "random"
     assert "says" in summary["smoke"]["tensorrt_rtx"]["8.9"]
+
+
+def test_a_bare_gpu_machine_collects_the_gpu_tests():
+    """Python, torch, Triton and what builds engines are there; the server's and the clients' packages are not."""
+    absent = ("tritonclient", "av", "aiohttp", "tensorrt", "tensorrt_rtx", "prometheus_client", "opentelemetry")
+    program = f"import sys, pytest; sys.modules |= dict.fromkeys({absent}); sys.exit(pytest.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "--collect-only", "-m", "gpu", str(ROOT / "tests/triton_models/gpu")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "test_gpu_parity.py::test_every_step_equals_the_oracle" in done.stdout
 
 
 def test_goals_are_those_of_the_issue():
