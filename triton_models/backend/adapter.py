@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
-from ..runtime.duplex.conversation import UnitRequest, UnitResponse
+from ..runtime.duplex.contract import UnitRequest, UnitResponse
 from ..runtime.messages import SessionError
 from ..runtime.worker import Worker
 from . import wire

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..runtime.duplex.degradation import ORDER
+from ..runtime.duplex.contract import ORDER
 from ..runtime.messages import CODES
 
 PREFIX = "wan_streamer_"

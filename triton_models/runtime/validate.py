@@ -18,6 +18,7 @@ from .messages import Float32, UInt8
 # and still catches the usual mistake, int16 samples that were cast and not scaled.
 MAX_PCM = 4.0
 _DOT = 8192  # items of one dot product: OpenBLAS would split one of more than 10,000 over threads
+MAX_QUEUED_TEXT = 1024  # typed tokens of a session that may wait for later units
 MAX_TEXT_BYTES = 4096  # typed text of one unit, UTF-8: more than anybody types in 160 ms, a paste of a page included
 
 

@@ -12,8 +12,7 @@ from engine_builder.manifest import Manifest
 
 from ..runtime.budget.admission import Admission
 from ..runtime.budget.probe import load_costs
-from ..runtime.duplex.calls import Call
-from ..runtime.duplex.conversation import Reply, UnitRequest
+from ..runtime.duplex.contract import Call, Reply, UnitRequest
 from ..runtime.duplex.duplex import Duplex
 from ..runtime.duplex.options import OptionLimits
 from ..runtime.duplex.tracing import Tracer
@@ -54,7 +53,6 @@ class DuplexService:
             lambda text: len(tokenizer.encode(text)),
             admission=books,
             degrade=settings.degrade,
-            serve_alone=True,
             tracer=self._tracer,
             limits=limits,
             max_sessions=settings.max_sessions,

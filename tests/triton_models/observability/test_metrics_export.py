@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from triton_models.observability.table import CODES, TABLE
-from triton_models.runtime.duplex.degradation import ORDER
+from triton_models.runtime.duplex.contract import ORDER
 from triton_models.runtime.metrics import MAX_OBSERVATIONS, Metrics
 
 pytestmark = pytest.mark.unit

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from engine_builder.config import ModelConfig
-from triton_models.runtime.duplex.conversation import Conversation, UnitRequest, UnitResponse
-from triton_models.runtime.duplex.crew import Crew
-from triton_models.runtime.duplex.duplex import MAX_THREADS, Duplex
+from triton_models.runtime.budget.admission import Admission, Budget
+from triton_models.runtime.budget.costs import CostTable
+from triton_models.runtime.duplex.contract import UnitRequest, UnitResponse
+from triton_models.runtime.duplex.duplex import Duplex
 from triton_models.runtime.messages import (
     CloseJob,
     HandOver,
@@ -31,6 +33,12 @@ CONFIG = ModelConfig()
 WAIT = 20.0  # seconds until a hung test gives up
 
 
+def books(sessions: float = 2.0, pages: int = 400, **budget: Any) -> Admission:
+    costs = CostTable.linear({"perceive": (0, 1), "think": (0, 1), "slot": (0, 1), "perform": (0, 2), "render": (0, 1)})
+    given = Budget(sessions=sessions, solver_steps=4, pages=pages, page_tokens=16, utilisation=1.0, **budget)
+    return Admission(CONFIG, costs, given)
+
+
 def within(event: threading.Event) -> None:
     assert event.wait(WAIT)
 
@@ -42,16 +50,18 @@ class Recorder:
     said: list[UnitResponse | SessionError] = field(default_factory=list)
     finished: threading.Event = field(default_factory=threading.Event)
     spoke: threading.Event = field(default_factory=threading.Event)
-    prepared: list[tuple[int, str, str]] = field(default_factory=list)
     gone: bool = False
+    hold: Gate | None = None  # before everything that is said
+
+    def _wait(self) -> None:
+        if self.hold is not None:
+            self.hold.wait()
 
     def _say(self, what: UnitResponse | SessionError) -> None:
+        self._wait()
         assert not self.finished.is_set(), f"{what} after the end"
         self.said.append(what)
         self.spoke.set()
-
-    def prepare(self, unit: int, state: str, text: str) -> None:
-        self.prepared.append((unit, state, text))
 
     def send(self, response: UnitResponse) -> None:
         self._say(response)
@@ -60,6 +70,7 @@ class Recorder:
         self._say(error)
 
     def finish(self) -> None:
+        self._wait()
         assert not self.finished.is_set(), "finished twice"
         self.finished.set()
 
@@ -182,18 +193,18 @@ class Clock:
         return self.now
 
 
-class CountingThreads(Crew):
+class CountingThreads(ThreadPoolExecutor):
     """Knows how much of what was submitted is not done."""
 
     def __init__(self) -> None:
-        super().__init__(2 * MAX_THREADS, "test")
+        super().__init__(256, "test")
         self._counting = threading.Lock()
         self.under_way = 0
 
-    def submit(self, work: Callable[..., None], *args: Any) -> None:
+    def submit(self, work: Callable[..., Any], /, *args: Any) -> Future[Any]:  # pyright: ignore
         with self._counting:
             self.under_way += 1
-        super().submit(self._counted, work, args)
+        return super().submit(self._counted, work, args)
 
     def _counted(self, work: Callable[..., None], args: tuple[Any, ...]) -> None:
         try:
@@ -209,10 +220,10 @@ class DuplexBench:
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
         self.models = Models(self.clock)
+        options = {"ahead_units": None, **options}  # units come as quickly as tests go, unless it is about that
         self.duplex = Duplex(CONFIG, self.models.call, self.models.call, len, clock=self.clock, **options)
         self.threads = CountingThreads()
-        self.duplex._threads = self.duplex._performing = self.threads
-        self._talks: set[Conversation] = set()
+        self.duplex._loop._thinking = self.duplex._loop._performing = self.threads
 
     def unit(
         self,
@@ -222,6 +233,7 @@ class DuplexBench:
         start: bool | None = None,
         end: bool = False,
         options: str = "",
+        reply: Recorder | None = None,
         **changes: Any,
     ) -> Recorder:
         pcm, frames = np.zeros(2560, np.float32), np.zeros((4, 64, 64, 3), np.uint8)
@@ -235,10 +247,8 @@ class DuplexBench:
             changes.get("text", b""),
             options.encode(),
         )
-        reply = Recorder()
-        with self.duplex._lock:
-            self.duplex.serve(request, reply)
-            self._talks |= set(self.duplex._conversations.values())
+        reply = reply or Recorder()
+        self.duplex.serve(request, reply)
         return reply
 
     def settled(self) -> None:
@@ -251,7 +261,8 @@ class DuplexBench:
     def _moving(self) -> bool:
         with self.duplex._lock:
             # A thread that was notified is no waiter any more, even before it wakes up.
-            waiting = sum(len(talk.changed._waiters) for talk in self._talks)  # pyright: ignore
+            talks = [*self.duplex._conversations.values(), *self.duplex._freeing]
+            waiting = sum(len(talk.changed._waiters) for talk in talks)  # pyright: ignore
             held = sum(gate.waiting for gate in [*self.models.gates.values(), *self.models.doors.values()])
             return self.threads.under_way != waiting + held
 
@@ -260,4 +271,4 @@ class DuplexBench:
             gate.set()
         self.duplex.abandon("the test is over")
         self.settled()
-        self.threads.stop()
+        self.threads.shutdown()

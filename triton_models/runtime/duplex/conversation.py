@@ -1,60 +1,24 @@
-"""What the loop of `duplex.py` holds: a request, its answer, the way back to the client, one conversation's state."""
+"""What the loop holds of one session and of one unit on its way."""
 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal
 
-from ..messages import Float32, SessionError, ThinkResult, UInt8
+from ..messages import CloseJob, Float32, SessionError, ThinkResult
+from .contract import Call, Reply, UnitRequest
 from .output import Output
-from .table import Accepted, Key, Session
+from .table import Accepted, Session
+from .tracing import Span
+
+Stage = Literal["thought", "solved", "answered"]
+Farewell = tuple[Reply, SessionError | None]  # the last that a reply says
 
 
-@dataclass(frozen=True)
-class UnitRequest:
-    """One request of the wire contract, its tensors not yet validated: pcm [N], frames [4, H, W, 3]."""
-
-    key: Key
-    start: bool
-    end: bool
-    unit: int
-    pcm: Float32
-    frames: UInt8
-    text: bytes = b""
-    options: bytes = b""
-
-
-@dataclass(frozen=True)
-class UnitResponse:
-    """One response of the wire contract; `info` is what the client gets as JSON."""
-
-    unit: int
-    state: str
-    text: str
-    pcm: Float32
-    frames: UInt8
-    info: dict[str, Any]
-
-
-class Reply(Protocol):
-    """The way back to the client of one request. From any thread; nothing may raise; after `finish` all do nothing."""
-
-    def prepare(self, unit: int, state: str, text: str) -> None:
-        """What the answer will say; it may be packed while sound and pictures are made."""
-        ...
-
-    def send(self, response: UnitResponse) -> None: ...
-
-    def fail(self, error: SessionError) -> None: ...
-
-    def finish(self) -> None:
-        """Finalises the request: the client is told that nothing more will come for it."""
-        ...
-
-    def cancelled(self) -> bool:
-        """True once the client has gone away."""
-        ...
+class Over(Exception):
+    """The session has ended under its unit: nobody waits for the rest."""
 
 
 @dataclass(eq=False)
@@ -63,7 +27,7 @@ class Conversation:
 
     How far it has come is told by units: e of unit `thought` is used up, so the next may be perceived; z of unit
     `solved` is here, so the next may be thought; unit `answered` is on its way to the client. `changed` is notified of
-    each, and of the end (`over`); its lock is that of the whole loop.
+    each, and of the end (`over`). Its lock is that of all sessions: it guards everything here.
     """
 
     session: Session
@@ -75,31 +39,78 @@ class Conversation:
     answered: int = -1
     z: tuple[Float32, Float32] | None = None  # latents of unit `solved`: video [n_v, c_v], audio [n_a, c_a]
     over: bool = False  # released: what is still under way is for nobody
-    calls: int = 0  # that are in the thinker or the performer
+    calls: dict[object, tuple[float, str]] = field(default_factory=dict)  # in the models now: since when, what
     unanswered: dict[int, Reply] = field(default_factory=dict)  # by unit; at most max_in_flight
     output: Output = field(default_factory=Output)
     typed: int = 0  # text tokens that wait in the thinker for later units
     failure: SessionError | None = None
 
+    # -- take the lock -----------------------------------------------------------------------------------------
+    def reach(self, **stages: Any) -> None:
+        """The session has come so far: all fields change in one moment, or a unit could go on with half of them."""
+        with self.changed:
+            for stage, value in stages.items():
+                setattr(self, stage, value)
+            self.changed.notify_all()
+
+    def reached(self, stage: Stage, unit: int) -> bool:
+        with self.changed:
+            return getattr(self, stage) >= unit
+
+    def wait_for(self, stage: Stage, unit: int) -> None:
+        """Until the session has come to `unit` in `stage`. Raises Over."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.over or getattr(self, stage) >= unit)
+            if self.over:
+                raise Over
+
+    def rest(self, seconds: float) -> None:
+        """Waits for so long, or until the end. Raises Over."""
+        with self.changed:
+            if self.changed.wait_for(lambda: self.over, seconds):
+                raise Over
+
+    def call(self, call: Call, job: object) -> Any:
+        """The result of `call(job)`, or what it raises. Raises Over if the session has ended, before or meanwhile; only
+        a CloseJob is for a session that has."""
+        token, closing = object(), isinstance(job, CloseJob)
+        with self.changed:
+            if self.over and not closing:
+                raise Over
+            self.calls[token] = time.monotonic(), type(job).__name__.removesuffix("Job").lower()
+        try:
+            result = call(job)
+        finally:
+            with self.changed:
+                del self.calls[token]
+                if over := self.over:
+                    self.changed.notify_all()
+        if over and not closing:
+            raise Over
+        return result
+
+    # -- hold the lock -----------------------------------------------------------------------------------------
     def replies(self) -> list[Reply]:
         """Everybody who waits for something."""
         waiting = list(self.unanswered.values())
         return waiting if self.held is None or self.held in waiting else [*waiting, self.held]
 
-    def dismiss(self, error: SessionError | None) -> None:
-        """Finalises all replies. Unanswered units get `error`; if there are none, the held-open stream does."""
+    def dismiss(self, error: SessionError | None) -> list[Farewell]:
+        """Lets go of all replies, and says what they are to be told: unanswered units `error`; if there are none, the
+        held-open stream."""
         told = list(self.unanswered.values()) or self.replies()
-        for reply in self.replies():
-            if error is not None and reply in told:
-                reply.fail(error)
-            reply.finish()
+        farewells: list[Farewell] = [(reply, error if reply in told else None) for reply in self.replies()]
         self.unanswered.clear()
         self.held = None
+        return farewells
 
 
 @dataclass(eq=False)
-class Turn:
-    """One accepted unit on its way through the stages. Each thread of it writes what it brought about."""
+class UnitWork:
+    """One accepted unit on its way through the stages. Each thread of it writes what it brought about.
+
+    arrival_ns: when the unit came; of one that came ahead of its time (`Accepted.due_ns`), when it was due.
+    """
 
     talk: Conversation
     accepted: Accepted
@@ -108,3 +119,4 @@ class Turn:
     arrival_ns: int
     think_ns: int = 0  # when its think call was made
     thought: ThinkResult | None = None
+    spans: list[Span] = field(default_factory=list)  # of its calls, if they are traced

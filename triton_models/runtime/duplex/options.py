@@ -48,6 +48,8 @@ class SessionOptions:
     solver_steps  evaluations of the velocity field a unit, before any degradation
     hold_open     the response stream of the start request stays open until the session ends
     resume        a lost connection keeps the session for the grace time instead of ending it
+    given         the fields that the client named
+    prompt_tokens of the prompt, for whoever has counted them
     """
 
     prompt: str
@@ -56,6 +58,8 @@ class SessionOptions:
     solver_steps: int
     hold_open: bool
     resume: bool
+    given: frozenset[str] = frozenset()
+    prompt_tokens: int = 0
 
     @classmethod
     def parse(cls, raw: str | bytes | None, limits: OptionLimits) -> SessionOptions:
@@ -63,12 +67,8 @@ class SessionOptions:
 
         Raises SessionError INVALID_ARGUMENT naming the field, the value and what was expected.
         """
-        return cls.build(load(raw, limits), limits)
-
-    @classmethod
-    def build(cls, given: Mapping[str, object], limits: OptionLimits) -> SessionOptions:
-        """The same from parsed JSON."""
-        known = [f.name for f in fields(cls)]
+        given = _load(raw, limits)
+        known = [f.name for f in fields(cls) if f.name not in ("given", "prompt_tokens")]
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise _invalid("options", f"only the fields {', '.join(known)}", unknown)
@@ -91,10 +91,27 @@ class SessionOptions:
             solver_steps=_integer(given, "solver_steps", limits.solver_steps, 1, limits.max_solver_steps),
             hold_open=_flag(given, "hold_open"),
             resume=_flag(given, "resume"),
+            given=frozenset(given),
         )
 
 
-def load(raw: str | bytes | None, limits: OptionLimits) -> dict[str, object]:
+def interrupts(raw: str | bytes | None, limits: OptionLimits) -> bool:
+    """Whether a unit in mid-session interrupts the agent: {"interrupt": true} is all that its options may say.
+
+    Raises SessionError INVALID_ARGUMENT.
+    """
+    if not raw:
+        return False
+    given = _load(raw, limits)
+    if set(given) != {"interrupt"}:
+        raise SessionError(
+            "INVALID_ARGUMENT",
+            f'options: expected only with sequence_start, or {{"interrupt": true}} alone, got {sorted(given)}',
+        )
+    return _flag(given, "interrupt")
+
+
+def _load(raw: str | bytes | None, limits: OptionLimits) -> dict[str, object]:
     """The JSON object of `raw`, its fields not yet validated."""
     if not raw:
         return {}

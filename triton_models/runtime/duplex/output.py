@@ -1,37 +1,46 @@
-"""The agent's outgoing picture and sound of one session, shortened where a unit is late (`degradation.Ladder`)."""
+"""The agent's outgoing picture and sound of one session, and what is left out of them when a unit is late.
+
+In a fixed order that is counted (`contract.ORDER`): fewer solver steps, then repeat the last frame, then silence, for
+sound is what a listener misses first. The order is that of the pipeline, too: `StepScheduler` cuts evaluations while
+the unit is still being solved; what is late after that can only be shortened here. Each unit is judged on its own, so
+quality is back to full with the first unit that has room.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..messages import Float32, UInt8
-from .degradation import Ladder, Measure
+from engine_builder.config import UNIT_MS
 
-if TYPE_CHECKING:
-    from .conversation import UnitResponse
+from ..messages import Float32, UInt8
+from .contract import ORDER, Measure, UnitResponse
+
+SILENCE_AFTER_NS = UNIT_MS * 1_000_000  # past its deadline: its sound would overlap the next unit
+
+
+def measures(steps: int, steps_asked: int, late_ns: int) -> list[Measure]:
+    """What is left out of a unit solved in `steps` of `steps_asked` evaluations that is out so long past its deadline.
+    An empty list is full quality."""
+    applies = (steps < steps_asked, late_ns > 0, late_ns > SILENCE_AFTER_NS)
+    return [measure for measure, applied in zip(ORDER, applies, strict=True) if applied]
 
 
 @dataclass(eq=False)
 class Output:
     """Remembers the last frame that was sent. Model state is untouched: what is left out here is still history."""
 
-    ladder: Ladder = field(default_factory=Ladder)
     last_frame: UInt8 | None = None  # [H, W, 3]
 
-    def shorten(
-        self, pcm: Float32, frames: UInt8, steps: int, steps_asked: int, ready_ns: int, deadline_ns: int
-    ) -> tuple[Float32, UInt8, list[Measure]]:
-        """pcm [N], frames [4, H, W, 3] as they are sent, and the measures that were taken, in order."""
-        measures = self.ladder.judge(steps, steps_asked, ready_ns, deadline_ns)
-        if "repeat_frame" in measures and self.last_frame is not None:
+    def shorten(self, pcm: Float32, frames: UInt8, taken: list[Measure]) -> tuple[Float32, UInt8]:
+        """pcm [N] and frames [4, H, W, 3] as they are sent."""
+        if "repeat_frame" in taken and self.last_frame is not None:
             frames = np.repeat(self.last_frame[None], len(frames), axis=0)
-        if "silence" in measures:
+        if "silence" in taken:
             pcm = np.zeros_like(pcm)
         self.last_frame = frames[-1].copy()
-        return pcm, frames, measures
+        return pcm, frames
 
     def blank(self, response: UnitResponse) -> UnitResponse:
         """What is sent for a unit whose epoch is over: its number, and nothing that the agent wanted to say or show."""

@@ -4,7 +4,7 @@ Triton gives no callback when a client vanishes and its sequence batcher leaks s
 our own. It decides which request belongs to which session and unit, which output may still go out (`fence`), and it is
 the only way out (`end`). It does no input or output and never reads a clock: `now_ns` comes from the caller.
 
-    accept(start) --> open --accept(end)--> draining --last finish()--> ended
+    accept(start) --> open --accept(end)--> draining --last retire()--> ended
                        |  ^                                             ^
               detach() |  | accept(start, resume)                       |
                        v  |        cancel, error, expire(): end() ------+
@@ -18,13 +18,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..messages import SessionError
-from .options import OptionLimits, SessionOptions, load
+from engine_builder.config import UNIT_MS
 
-Key = int | str
+from ..messages import SessionError
+from .contract import SessionKey
+from .options import SessionOptions
+
 State = Literal["open", "draining", "detached", "ended"]
 
 SECOND_NS = 1_000_000_000
+# A session keeps real time, or it takes what was promised to others. It may be AHEAD_UNITS early (a network that lets
+# go, a client that starts with what it has), and a tenth faster for ever: no two clocks are equal.
+AHEAD_UNITS = 8
+PACE_NS = round(0.9 * UNIT_MS * 1_000_000)
 MAX_KEY_BYTES = 256
 REMEMBERED_ENDS = 256  # ended sessions whose reason a late request is told
 RESUME_ANYWHERE = -1  # unit_index of a resuming client that cannot know which unit arrived last
@@ -34,13 +40,14 @@ RESUME_ANYWHERE = -1  # unit_index of a resuming client that cannot know which u
 class Session:
     """One conversation. `name` is unique per opening, so that late work of a reused id never meets the new session."""
 
-    key: Key
+    key: SessionKey
     name: str
     options: SessionOptions
     epoch: int
     seen_ns: int  # last accepted or finished unit, or the moment of the detachment
     state: State = "open"
     next_unit: int = 0
+    paced_ns: int = 0  # when its next unit is due at that pace
     in_flight: set[int] = field(default_factory=set)
     leaving: set[int] = field(default_factory=set)  # of those: whose answer is being sent
 
@@ -54,7 +61,7 @@ class Accepted:
     epoch: int
     started: bool  # a new session: open it in the thinker first
     resumed: bool  # an old session on a new stream: finish the old stream
-    last: bool  # carried sequence_end
+    due_ns: int  # not to be served before: now, or later if its session is ahead of real time
 
 
 class SessionTable:
@@ -63,6 +70,7 @@ class SessionTable:
     admit    called with a new session before it exists; raises SessionError to refuse it
     release  called exactly once per admitted session, with the reason, whatever the way out: frees pages, codec state,
              admission and the response stream. The session is already out of the table.
+    ahead_units  how far a session may be ahead of real time before its units wait; None: for ever
     """
 
     def __init__(
@@ -70,23 +78,22 @@ class SessionTable:
         *,
         release: Callable[[Session, str], None],
         admit: Callable[[Session], None] | None = None,
-        limits: OptionLimits | None = None,
         max_sessions: int = 1024,
         max_in_flight: int = 2,
+        ahead_units: int | None = AHEAD_UNITS,
         idle_ns: int = 30 * SECOND_NS,
         grace_ns: int = 30 * SECOND_NS,
     ) -> None:
         for name, value in (("max_sessions", max_sessions), ("max_in_flight", max_in_flight)):
             if value < 1:
                 raise ValueError(f"{name}: expected >= 1, got {value}")
-        self.limits = limits or OptionLimits()
-        self.max_sessions, self.max_in_flight = max_sessions, max_in_flight
+        self.max_sessions, self.max_in_flight, self.ahead_units = max_sessions, max_in_flight, ahead_units
         self.idle_ns, self.grace_ns = idle_ns, grace_ns
         self.dropped = 0  # late outputs that the fence held back
         self.closing = False  # the server is shutting down
         self._release, self._admit = release, admit
-        self._sessions: dict[Key, Session] = {}
-        self._ended: OrderedDict[Key, str] = OrderedDict()
+        self._sessions: dict[SessionKey, Session] = {}
+        self._ended: OrderedDict[SessionKey, str] = OrderedDict()
         self._epochs = 0  # one counter for all: an epoch is never used twice, not even by a reused id
 
     def __len__(self) -> int:
@@ -96,24 +103,34 @@ class SessionTable:
     def sessions(self) -> list[Session]:
         return list(self._sessions.values())
 
-    def get(self, key: Key) -> Session | None:
+    def get(self, key: SessionKey) -> Session | None:
         return self._sessions.get(key)
 
     # -- requests ----------------------------------------------------------------------------------------------
     def accept(
-        self, key: Key, unit: int, *, start: bool, end: bool, options: str | bytes | None = None, now_ns: int
+        self,
+        key: SessionKey,
+        unit: int,
+        *,
+        start: SessionOptions | None = None,
+        end: bool = False,
+        interrupt: bool = False,
+        now_ns: int,
     ) -> Accepted:
         """Places one request; its tensors must have been validated before, for the unit clock moves on here.
 
-        Raises SessionError; a refused request changes nothing. Call `finish` once the unit is answered or given up.
+        start: the options of a request that starts or resumes a session
+        interrupt: whatever is on its way now will not be sent
+
+        Raises SessionError; a refused request changes nothing. Call `retire` once the unit is answered or given up.
         """
         _check_key(key)
         if not isinstance(unit, int) or isinstance(unit, bool):
             raise SessionError("INVALID_ARGUMENT", f"unit_index: expected an integer, got {unit!r}")
         if self.closing:
             raise SessionError("UNAVAILABLE", f"session {key!r}: the server is shutting down and takes no more units")
-        if start:
-            return self._start(key, unit, end, options, now_ns)
+        if start is not None:
+            return self._start(key, unit, end, start, now_ns)
         session = self._sessions.get(key)
         if session is None:
             reason = self._ended.get(key)
@@ -122,20 +139,19 @@ class SessionTable:
                 f"sequence_id: session {key!r} "
                 + (f"has ended ({reason})" if reason else "is unknown; expected sequence_start on its first request"),
             )
-        interrupts = bool(options) and _interrupts(load(options, self.limits))
         if session.state == "detached":
             raise SessionError(
                 "ABORTED",
                 f'sequence_id: session {key!r} lost its stream; resume it with sequence_start and {{"resume": true}}',
             )
         accepted = self._place(session, unit, end, now_ns)
-        return replace(accepted, epoch=self.interrupt(session)) if interrupts else accepted
+        return replace(accepted, epoch=self.interrupt(session)) if interrupt else accepted
 
     def leave(self, session: Session, unit: int) -> None:
-        """The unit's answer goes out now, so its client may send another one before `finish` is called."""
+        """The unit's answer goes out now, so its client may send another one before `retire` is called."""
         session.leaving.add(unit)
 
-    def finish(self, session: Session, unit: int, now_ns: int) -> bool:
+    def retire(self, session: Session, unit: int, now_ns: int) -> bool:
         """The unit was answered, dropped or failed. True if that was the last one of a draining session, now ended."""
         session.in_flight.discard(unit)
         session.leaving.discard(unit)
@@ -206,9 +222,7 @@ class SessionTable:
         return self._end_all(idle)
 
     # -- inside ------------------------------------------------------------------------------------------------
-    def _start(self, key: Key, unit: int, end: bool, options: str | bytes | None, now_ns: int) -> Accepted:
-        given = load(options, self.limits)
-        wanted = SessionOptions.build(given, self.limits)
+    def _start(self, key: SessionKey, unit: int, end: bool, wanted: SessionOptions, now_ns: int) -> Accepted:
         session = self._sessions.get(key)
         if session is not None:
             # A client often reconnects before the server has noticed the loss, so an open session may be taken over.
@@ -218,7 +232,7 @@ class SessionTable:
                     f"sequence_start: session {key!r} is {session.state} (next unit {session.next_unit}); "
                     'expected a new sequence_id, or {"resume": true} in the options of both starts',
                 )
-            kept = sorted(set(given) - {"resume", "hold_open"})
+            kept = sorted(wanted.given - {"resume", "hold_open"})
             if kept:
                 raise SessionError(
                     "INVALID_ARGUMENT", f"options: a resumed session keeps its own; expected no {', '.join(kept)}"
@@ -270,7 +284,10 @@ class SessionTable:
         session.seen_ns = now_ns
         if end:
             session.state = "draining"
-        return Accepted(session=session, unit=unit, epoch=session.epoch, started=False, resumed=False, last=end)
+        paced = max(session.paced_ns, now_ns)
+        session.paced_ns = paced + PACE_NS
+        due = now_ns if self.ahead_units is None else max(now_ns, paced - self.ahead_units * PACE_NS)
+        return Accepted(session, unit, session.epoch, started=False, resumed=False, due_ns=due)
 
     def _next_epoch(self) -> int:
         self._epochs += 1
@@ -289,17 +306,7 @@ class SessionTable:
         return [session for session, _ in sessions]
 
 
-def _interrupts(given: dict[str, object]) -> bool:
-    """The options that a unit in mid-session may carry: {"interrupt": true}. Raises SessionError INVALID_ARGUMENT."""
-    if set(given) != {"interrupt"} or not isinstance(given["interrupt"], bool):
-        raise SessionError(
-            "INVALID_ARGUMENT",
-            f'options: expected only with sequence_start, or {{"interrupt": true}} alone, got {sorted(given)}',
-        )
-    return given["interrupt"]
-
-
-def _check_key(key: Key) -> None:
+def _check_key(key: SessionKey) -> None:
     """Triton's "no sequence" is 0 or the empty string. 7 and "7" are two sessions."""
     if isinstance(key, str):
         size = len(key.encode(errors="surrogatepass"))

@@ -17,7 +17,6 @@ import queue
 import secrets
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 from ..messages import OpenJob, PerceiveJob, PerformJob, PerformResult, ThinkJob, ThinkResult
 
-MAX_BYTES = 2**30  # of one file: about 70 hours of one session
+MAX_BYTES = 2**28  # of one file: about 17 hours of one session
 MAX_WAITING = 1024  # units that wait to be written; more are lost, for no unit waits for a disk
 SERVER, INTERNAL = 2, 1  # span kinds of OTLP
 
@@ -43,56 +42,48 @@ class Span:
 
 
 class Tracer:
-    """Appends one line a unit to `path`. Called on the duplex loop; a thread of its own writes."""
+    """Appends one line a unit to `path`, in a thread of its own. What a session left unfinished is nowhere kept."""
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a")
         self._left = max_bytes - self._file.tell()
         self._epoch_ns = time.time_ns() - time.monotonic_ns()  # one offset for all: spans of a unit stay in order
-        self._spans: dict[str, dict[int, list[Span]]] = defaultdict(dict)  # session -> unit -> hops so far
-        self._lines: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
+        self._units: queue.Queue[tuple[Span, list[Span]] | None] = queue.Queue(MAX_WAITING)
         self.lost = 0  # units
         self._thread = threading.Thread(target=self._write, name="traces", daemon=True)
         self._thread.start()
 
-    def hop(self, job: object, result: object, begin_ns: int, end_ns: int) -> None:
-        """A call of the loop that returned `result`."""
-        spans = _spans(job, result, begin_ns, end_ns)
-        if spans:
-            unit = getattr(job, "unit", 0)  # a session is opened for its unit 0
-            self._spans[getattr(job, "session", "")].setdefault(unit, []).extend(spans)
-
-    def answered(self, session: str, unit: int, info: Mapping[str, Any], begin_ns: int, end_ns: int) -> None:
-        """The unit's response went out at `end_ns`; it had arrived at `begin_ns`."""
-        hops = self._spans.get(session, {}).pop(unit, [])
+    def answered(
+        self, session: str, unit: int, info: Mapping[str, Any], begin_ns: int, end_ns: int, hops: list[Span]
+    ) -> None:
+        """The unit's response went out at `end_ns`; it had arrived at `begin_ns`. hops: of all its calls."""
         root = Span("unit", begin_ns, end_ns, {"session.id": session, "unit.index": unit})
         root.attributes |= {name: info[name] for name in ("epoch", "steps", "degradation") if name in info}
         try:
-            self._lines.put_nowait(json.dumps(self._request(root, hops)))
+            self._units.put_nowait((root, hops))
         except queue.Full:
             self.lost += 1
 
-    def ended(self, session: str) -> None:
-        """Forgets what was under way."""
-        self._spans.pop(session, None)
-
     def close(self) -> None:
         """Writes what waits and closes the file."""
-        with contextlib.suppress(queue.Full):  # the file is full and nobody takes lines any more
-            self._lines.put(None, timeout=1.0)
+        with contextlib.suppress(queue.Full):
+            self._units.put(None, timeout=1.0 if self._thread.is_alive() else 0)
         self._thread.join(5.0)
 
     def _write(self) -> None:
-        with self._file:
-            while (line := self._lines.get()) is not None:
-                self._left -= len(line) + 1
-                if self._left < 0:
-                    _log.warning("%s is full; no more traces are written", self._file.name)
-                    return
-                self._file.write(line + "\n")
-                if self._lines.empty():
-                    self._file.flush()
+        try:
+            with self._file:
+                while (item := self._units.get()) is not None:
+                    line = json.dumps(self._request(*item)) + "\n"
+                    self._left -= len(line)
+                    if self._left < 0:
+                        raise OSError("as large as a trace file may be")
+                    self._file.write(line)
+                    if self._units.empty():
+                        self._file.flush()
+        except OSError as error:  # a full disk as well
+            _log.warning("%s: %s; no more traces are written", self._file.name, error)
 
     def _request(self, root: Span, hops: list[Span]) -> dict[str, Any]:
         trace, parent = secrets.token_hex(16), secrets.token_hex(8)
@@ -117,7 +108,8 @@ class Tracer:
         }
 
 
-def _spans(job: object, result: object, begin: int, end: int) -> list[Span]:
+def spans(job: object, result: object, begin: int, end: int) -> list[Span]:
+    """What a call of the loop that returned `result` was made of."""
     if isinstance(job, OpenJob):
         return [Span("open", begin, end)]
     if isinstance(job, PerceiveJob) and isinstance(result, float):

@@ -13,8 +13,7 @@ from engine_builder.config import ModelConfig
 from ..engines.tokenizer import TextStream
 from ..kv.pages import PageTable
 from ..messages import Float32, SessionError
-
-MAX_QUEUED_TEXT = 1024  # typed tokens that may wait for later units
+from ..validate import MAX_QUEUED_TEXT
 
 Rope = tuple[Float32, Float32]  # cos and sin [1, T, D / 2] of a pass of T tokens
 

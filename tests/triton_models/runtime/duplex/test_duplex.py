@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +12,10 @@ import numpy as np
 import pytest
 from duplex_bench import CONFIG, DuplexBench, Gate, within
 
-from triton_models.runtime.duplex.conversation import UnitResponse
-from triton_models.runtime.duplex.duplex import UNIT_NS
-from triton_models.runtime.messages import PerceiveJob, ThinkJob
+from triton_models.runtime.duplex.contract import UnitResponse
+from triton_models.runtime.duplex.conversation import Conversation
+from triton_models.runtime.duplex.meter import UNIT_NS
+from triton_models.runtime.messages import PerceiveJob
 
 pytestmark = pytest.mark.unit
 
@@ -62,7 +65,7 @@ def test_the_deadline_leaves_time_for_what_follows_the_solver(make: Callable[...
     # From the last solver step to the next look at the clock 1 ms passes.
     latest = bench.clock.now
     assert latest - UNIT_NS < jobs[-1].deadline_ns < latest + UNIT_NS
-    assert bench.duplex._after_solver_ns == pytest.approx(1_000_000, rel=0.05)
+    assert bench.duplex._loop._after_solver_ns == pytest.approx(1_000_000, rel=0.05)
 
 
 def test_the_next_unit_is_perceived_early_and_thought_late(make: Callable[..., Bench]) -> None:
@@ -109,50 +112,32 @@ def test_sessions_do_not_wait_for_each_other(make: Callable[..., Bench]) -> None
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"pcm": np.zeros(2400, np.int16)}, "INVALID_ARGUMENT: pcm: expected 2560 float32"),
         ({"pcm": np.full(2560, np.nan, np.float32)}, "INVALID_ARGUMENT: pcm: expected finite"),
-        ({"frames": np.zeros((4, 64, 32, 3), np.uint8)}, "INVALID_ARGUMENT: frames: expected uint8"),
-        ({"text": b"x" * 5000}, "INVALID_ARGUMENT: text: expected at most 4096 bytes"),
-        ({"text": b"x" * 2000}, "INVALID_ARGUMENT: text: expected at most 1024 more tokens"),
-        ({"text": b"\xff"}, "INVALID_ARGUMENT: text: expected UTF-8"),
         ({"unit": 3}, r"INVALID_ARGUMENT: unit_index: expected 1, got 3 \(units 1 to 2 skipped\)"),
-        ({"unit": 0}, r"INVALID_ARGUMENT: unit_index: expected 1, got 0 \(repeated\)"),
-        ({"unit": -4}, "INVALID_ARGUMENT: unit_index: expected 1, got -4"),
-        ({"key": "nobody"}, "NOT_FOUND: sequence_id: session 'nobody' is unknown"),
-        ({"start": True, "unit": 0}, "ALREADY_EXISTS: sequence_start: session 'a' is open"),
+        ({"text": b"x" * 2000}, "INVALID_ARGUMENT: text: expected at most 1024 more tokens"),
         ({"options": "{}"}, "INVALID_ARGUMENT: options: expected only with sequence_start"),
     ],
 )
+@pytest.mark.parametrize("end", [False, True])
 def test_bad_input_is_refused_and_changes_nothing(
-    make: Callable[..., Bench], changes: dict[str, Any], expected: str
+    make: Callable[..., Bench], changes: dict[str, Any], expected: str, end: bool
 ) -> None:
-    import re
-
+    """Its end flag neither: who knows an id could end the session with it."""
     bench = make()
-    within(bench.unit("a", 0).spoke)
+    first = bench.unit("a", 0, options='{"hold_open": true}')
+    within(first.spoke)
     bench.settled()
     before = list(bench.models.log)
-    reply = bench.unit(changes.pop("key", "a"), changes.pop("unit", 1), **{"start": False, **changes})
+    reply = bench.unit("a", **{"unit": 1, **changes}, end=end)
     assert reply.finished.is_set()
     assert len(reply.errors) == 1
     assert re.search(expected, reply.errors[0])
     bench.settled()
     assert bench.models.log == before, "no model heard of it"
+    assert not first.finished.is_set()
     good = bench.unit("a", 1)
     within(good.spoke)
     assert good.units == [1]
-
-
-def test_a_refused_last_unit_ends_the_session(make: Callable[..., Bench]) -> None:
-    """Triton's batcher would let no further unit of the sequence through."""
-    bench = make()
-    first = bench.unit("a", 0, options='{"hold_open": true}')
-    within(first.spoke)
-    bench.settled()
-    reply = bench.unit("a", 5, end=True)
-    assert "skipped" in reply.errors[0]
-    assert first.finished.is_set()
-    assert len(bench.duplex.table) == 0
 
 
 def test_text_that_waits_in_the_thinker_counts(make: Callable[..., Bench]) -> None:
@@ -176,26 +161,40 @@ def test_a_slice_that_the_thinker_could_not_hand_over_goes_this_way(make: Callab
     assert (performed.seed, performed.origin, performed.history.page_ids.tolist()) == (7, 3, [1])
 
 
-def test_a_unit_that_is_alone_is_thought_by_the_thread_that_brings_it(make: Callable[..., Bench]) -> None:
-    bench = make(serve_alone=True)
-    bench.unit("a", 0)
-    bench.settled()
-    thinkers: list[str] = []
-    call = bench.duplex._call_thinker
+def test_no_unit_is_thought_with_the_latents_of_one_before(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes between two of the fields that say how far a session has come."""
+    bench, solved = make(), threading.Event()
 
-    def spy(job: Any) -> Any:
-        if isinstance(job, ThinkJob):
-            thinkers.append(threading.current_thread().name)
-        return call(job)
+    def slowly(talk: Conversation, name: str, value: Any) -> None:
+        object.__setattr__(talk, name, value)
+        if name == "solved" and value == 1:
+            solved.set()
+            time.sleep(0.1)
 
-    bench.duplex._call_thinker = spy
-    reply = bench.unit("a", 1)
-    within(reply.spoke)
+    monkeypatch.setattr(Conversation, "__setattr__", slowly)
+    within(bench.unit("a", 0).spoke)
+    bench.unit("a", 1)
+    within(solved)
+    within(bench.unit("a", 2).spoke)
+    assert [job.z_video.max() for job in bench.models.jobs("think")[1:]] == [0, 1]
+
+
+def test_a_unit_ahead_of_real_time_waits_and_is_judged_from_then(make: Callable[..., Bench]) -> None:
+    bench = make(ahead_units=1, max_in_flight=9)
+    replies = [bench.unit("greedy", unit) for unit in range(3)]
+    within(replies[1].spoke)
     bench.settled()
-    assert thinkers == [threading.current_thread().name]
-    bench.unit("b", 0)
+    assert [job.unit for job in bench.models.jobs("think")] == [0, 1]
+    other = bench.unit("other", 0)
+    within(other.spoke)
+    within(replies[2].spoke)
+    response = replies[2].said[0]
+    assert isinstance(response, UnitResponse)
+    assert response.info["degradation"] == []
+    assert bench.models.jobs("think")[-1].latest_ns > bench.clock.now
+    replies += [bench.unit("greedy", unit) for unit in (3, 4)]
+    bench.duplex.abandon("over")
     bench.settled()
-    bench.unit("a", 2)
-    bench.settled()
-    assert all(name.startswith("test-") for name in thinkers[1:])
-    assert len(thinkers) == 3
+    assert len(replies[4].errors) == 1, "who waits hears of the end"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from duplex_bench import DuplexBench, within
+from duplex_bench import WAIT, DuplexBench, Gate, Recorder, books, within
 
 pytestmark = pytest.mark.unit
 
 Bench = DuplexBench
+HELD = '{"hold_open": true, "resume": true}'
 
 
 def test_hold_open_keeps_the_first_stream_until_the_end(make: Callable[..., Bench]) -> None:
@@ -59,8 +61,7 @@ def test_an_idle_session_expires_and_its_stream_hears_why(make: Callable[..., Be
 def test_a_lost_session_is_resumed_on_a_new_stream(make: Callable[..., Bench]) -> None:
     bench = make()
     gate = bench.models.hold("perform", 1)
-    options = '{"hold_open": true, "resume": true}'
-    first = bench.unit("a", 0, options=options)
+    first = bench.unit("a", 0, options=HELD)
     within(first.spoke)
     bench.settled()
     lost = bench.unit("a", 1)
@@ -70,7 +71,7 @@ def test_a_lost_session_is_resumed_on_a_new_stream(make: Callable[..., Bench]) -
     assert first.finished.is_set()
     assert lost.finished.is_set()
     gate.set()
-    again = bench.unit("a", 2, start=True, options=options)
+    again = bench.unit("a", 2, start=True, options=HELD)
     within(again.spoke)
     assert again.units == [2]
     assert lost.said == [], "its output belonged to the lost stream"
@@ -80,16 +81,85 @@ def test_a_lost_session_is_resumed_on_a_new_stream(make: Callable[..., Bench]) -
     assert (counted["units.on_time"], counted["units.failed"], counted["sessions.resumed"]) == (2, 1, 1)
 
 
-def test_a_takeover_dismisses_the_old_stream(make: Callable[..., Bench]) -> None:
+def resumed_elsewhere(bench: Bench, old: Recorder) -> None:
+    bench.unit("a", 1, start=True, options=HELD)
+
+
+def vanished(bench: Bench, old: Recorder) -> None:
+    old.gone = True
+    bench.duplex.poll()
+
+
+def abandoned(bench: Bench, old: Recorder) -> None:
+    bench.duplex.abandon("the thinker has died")
+
+
+def refused(bench: Bench, old: Recorder) -> None:
+    bench.unit("a", 7, reply=Recorder(hold=old.hold))
+
+
+@pytest.mark.parametrize(
+    ("happens", "expected"),
+    [
+        (resumed_elsewhere, ["ABORTED: session 'a' was resumed on another stream"]),
+        (vanished, []),
+        (abandoned, ["UNAVAILABLE: the thinker has died"]),
+        (refused, []),
+    ],
+)
+def test_no_session_waits_for_what_another_is_told(
+    make: Callable[..., Bench], happens: Callable[[Bench, Recorder], None], expected: list[str]
+) -> None:
+    """A reply may block for as long as it likes: its queue is full, say."""
     bench = make()
     bench.models.hold("perform", 0)
-    options = '{"hold_open": true, "resume": true}'
-    old = bench.unit("a", 0, options=options)
+    old = bench.unit("a", 0, options=HELD)
     bench.settled()
-    bench.unit("a", 1, start=True, options=options)
-    assert old.errors == ["ABORTED: session 'a' was resumed on another stream"]
-    assert old.finished.is_set()
-    assert bench.duplex.status()["units.failed"] == 1
+    old.hold = gate = Gate()
+    event = threading.Thread(target=happens, args=(bench, old), daemon=True)
+    event.start()
+    end = time.monotonic() + WAIT
+    while not gate.waiting:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    other = threading.Thread(target=bench.duplex.status, daemon=True)
+    other.start()
+    other.join(WAIT / 4)
+    served = not other.is_alive()
+    gate.set()
+    event.join(WAIT)
+    assert served
+    assert old.errors == expected
+    assert old.finished.is_set() == (happens is not refused)
+
+
+@pytest.mark.parametrize(("unit", "typed"), [(1, {"text": b"long"}), (0, {"options": '{"prompt": "long"}'})])
+def test_no_session_waits_for_the_tokens_of_another(
+    make: Callable[..., Bench], unit: int, typed: dict[str, Any]
+) -> None:
+    bench = make(admission=books())
+    within(bench.unit("a", 0).spoke)
+    counting, go_on = threading.Event(), threading.Event()
+
+    def count(text: str) -> int:
+        counted.append(text)
+        counting.set()
+        assert go_on.wait(WAIT)
+        return len(text)
+
+    counted: list[str] = []
+    bench.duplex._count_tokens = count
+    arrival = threading.Thread(target=lambda: bench.unit("a" if unit else "b", unit, **typed), daemon=True)
+    arrival.start()
+    within(counting)
+    other = threading.Thread(target=bench.duplex.status, daemon=True)
+    other.start()
+    other.join(WAIT / 4)
+    served = not other.is_alive()
+    go_on.set()
+    arrival.join(WAIT)
+    assert served
+    assert counted == ["long"], "once is enough"
 
 
 def test_drain_answers_what_is_open_and_refuses_the_rest(make: Callable[..., Bench]) -> None:

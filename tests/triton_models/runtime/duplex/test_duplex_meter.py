@@ -18,7 +18,7 @@ STAGE_MS = {"queue": 1.0, "perceive": 2.0, "think": 30.0, "perform": 40.0, "rend
 
 def accepted(unit: int, *, started: bool = False, resumed: bool = False, name: str = "s#1") -> Accepted:
     session = Session(name, name, SessionOptions.parse(None, OptionLimits()), epoch=1, seen_ns=0)
-    return Accepted(session, unit, epoch=1, started=started, resumed=resumed, last=False)
+    return Accepted(session, unit, epoch=1, started=started, resumed=resumed, due_ns=0)
 
 
 def info(*degradation: str) -> dict[str, Any]:

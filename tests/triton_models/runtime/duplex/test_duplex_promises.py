@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import numpy as np
 import pytest
-from duplex_bench import CONFIG, DuplexBench, within
+from duplex_bench import DuplexBench, books, within
 
-from triton_models.runtime.budget.admission import Admission, Budget
-from triton_models.runtime.budget.costs import CostTable
-from triton_models.runtime.duplex.conversation import UnitResponse
+from triton_models.runtime.duplex.contract import UnitResponse
 
 pytestmark = pytest.mark.unit
 
 Bench = DuplexBench
-
-
-def books(sessions: float = 2.0, pages: int = 400, **budget: Any) -> Admission:
-    costs = CostTable.linear({"perceive": (0, 1), "think": (0, 1), "slot": (0, 1), "perform": (0, 2), "render": (0, 1)})
-    given = Budget(sessions=sessions, solver_steps=4, pages=pages, page_tokens=16, utilisation=1.0, **budget)
-    return Admission(CONFIG, costs, given)
 
 
 def test_over_capacity_is_refused_with_the_figures_and_room_comes_back(make: Callable[..., Bench]) -> None:
@@ -37,6 +29,12 @@ def test_over_capacity_is_refused_with_the_figures_and_room_comes_back(make: Cal
     reply = bench.unit(3, 0)
     within(reply.spoke)
     assert reply.units == [0]
+
+
+def test_more_solver_steps_count_as_more_than_one_session(make: Callable[..., Bench]) -> None:
+    bench = make(admission=books())
+    within(bench.unit("greedy", 0, options='{"solver_steps": 8}').spoke)
+    assert "2.0 on time (measured step costs), 1 open sessions take 2.0" in bench.unit("usual", 0).errors[0]
 
 
 def test_full_retention_says_how_long_it_lasts_and_ends_with_a_notice(make: Callable[..., Bench]) -> None:
@@ -56,6 +54,9 @@ def test_full_retention_says_how_long_it_lasts_and_ends_with_a_notice(make: Call
     assert infos[0]["lasts_seconds"] == ticket.seconds
     assert ["notice" in info for info in infos].count(True) == ticket.notice_units
     assert "notice" in infos[-1]
+    assert "skipped" in bench.unit("long", ticket.units + 9).errors[0], "who only knows the id ends nothing"
+    assert "pcm" in bench.unit("long", ticket.units, pcm=np.full(2560, np.nan, np.float32)).errors[0]
+    assert len(bench.duplex.table) == 1
     over = bench.unit("long", ticket.units)
     within(over.finished)
     assert "RESOURCE_EXHAUSTED: retention full" in over.errors[0]

@@ -1,10 +1,11 @@
 """Options of a start request: defaults, limits, and errors that name field, value and expectation."""
 
 import json
+import re
 
 import pytest
 
-from triton_models.runtime.duplex.options import MAX_SEED, OptionLimits, SessionOptions
+from triton_models.runtime.duplex.options import MAX_SEED, OptionLimits, SessionOptions, interrupts
 from triton_models.runtime.kv.retention import Full, Window
 from triton_models.runtime.messages import SessionError
 
@@ -29,7 +30,27 @@ def test_all_fields() -> None:
     }
     for raw in (json.dumps(given), json.dumps(given).encode()):
         options = SessionOptions.parse(raw, LIMITS)
-        assert options == SessionOptions("Grüß Gott", MAX_SEED, Window(0, 9), 16, True, True)
+        assert options == SessionOptions("Grüß Gott", MAX_SEED, Window(0, 9), 16, True, True, frozenset(given))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("", False),
+        ('{"interrupt": true}', True),
+        ('{"interrupt": false}', False),
+        ("{}", 'options: expected only with sequence_start, or {"interrupt": true} alone, got []'),
+        ('{"seed": 1}', "got ['seed']"),
+        ('{"interrupt": 1}', "options.interrupt: expected true or false, got 1"),
+        ("[", "options: expected a JSON object"),
+    ],
+)
+def test_a_unit_in_mid_session_may_interrupt_and_nothing_else(raw: str, expected: bool | str) -> None:
+    if isinstance(expected, bool):
+        assert interrupts(raw, LIMITS) == expected
+        return
+    with pytest.raises(SessionError, match=re.escape(expected)):
+        interrupts(raw, LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from duplex_bench import DuplexBench, within
 
-from triton_models.runtime.duplex.tracing import MAX_WAITING, Tracer
+from triton_models.runtime.duplex.tracing import MAX_WAITING, Span, Tracer, spans
 from triton_models.runtime.messages import (
-    CloseJob,
     HistoryView,
     OpenJob,
     PerceiveJob,
@@ -35,21 +36,23 @@ def hear(session: str, unit: int) -> PerceiveJob:
     return PerceiveJob(session, 1, unit, NONE[0], PICTURE)
 
 
-def unit_of(tracer: Tracer, session: str, unit: int, begin: int, *, along: bool) -> None:
+def unit_of(
+    tracer: Tracer, session: str, unit: int, begin: int, *, along: bool, hops: list[Span] | None = None
+) -> None:
     """perceive 2 ms, think 10, perform 20 of which 15 solve, render 5; one after the other from `begin`."""
-    heard = hear(session, unit)
+    heard, hops = hear(session, unit), hops or []
     now = begin
     if not along:
-        tracer.hop(heard, 2.0, now, now + 3 * MS)
+        hops += spans(heard, 2.0, now, now + 3 * MS)
         now += 3 * MS
     thought = ThinkResult(session, 1, unit, "listen", "", VIEW, 0, 0, (), {"perceive": 2.0, "think": 8.0})
-    tracer.hop(ThinkJob(session, 1, unit, "", heard if along else None), thought, now, now + 12 * MS)
+    hops += spans(ThinkJob(session, 1, unit, "", heard if along else None), thought, now, now + 12 * MS)
     now += 12 * MS
     ms = {"queue": 3.0, "perform": 15.0, "render": 4.0}
     solved = PerformResult(session, 1, unit, NONE, NONE, 2, now + 20 * MS, NONE[0], PICTURE, ms)
-    tracer.hop(PerformJob(session, 1, unit, 0, 2, 0, 0), solved, begin, now + 25 * MS)  # waits for its hand-over
+    hops += spans(PerformJob(session, 1, unit, 0, 2, 0, 0), solved, begin, now + 25 * MS)  # waits for its hand-over
     now += 20 * MS
-    tracer.answered(session, unit, INFO, begin, now + 6 * MS)
+    tracer.answered(session, unit, INFO, begin, now + 6 * MS, hops)
 
 
 def read(path: Path) -> list[list[dict[str, Any]]]:
@@ -70,19 +73,18 @@ def test_one_trace_a_unit_with_its_stages_inside(tmp_path: Path) -> None:
     path = tmp_path / "traces" / "units.jsonl"
     tracer = Tracer(path)
     now = time.monotonic_ns()
-    tracer.hop(OpenJob("s", 1), None, now, now + MS)
-    unit_of(tracer, "s", 0, now + MS, along=True)
+    unit_of(tracer, "s", 0, now + MS, along=True, hops=spans(OpenJob("s", 1), None, now, now + MS))
     unit_of(tracer, "s", 1, now + 100 * MS, along=False)
     tracer.close()
     first, second = read(path)
     assert [span["name"] for span in first] == ["unit", "open", "encode", "think", "exchange", "solve", "decode"]
     assert [span["name"] for span in second] == ["unit", "encode", "think", "exchange", "solve", "decode"]
-    for spans in (first, second):
-        root, *stages = spans
+    for trace in (first, second):
+        root, *stages = trace
         assert "parentSpanId" not in root
         assert {span["parentSpanId"] for span in stages} == {root["spanId"]}
-        assert {span["traceId"] for span in spans} == {root["traceId"]}
-        assert len({span["spanId"] for span in spans}) == len(spans)
+        assert {span["traceId"] for span in trace} == {root["traceId"]}
+        assert len({span["spanId"] for span in trace}) == len(trace)
         ends = [int(span["endTimeUnixNano"]) for span in stages]
         assert ends == sorted(ends)
         assert ends[-1] <= int(root["endTimeUnixNano"])
@@ -99,16 +101,26 @@ def test_one_trace_a_unit_with_its_stages_inside(tmp_path: Path) -> None:
     assert abs(int(first[0]["startTimeUnixNano"]) - time.time_ns()) < 60e9
 
 
-def test_nothing_stays_of_sessions_that_ended(tmp_path: Path) -> None:
+def test_the_loop_traces_units_that_are_answered_and_keeps_nothing_of_the_others(
+    make: Callable[..., DuplexBench], tmp_path: Path
+) -> None:
     tracer = Tracer(tmp_path / "t.jsonl")
-    tracer.hop(hear("gone", 4), 1.0, 0, MS)
-    tracer.ended("gone")
-    tracer.hop(CloseJob("gone", 1), None, 0, MS)
-    unit_of(tracer, "s", 0, 0, along=True)
-    tracer.ended("s")
-    assert not tracer._spans
+    bench = make(tracer=tracer)
+    gate = bench.models.hold("perform", 0)
+    lost = bench.unit("lost", 0)
+    bench.settled()
+    bench.duplex.abandon("over")  # a call that is under way then comes back to nobody
+    gate.set()
+    bench.settled()
+    bench.duplex.table.closing = False
+    within(bench.unit("a", 0, end=True).finished)
+    bench.settled()
     tracer.close()
-    assert len(read(tmp_path / "t.jsonl")) == 1
+    (traced,) = read(tmp_path / "t.jsonl")
+    assert [span["name"] for span in traced] == ["unit", "open", "encode", "think", "exchange", "solve", "decode"]
+    assert len(lost.errors) == 1
+    kept = [value for value in vars(tracer).values() if isinstance(value, dict | list)]
+    assert not any(kept)
 
 
 def test_a_restart_appends_and_a_full_file_stays_as_it_is(tmp_path: Path) -> None:
@@ -125,3 +137,14 @@ def test_a_restart_appends_and_a_full_file_stays_as_it_is(tmp_path: Path) -> Non
     full.close()
     assert path.stat().st_size == size
     assert len(read(path)) == 2
+
+
+def test_a_full_disk_ends_the_file_and_not_the_units(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracer = Tracer(tmp_path / "t.jsonl")
+    tracer._file.close()
+    tracer._file = open("/dev/full", "a")  # noqa: SIM115
+    unit_of(tracer, "s", 0, 0, along=True)
+    tracer._thread.join(5.0)
+    unit_of(tracer, "s", 1, 0, along=True)
+    tracer.close()
+    assert "No space left on device; no more traces are written" in caplog.text

@@ -1,4 +1,4 @@
-"""The `duplex` model, the only public one: requests of the wire contract go into `runtime/duplex/duplex.py`.
+"""The `duplex` model, the only public one: requests of the wire contract go into `runtime/duplex`.
 
 The loop runs in a thread of its own from start to end, so that sessions are watched and drained also while no request
 comes. Responses leave through the senders of their requests.

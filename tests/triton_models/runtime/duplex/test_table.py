@@ -8,12 +8,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from triton_models.runtime.duplex.table import SECOND_NS, Accepted, Key, Session, SessionTable
+from triton_models.runtime.duplex.contract import SessionKey
+from triton_models.runtime.duplex.options import OptionLimits, SessionOptions, interrupts
+from triton_models.runtime.duplex.table import AHEAD_UNITS, PACE_NS, SECOND_NS, Accepted, Session, SessionTable
 from triton_models.runtime.kv.pages import BlockManager, OutOfPages, PageTable
 from triton_models.runtime.messages import SessionError
 
 pytestmark = pytest.mark.unit
 RESUME = '{"resume": true}'
+LIMITS = OptionLimits()
+
+
+def accept(table: SessionTable, key: SessionKey, unit: int, start: bool, end: bool, options: str, now: int) -> Accepted:
+    """As the loop does it."""
+    given = SessionOptions.parse(options, LIMITS) if start else None
+    interrupt = not start and interrupts(options, LIMITS)
+    return table.accept(key, unit, start=given, end=end, interrupt=interrupt, now_ns=now)
 
 
 class Desk:
@@ -24,12 +34,14 @@ class Desk:
         self.now = 0
         self.table = SessionTable(release=lambda s, reason: self.released.append((s.name, reason)), **kwargs)
 
-    def send(self, key: Key, unit: int, *, start: bool = False, end: bool = False, options: str = "") -> Accepted:
-        return self.table.accept(key, unit, start=start, end=end, options=options, now_ns=self.now)
+    def send(
+        self, key: SessionKey, unit: int, *, start: bool = False, end: bool = False, options: str = ""
+    ) -> Accepted:
+        return accept(self.table, key, unit, start, end, options, self.now)
 
-    def open(self, key: Key, options: str = "") -> Session:
+    def open(self, key: SessionKey, options: str = "") -> Session:
         accepted = self.send(key, 0, start=True, options=options)
-        self.table.finish(accepted.session, 0, self.now)
+        self.table.retire(accepted.session, 0, self.now)
         return accepted.session
 
     def refuse(self, code: str, message: str, *args: Any, **kwargs: Any) -> None:
@@ -44,13 +56,12 @@ class Desk:
 def test_a_conversation_from_start_to_end() -> None:
     desk = Desk()
     first = desk.send(7, 0, start=True)
-    assert (first.started, first.resumed, first.last, first.unit) == (True, False, False, 0)
-    assert not desk.table.finish(first.session, 0, 5)
+    assert (first.started, first.resumed, first.unit) == (True, False, 0)
+    assert not desk.table.retire(first.session, 0, 5)
     last = desk.send(7, 1, end=True)
-    assert last.last
     assert last.session is first.session
     desk.refuse("INVALID_ARGUMENT", r"unit 2 after sequence_end \(unit 1 was the last\)", 7, 2)
-    assert desk.table.finish(last.session, 1, 9)
+    assert desk.table.retire(last.session, 1, 9)
     assert desk.released == [(first.session.name, "completed")]
     desk.refuse("NOT_FOUND", r"session 7 has ended \(completed\)", 7, 2)
 
@@ -58,7 +69,7 @@ def test_a_conversation_from_start_to_end() -> None:
 def test_one_request_may_be_first_and_last() -> None:
     desk = Desk()
     only = desk.send("once", 0, start=True, end=True)
-    assert desk.table.finish(only.session, 0, 1)
+    assert desk.table.retire(only.session, 0, 1)
     assert len(desk.table) == 0
 
 
@@ -70,7 +81,6 @@ def test_wrong_units_are_named_and_do_no_harm() -> None:
     desk.refuse("INVALID_ARGUMENT", r"expected 1, got 0 \(repeated\)", "a", 0)
     desk.refuse("INVALID_ARGUMENT", r"expected 1, got -3 \(the clock went back\)", "a", -3)
     desk.refuse("INVALID_ARGUMENT", "unit_index: expected an integer, got True", "a", True)
-    desk.refuse("INVALID_ARGUMENT", "options: expected only with sequence_start", "a", 1, options="{}")
     desk.refuse("ALREADY_EXISTS", r"session 'a' is open \(next unit 1\)", "a", 0, start=True)
     desk.refuse("NOT_FOUND", "session 'b' is unknown; expected sequence_start", "b", 0)
     desk.refuse("INVALID_ARGUMENT", "expected 0 with sequence_start, got 4", "b", 4, start=True)
@@ -99,10 +109,28 @@ def test_units_in_flight_and_sessions_are_bounded() -> None:
     desk.table.leave(session, 0)  # a client answers quicker than a send returns
     assert desk.send(1, 2).unit == 2
     desk.refuse("RESOURCE_EXHAUSTED", "2 units of session 1 are unanswered", 1, 3)
-    desk.table.finish(session, 0, 1)
+    desk.table.retire(session, 0, 1)
     desk.refuse("RESOURCE_EXHAUSTED", "2 units of session 1 are unanswered", 1, 3)
-    desk.table.finish(session, 1, 1)
+    desk.table.retire(session, 1, 1)
     assert desk.send(1, 3).unit == 3
+
+
+def test_a_session_may_be_a_little_ahead_of_real_time_and_then_waits() -> None:
+    desk = Desk(max_in_flight=100)
+    desk.now = 5 * SECOND_NS
+    due = [desk.send("a", unit, start=unit == 0).due_ns - desk.now for unit in range(AHEAD_UNITS + 3)]
+    assert due == [0] * (AHEAD_UNITS + 1) + [PACE_NS, 2 * PACE_NS]
+    assert desk.send("b", 0, start=True).due_ns == desk.now, "another session is another clock"
+    desk.now += 20 * SECOND_NS  # it has fallen far behind, which is no credit
+    due = [desk.send("a", AHEAD_UNITS + 3 + unit).due_ns - desk.now for unit in range(AHEAD_UNITS + 2)]
+    assert due == [0] * (AHEAD_UNITS + 1) + [PACE_NS]
+
+
+def test_who_keeps_real_time_never_waits() -> None:
+    desk = Desk(max_in_flight=10_000)
+    for unit in range(5_000):  # 13 minutes of a clock that runs 5% fast, delivered in pairs
+        desk.now = round((unit - unit % 2) * 0.95 * 160_000_000)
+        assert desk.send("a", unit, start=unit == 0).due_ns == desk.now
 
 
 def test_a_refused_admission_leaves_nothing() -> None:
@@ -137,7 +165,7 @@ def test_a_reused_id_never_meets_output_of_its_predecessor() -> None:
     assert not desk.table.fence(old, old.epoch)
     assert not desk.table.fence(new, old.epoch)
     assert desk.released == [(old.name, "cancelled")]
-    assert not desk.table.finish(old, 0, 1)  # a unit that comes home late
+    assert not desk.table.retire(old, 0, 1)  # a unit that comes home late
 
 
 def test_idle_sessions_expire() -> None:
@@ -158,7 +186,7 @@ def test_resume_within_the_grace_time() -> None:
     assert desk.table.detach(session, 0)
     assert desk.table.detach(session, 2 * SECOND_NS)  # a second notice does not lengthen the grace time
     assert not desk.table.fence(session, late.epoch)
-    desk.table.finish(session, 1, 2 * SECOND_NS)
+    desk.table.retire(session, 1, 2 * SECOND_NS)
     desk.refuse("ABORTED", "lost its stream; resume it with sequence_start", "a", 2)
     desk.refuse("ALREADY_EXISTS", "session 'a' is detached", "a", 2, start=True)
     desk.refuse("INVALID_ARGUMENT", r"expected 2, got 1 \(repeated\)", "a", 1, start=True, options=RESUME)
@@ -211,7 +239,7 @@ def test_shutdown_lets_units_in_flight_finish() -> None:
     desk.refuse("UNAVAILABLE", "the server is shutting down", 2, 2)
     desk.refuse("UNAVAILABLE", "the server is shutting down", 4, 0, start=True)
     assert desk.table.fence(busy, busy.epoch)
-    assert desk.table.finish(busy, 1, 1)
+    assert desk.table.retire(busy, 1, 1)
     assert [reason for _, reason in desk.released] == ["the server is shutting down"] * 3
 
 
@@ -221,7 +249,7 @@ def test_a_failing_release_stops_neither_the_end_nor_the_others() -> None:
 
     table = SessionTable(release=fail, idle_ns=1)
     for key in (1, 2):
-        session = table.accept(key, 0, start=True, end=False, now_ns=0).session
+        session = accept(table, key, 0, True, False, "", 0).session
     with pytest.raises(ExceptionGroup) as caught:
         table.expire(1)
     assert len(caught.value.exceptions) == 2
@@ -262,19 +290,19 @@ class Server(RuleBasedStateMachine):
         unit=st.sampled_from([0, 0, 0, -1, 1, 2]),
         end=st.booleans(),
     )
-    def open(self, key: Key, options: str, unit: int, end: bool) -> None:
+    def open(self, key: SessionKey, options: str, unit: int, end: bool) -> None:
         self.request(key, unit, True, end, options)
 
     @rule(key=st.sampled_from([1, 2, "1", "2"]), off=st.sampled_from([0, 0, 0, 0, 1, -1]), end=st.booleans())
-    def step(self, key: Key, off: int, end: bool) -> None:
+    def step(self, key: SessionKey, off: int, end: bool) -> None:
         session = self.table.get(key)
         self.request(key, (session.next_unit if session else 0) + off, False, end and off == 0, "")
 
-    def request(self, key: Key, unit: int, start: bool, end: bool, options: str) -> None:
+    def request(self, key: SessionKey, unit: int, start: bool, end: bool, options: str) -> None:
         session = self.table.get(key)
         before = None if session is None else (session.next_unit, session.epoch, session.state, set(session.in_flight))
         try:
-            accepted = self.table.accept(key, unit, start=start, end=end, options=options, now_ns=self.now)
+            accepted = accept(self.table, key, unit, start, end, options, self.now)
         except SessionError:
             assert self.table.get(key) is session
             if session is not None:
@@ -298,10 +326,10 @@ class Server(RuleBasedStateMachine):
                 self.table.end(session, str(error))
         if session.epoch != accepted.epoch or session.state not in ("open", "draining"):
             assert not self.table.fence(session, accepted.epoch)
-        self.table.finish(session, accepted.unit, self.now)
+        self.table.retire(session, accepted.unit, self.now)
 
     @rule(key=st.sampled_from([1, 2, "1", "2"]), action=st.sampled_from(["cancel", "interrupt", "detach"]))
-    def disturb(self, key: Key, action: str) -> None:
+    def disturb(self, key: SessionKey, action: str) -> None:
         session = self.table.get(key)
         if session is None:
             return

@@ -1,0 +1,166 @@
+"""One unit's way through the two models (DESIGN 4).
+
+    request k --> accept --> perceive(k) --> think(k) --KV slice--> perform(k) --> z_k --> render(k) --> response k
+                             '------ thinker -------'               '------- performer -------'
+    request k+1 --> accept --> perceive(k+1), while k is performed and rendered --> think(k+1) takes z_k along
+
+`UnitLoop._think` and `UnitLoop._perform` are that line. Both calls of a unit are made when its think starts: the
+performer's waits there for the thinker, which hands the slice over without coming back here. A unit has a thread for
+each of its calls, and the performer's answers the client, because every step from thread to thread costs a wake-up.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from ..messages import HandOver, OpenJob, PerceiveJob, PerformJob, PerformResult, SessionError, ThinkJob, ThinkResult
+from . import tracing
+from .contract import Call, Measure, UnitResponse
+from .conversation import Conversation, Over, UnitWork
+from .meter import UNIT_NS
+from .output import measures
+
+SMOOTHING = 0.1  # weight of the newest measurement in the running estimates of what is still to come
+# The performer's call waits for the thinker's, which the two would slow down on their way if they were made at once
+# (0.3 ms on two cores). A think that is quicker than this hands over to a job that is still to come.
+HEAD_START = 0.001
+
+_log = logging.getLogger(__name__)
+
+
+class UnitLoop:
+    """Takes units through both models and answers them. Holds no session: `Conversation` says how far each one is."""
+
+    def __init__(
+        self,
+        call_thinker: Call,
+        call_performer: Call,
+        answer: Callable[[UnitWork, UnitResponse], None],
+        fail: Callable[[Conversation, SessionError], None],
+        *,
+        threads: int,
+        degrade: bool,
+        traced: bool,
+        clock: Callable[[], int],
+    ) -> None:
+        """answer, fail: what becomes of a unit, or of its session
+        threads: for as many units at once; more wait for one
+        """
+        self._call_thinker, self._call_performer = call_thinker, call_performer
+        self._to_answer, self._fail = answer, fail
+        self._degrade, self._traced, self._clock = degrade, traced, clock
+        # Apart: if units that wait for an earlier one had all the threads, that one could not go on.
+        self._thinking = ThreadPoolExecutor(threads, "think")
+        self._performing = ThreadPoolExecutor(threads, "perform")
+        # Running estimates, for deadlines: from the last solver step, and from the think call, to the response.
+        self._after_solver_ns = self._after_think_ns = 0.0
+
+    def start(self, work: UnitWork) -> None:
+        self.run(self._carry, self._think, work)
+
+    def run(self, function: Callable[..., None], *args: Any) -> None:
+        """Runs it in a thread of the units; after `stop` it does nothing."""
+        _submit(self._thinking, function, *args)
+
+    def stop(self) -> None:
+        """Takes no more work."""
+        for pool in (self._thinking, self._performing):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _carry(self, stage: Callable[[UnitWork], None], work: UnitWork) -> None:
+        """One of the two threads of a unit. A failure ends its session."""
+        talk, unit = work.talk, work.accepted.unit
+        try:
+            stage(work)
+        except Over:
+            pass
+        except SessionError as error:
+            self._fail(talk, error)
+        except Exception as error:
+            _log.exception("unit %d of session %r failed", unit, talk.session.key)
+            self._fail(talk, SessionError("INTERNAL", f"unit {unit}: {type(error).__name__}: {error}"))
+
+    def _think(self, work: UnitWork) -> None:
+        """perceive and think, each as soon as the unit before allows it. `_perform` goes on with the unit."""
+        talk, request = work.talk, work.request
+        options, unit = talk.session.options, work.accepted.unit
+        name, epoch = talk.session.name, talk.epoch
+
+        if (ahead := work.arrival_ns - self._clock()) > 0:  # of real time: only units that are due meet the others
+            talk.rest(ahead / 1e9)
+        if work.accepted.started:
+            retention = options.retention.to_json()
+            self._call(work, self._call_thinker, OpenJob(name, epoch, options.prompt, options.seed, retention))
+
+        talk.wait_for("thought", unit - 1)
+        heard: PerceiveJob | None = PerceiveJob(name, epoch, unit, request.pcm, request.frames)
+        if not talk.reached("solved", unit - 1):  # z of the unit before is still being made: perceive meanwhile
+            self._call(work, self._call_thinker, heard)
+            heard = None  # otherwise it goes along with the think job, which saves a call
+        talk.wait_for("solved", unit - 1)
+
+        work.think_ns = self._clock()
+        z_video, z_audio = talk.z or (None, None)
+        latest = work.arrival_ns + UNIT_NS - round(self._after_think_ns)
+        thinking = ThinkJob(name, epoch, unit, work.text, heard, z_video, z_audio, latest)
+        _submit(self._performing, self._carry, self._perform, work)
+        thought: ThinkResult = self._call(work, self._call_thinker, thinking)
+        work.thought = thought
+        talk.reach(thought=unit)
+        if not thought.handed:
+            handed = HandOver(name, epoch, unit, thought.seed, thought.origin, thought.history)
+            self._call(work, self._call_performer, handed)
+
+    def _perform(self, work: UnitWork) -> None:
+        """perform and render: the job waits in the performer for the thinker, and this thread for its result."""
+        talk, unit = work.talk, work.accepted.unit
+        due = work.arrival_ns + UNIT_NS
+        time.sleep(HEAD_START)
+        steps, deadline = talk.session.options.solver_steps, due - round(self._after_solver_ns)
+        solving = PerformJob(talk.session.name, talk.epoch, unit, seed=0, steps=steps, deadline_ns=deadline, origin=0)
+        solved: PerformResult = self._call(work, self._call_performer, solving)
+        talk.wait_for("thought", unit)
+        if solved.pcm is None or solved.frames is None or work.thought is None:
+            raise SessionError("INTERNAL", f"unit {unit}: expected pcm and frames of the performer, got none")
+        talk.reach(solved=unit, z=(solved.z_video, solved.z_audio))
+        talk.wait_for("answered", unit - 1)
+
+        now = self._clock()
+        self._after_solver_ns += SMOOTHING * (now - solved.solved_ns - self._after_solver_ns)
+        self._after_think_ns += SMOOTHING * (now - work.think_ns - self._after_think_ns)
+        taken = measures(solved.steps, steps, now - due if self._degrade else 0)
+        pcm, frames = talk.output.shorten(solved.pcm, solved.frames, taken)
+        info = self._info(work, work.thought, solved, taken, now)
+        self._to_answer(work, UnitResponse(unit, work.thought.state, work.thought.text, pcm, frames, info))
+
+    def _call(self, work: UnitWork, call: Call, job: object) -> Any:
+        if not self._traced:
+            return work.talk.call(call, job)
+        begin = self._clock()
+        result = work.talk.call(call, job)
+        work.spans += tracing.spans(job, result, begin, self._clock())
+        return result
+
+    def _info(
+        self, work: UnitWork, thought: ThinkResult, solved: PerformResult, taken: list[Measure], now: int
+    ) -> dict[str, Any]:
+        """What the client is told of a unit besides its media."""
+        engines = {**thought.ms, "perform": solved.ms["perform"], "render": solved.ms["render"]}
+        total = (now - work.arrival_ns) / 1e6
+        ms = {"queue": total - sum(engines.values()), **engines, "total": total}  # queue: all that was not engine time
+        return {
+            "ms": {stage: round(value, 3) for stage, value in ms.items()},
+            "epoch": work.accepted.epoch,
+            "steps": solved.steps,
+            "degradation": taken,
+        }
+
+
+def _submit(pool: ThreadPoolExecutor, function: Callable[..., None], *args: Any) -> None:
+    with suppress(RuntimeError):  # it was shut down
+        pool.submit(function, *args)
