@@ -146,4 +146,4 @@ def read_defaults(checkpoint: Path) -> Defaults:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Defaults) if path.exists() else {}
     except (msgspec.DecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected an object with `retention` only ({error})") from None
+        raise CheckpointError(f"{path}: expected an object with `retention` or `prompts` only ({error})") from None

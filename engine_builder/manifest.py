@@ -37,7 +37,8 @@ FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]  #
 Size = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Retention = Literal["full"] | dict[Literal["window", "window_language"], dict[str, Size]]
-Defaults = dict[Literal["retention"], Retention]
+# prompts: those that the checkpoint was trained on, its default first; without them it takes any.
+Defaults = dict[Literal["retention", "prompts"], Retention | list[str]]
 
 
 class ManifestError(ValueError):

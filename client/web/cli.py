@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from client.web.call.call_book import GRACE_SECONDS, CallBook
-from client.web.door.access import Access
-from client.web.door.upstream import Upstream
-from client.web.gateway import make_app
+from .call.call_book import GRACE_SECONDS, CallBook
+from .door.access import PER_MINUTE, Access
+from .door.upstream import Upstream
+from .gateway import make_app, make_runner, spare_descriptors
 
 RUN = Path("build/runs/web/server")  # of a server that the gateway starts
 SECRET_VARIABLE = "WAN_WEB_TOKEN"
@@ -62,6 +63,13 @@ def parser() -> argparse.ArgumentParser:
     door.add_argument("--token", metavar="SECRET|@FILE", help="secret that opens the door and signs short-lived tokens")
     door.add_argument("--token-minutes", type=float, default=10.0, help="life of a token (%(default)s)")
     door.add_argument(
+        "--connects-per-minute",
+        type=float,
+        default=PER_MINUTE,
+        metavar="N",
+        help="connections and tokens for one address, half of them at once (%(default)s)",
+    )
+    door.add_argument(
         "--allow-origin", action="append", default=[], metavar="ORIGIN", help="origin of the page; may be repeated"
     )
     door.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate chain")
@@ -87,6 +95,7 @@ def read_access(args: argparse.Namespace) -> Access:
         tls=(args.tls_cert, args.tls_key) if args.tls_cert is not None else None,
         behind_proxy=args.behind_tls_proxy,
         token_seconds=args.token_minutes * 60,
+        per_minute=args.connects_per_minute,
     )
 
 
@@ -94,8 +103,9 @@ async def serve(args: argparse.Namespace, access: Access) -> None:
     """Runs until SIGINT or SIGTERM. Raises OSError when the port is taken."""
     context = access.ssl_context()
     app = make_app(access, Upstream(args.url, args.model), CallBook(args.max_sessions, args.grace))
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    runner = make_runner(app)
     await runner.setup()
+    spare_descriptors(runner)
     try:
         await web.TCPSite(runner, args.host, args.port, ssl_context=context).start()
         port = runner.addresses[0][1]
@@ -130,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     args = parser().parse_args(argv)
     try:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a socket is one each, and shells give few
         access = read_access(args)
         _run(args, access)
     except KeyboardInterrupt:  # before the gateway listened; from then on it is a way to stop

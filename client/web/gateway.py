@@ -1,19 +1,28 @@
-"""The aiohttp application: static page, token endpoint, health, and the two sockets."""
+"""The aiohttp application: static page, token endpoint, health, metrics, and the two sockets."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
-from client.web.call.call_book import CallBook
-from client.web.door.access import Access, Refused, bearer
-from client.web.door.desk import DESK, Desk
-from client.web.door.upstream import Upstream
-from client.web.page.socket import page_socket
-from client.web.realtime.socket import realtime_socket
+from .call.call_book import CallBook
+from .door.access import Access, Refused, bearer
+from .door.desk import DESK, Desk
+from .door.upstream import Upstream
+from .page.socket import page_socket
+from .realtime.socket import realtime_socket
 
+log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 10.0  # for the head of a request to be complete
+FULL_SECONDS = 1.0  # between two looks at who holds descriptors without a request
 STATIC = Path(__file__).parent / "static"
 HEADERS = {
     "Content-Security-Policy": (
@@ -31,6 +40,7 @@ HEADERS = {
 
 def make_app(access: Access, upstream: Upstream, book: CallBook) -> web.Application:
     """Routes and lifecycle; the caller runs it. It closes `book` and `upstream` when it stops."""
+    logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)  # its warnings quote subprotocols: tokens, that is
     app = web.Application(middlewares=[_guard], client_max_size=64 << 10)
     app[DESK] = Desk(access, upstream, book)
     app.add_routes(
@@ -38,6 +48,7 @@ def make_app(access: Access, upstream: Upstream, book: CallBook) -> web.Applicat
             web.get("/", _index),
             web.get("/healthz", _health),
             web.get("/v1/stats", _stats),
+            web.get("/metrics", _metrics),
             web.post("/v1/realtime/client_secrets", _client_secret),
             web.get("/v1/session", page_socket),
             web.get("/v1/realtime", realtime_socket),
@@ -46,6 +57,39 @@ def make_app(access: Access, upstream: Upstream, book: CallBook) -> web.Applicat
     )
     app.cleanup_ctx.append(_lifecycle)
     return app
+
+
+def make_runner(app: web.Application, shutdown_timeout: float = 2.0) -> web.AppRunner:
+    """A body that comes packed is not unpacked, for that would be done before anybody can refuse it."""
+    return web.AppRunner(
+        app,
+        access_log=None,
+        shutdown_timeout=shutdown_timeout,
+        auto_decompress=False,
+        keepalive_timeout=REQUEST_SECONDS,
+    )
+
+
+def spare_descriptors(runner: web.AppRunner) -> None:
+    """When there is no descriptor for a newcomer, those who hold one without a request lose it.
+
+    asyncio would say it in a traceback a connection, and try again for ever.
+    """
+    loop, desk = asyncio.get_running_loop(), runner.app[DESK]
+    quiet_until = 0.0
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal quiet_until
+        if "accept()" not in context["message"]:
+            loop.default_exception_handler(context)
+        elif (now := time.monotonic()) >= quiet_until:
+            quiet_until = now + FULL_SECONDS
+            idle = [each for each in (runner.server.connections if runner.server else ()) if each not in desk.busy]
+            log.warning("no descriptors are left (%s): closing %d idle connections", context["exception"], len(idle))
+            for each in idle:
+                each.force_close()
+
+    loop.set_exception_handler(handle)
 
 
 async def _lifecycle(app: web.Application) -> AsyncIterator[None]:
@@ -58,16 +102,32 @@ async def _lifecycle(app: web.Application) -> AsyncIterator[None]:
 async def _guard(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Host and origin of every request; headers of every answer."""
+    """Host and origin of every request; headers of every answer, errors too."""
     desk = request.app[DESK]
+    with _counted(desk, request):
+        try:
+            desk.access.check_place(request.headers)
+            if "Content-Encoding" in request.headers:
+                raise Refused(415, "content-encoding: expected none")
+            response = await handler(request)
+        except Refused as error:
+            response = desk.turn_away(error)
+        except web.HTTPException as error:
+            response = error
+        if not response.prepared:
+            response.headers.update(HEADERS)
+        if isinstance(response, web.HTTPException):
+            raise response
+        return response
+
+
+@contextlib.contextmanager
+def _counted(desk: Desk, request: web.Request) -> Iterator[None]:
+    desk.busy.add(request.protocol)
     try:
-        desk.access.check_place(request.headers)
-    except Refused as error:
-        raise desk.turn_away(error) from None
-    response = await handler(request)
-    if not response.prepared:
-        response.headers.update(HEADERS)
-    return response
+        yield
+    finally:
+        desk.busy.discard(request.protocol)
 
 
 async def _index(request: web.Request) -> web.StreamResponse:
@@ -85,13 +145,16 @@ async def _stats(request: web.Request) -> web.Response:
     return web.json_response(request.app[DESK].stats())
 
 
+async def _metrics(request: web.Request) -> web.Response:
+    request.app[DESK].check(request)
+    return web.Response(body=request.app[DESK].metrics.text(), content_type="text/plain", charset="utf-8")
+
+
 async def _client_secret(request: web.Request) -> web.Response:
     """A token with a short life, for whoever knows the secret; the shape is that of OpenAI's endpoint of this name."""
     desk = request.app[DESK]
-    try:
-        desk.access.check_secret(bearer(request.headers, [], ()))
-    except Refused as error:
-        raise desk.turn_away(error) from None
+    desk.check_rate(request)
+    desk.access.check_secret(bearer(request.headers, [], ()))
     token, expires = desk.access.make_token()
     session = {"type": "realtime", "object": "realtime.session", "model": desk.upstream.model}
     return web.json_response({"value": token, "expires_at": expires, "session": session})

@@ -1,21 +1,109 @@
-"""Pictures between the wire and the model: JPEG or raw RGB <-> uint8 [n, H, W, 3].
+"""Sound and pictures between the wire and the model.
 
-The frames of one unit travel as a strip, one below the other: one image to encode, send and decode instead of four.
+Sound: bytes <-> float32 -1..1, and from one sample rate to another. Pictures: JPEG or raw RGB <-> uint8 [n, H, W, 3];
+the frames of one unit travel as a strip, one below the other: one image to encode, send and decode instead of four.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
+import av
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from av.audio.frame import AudioFrame
+from PIL import Image
 
-from client.stream.units import FRAMES_PER_UNIT, UInt8, UnitShape
+from client.stream import UnitShape
+from client.stream.units import FRAMES_PER_UNIT, Float32, UInt8
 
+LOWEST_RATE, HIGHEST_RATE = 8_000, 48_000
+G711_RATE = 8_000
 JPEG_QUALITY = 92
-MAX_PIXELS = 4096 * 4096  # of an image from outside, before it is scaled to the model's size
+MAX_SIDE = 8192  # pixels of an image from outside
+MAX_DECODED = 1 << 22  # pixels in memory: 12 MB of RGB; a JPEG may be larger, for it is decoded at a fraction
 
 
+_decoders = ThreadPoolExecutor(2, "picture")  # images from outside in memory at once, whoever sends them
+
+
+# -- sound ------------------------------------------------------------------------------------------------------
+def _mu_law() -> Float32:
+    """ITU-T G.711: what each byte stands for, [256]."""
+    code = ~np.arange(256) & 0xFF
+    size = (((code & 15) << 3) + 132 << (code >> 4 & 7)) - 132
+    return (np.where(code & 0x80, -size, size) / 32768).astype(np.float32)
+
+
+def _a_law() -> Float32:
+    code = np.arange(256) ^ 0x55
+    step, size = code >> 4 & 7, (code & 15) << 4
+    size = np.where(step, size + 264 << np.maximum(step - 1, 0), size + 8)
+    return (np.where(code & 0x80, size, -size) / 32768).astype(np.float32)
+
+
+_G711 = {"pcmu": _mu_law(), "pcma": _a_law()}
+
+
+@dataclass(frozen=True)
+class Format:
+    """Mono samples as bytes. kind: pcm (16-bit little-endian), pcmu or pcma (G.711, one byte a sample)."""
+
+    kind: str = "pcm"
+    rate: int = 24_000
+
+    @property
+    def width(self) -> int:
+        """Bytes of a sample."""
+        return 2 if self.kind == "pcm" else 1
+
+    def decode(self, data: bytes) -> Float32:
+        """-> float32 [n] in -1..1. Raises ValueError for half a sample."""
+        return from_pcm16(data) if self.kind == "pcm" else _G711[self.kind][np.frombuffer(data, np.uint8)]
+
+    def encode(self, pcm: Float32) -> bytes:
+        if self.kind == "pcm":
+            return to_pcm16(pcm)
+        order = np.argsort(_G711[self.kind])
+        levels = _G711[self.kind][order]
+        return order[np.searchsorted((levels[1:] + levels[:-1]) / 2, np.nan_to_num(pcm))].astype(np.uint8).tobytes()
+
+
+def from_pcm16(data: bytes) -> Float32:
+    """16-bit little-endian mono -> float32 [n] in -1..1. Raises ValueError for half a sample."""
+    if len(data) % 2:
+        raise ValueError(f"audio: expected an even number of bytes (16-bit samples), got {len(data)}")
+    return np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768.0
+
+
+def to_pcm16(pcm: Float32) -> bytes:
+    """float32 [n] -> 16-bit little-endian mono; louder than full scale is clipped, not wrapped."""
+    return (np.clip(np.nan_to_num(pcm), -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+
+
+class Resampler:
+    """A stream of mono samples from one rate to another; keeps the filter's state between calls."""
+
+    def __init__(self, source: int, target: int) -> None:
+        for name, rate in (("source", source), ("target", target)):
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                raise ValueError(f"{name} rate: expected {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {rate}")
+        self.source, self.target = source, target
+        self._filter = None if source == target else av.AudioResampler(format="flt", layout="mono", rate=target)
+
+    def feed(self, pcm: Float32) -> Float32:
+        """float32 [n] at the source rate -> float32 [about n * target / source] at the target rate."""
+        if self._filter is None or not pcm.size:
+            return pcm
+        frame = AudioFrame.from_ndarray(np.ascontiguousarray(pcm[None]), format="flt", layout="mono")
+        frame.sample_rate = self.source
+        parts = [part.to_ndarray().reshape(-1) for part in self._filter.resample(frame)]
+        return np.concatenate(parts).astype(np.float32, copy=False) if parts else np.zeros(0, np.float32)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------
 def encode_strip(frames: UInt8) -> bytes:
     """uint8 [n, H, W, 3] -> JPEG of n * H rows."""
     n, height, width, _ = frames.shape
@@ -27,14 +115,11 @@ def encode_strip(frames: UInt8) -> bytes:
 
 def decode_strip(data: bytes, shape: UnitShape) -> UInt8:
     """JPEG of 4 * H rows -> uint8 [4, H, W, 3]. Raises ValueError when it is no image of that size."""
-    image = _open(data)
-    expected = (shape.width, FRAMES_PER_UNIT * shape.height)
-    if image.size != expected:
-        raise ValueError(
-            f"video: expected a strip of {expected[0]}x{expected[1]} pixels (4 frames), "
-            f"got {image.size[0]}x{image.size[1]}"
-        )
-    return _pixels(image).reshape(shape.frames)
+    image = open_image(data)
+    width, height = shape.width, FRAMES_PER_UNIT * shape.height
+    if image.size != (width, height):
+        raise ValueError(f"video: expected a strip of {width}x{height} pixels (4 frames), got {_size(image)}")
+    return np.asarray(_decoded(image)).reshape(shape.frames)
 
 
 def raw_strip(data: bytes, shape: UnitShape) -> UInt8:
@@ -45,34 +130,47 @@ def raw_strip(data: bytes, shape: UnitShape) -> UInt8:
     return np.frombuffer(data, np.uint8).reshape(shape.frames)
 
 
-def decode_image(data: bytes, shape: UnitShape) -> UInt8:
-    """One image of any size -> uint8 [1, H, W, 3], scaled to cover the model's frame and cropped around the centre.
-
-    Raises ValueError when it is no image, or too large a one.
-    """
-    image = _open(data)
-    scale = max(shape.width / image.width, shape.height / image.height)
-    size = max(shape.width, round(image.width * scale)), max(shape.height, round(image.height * scale))
-    image.draft("RGB", size)  # a JPEG is decoded at a fraction of its size where that is enough
-    image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    left, top = (size[0] - shape.width) // 2, (size[1] - shape.height) // 2
-    return _pixels(image.crop((left, top, left + shape.width, top + shape.height)))[None]
-
-
-def _open(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
+    """Reads the head of an image only, and how large it would be: nothing is decoded. Raises ValueError."""
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
-        raise ValueError(
-            f"video: expected a JPEG, PNG or WebP image, got {len(data)} bytes of something else"
-        ) from None
-    if not 0 < image.width * image.height <= MAX_PIXELS:
-        raise ValueError(f"video: expected at most {MAX_PIXELS} pixels, got {image.width}x{image.height}")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        got = f"{len(data)} bytes of something else"
+        raise ValueError(f"video: expected a JPEG, PNG or WebP image, got {got}") from None
+    if not 0 < min(image.size) <= max(image.size) <= MAX_SIDE:
+        raise ValueError(f"video: expected at most {MAX_SIDE} pixels a side, got {_size(image)}")
     return image
 
 
-def _pixels(image: Image.Image) -> UInt8:
+async def decode_in_turn(image: Image.Image, shape: UnitShape) -> UInt8:
+    """`fit_image` in a thread; few are decoded at a time."""
+    return await asyncio.get_running_loop().run_in_executor(_decoders, fit_image, image, shape)
+
+
+def fit_image(image: Image.Image, shape: UnitShape) -> UInt8:
+    """An image of `open_image` -> uint8 [1, H, W, 3]: the largest part around the centre that has the frame's shape.
+
+    It is cut out before it is scaled, so that no picture on the way is larger than the one that was sent. Raises
+    ValueError when it would be too large in memory.
+    """
+    scale = min(image.width / shape.width, image.height / shape.height)
+    image.draft("RGB", (round(image.width / scale), round(image.height / scale)))
+    if image.width * image.height > MAX_DECODED:
+        raise ValueError(f"video: expected at most {MAX_DECODED} pixels, got {_size(image)}")
+    scale = min(image.width / shape.width, image.height / shape.height)
+    width, height = shape.width * scale, shape.height * scale
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    box = (max(0.0, left), max(0.0, top), min(image.width, left + width), min(image.height, top + height))
+    size = shape.width, shape.height
+    return np.asarray(_decoded(image).resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))[None]
+
+
+def _decoded(image: Image.Image) -> Image.Image:
     try:
-        return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
+        return image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:  # truncated or damaged data shows only when it is decoded
         raise ValueError(f"video: the image cannot be decoded ({error})") from None
+
+
+def _size(image: Image.Image) -> str:
+    return f"{image.width}x{image.height}"

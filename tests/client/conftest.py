@@ -43,6 +43,7 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
     shape: UnitShape = SHAPE
     delay: Callable[[int], float] = lambda unit: 0.0  # seconds before the answer to a unit
     errors: dict[int, str] = field(default_factory=dict)  # unit -> error message instead of an answer
+    refuse: dict[int, str] = field(default_factory=dict)  # unit -> error message; with text, it changes nothing
     silent_from: int | None = None  # takes units from here on and answers none
     leave_at: int | None = None  # closes the stream instead of answering this unit
     deaf_at: int | None = None  # closes the stream as if this unit had never come, once
@@ -93,6 +94,13 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
                 if unit.index == self.deaf_at:
                     self.deaf_at = None
                     return
+                if self.refuse and (expected := self.expected.get(unit.session, 0)) != unit.index:
+                    order = f"INVALID_ARGUMENT: unit_index: expected {expected}, got {unit.index}"
+                    yield service_pb2.ModelStreamInferResponse(error_message=order)
+                    continue
+                if unit.index in self.refuse and unit.text:
+                    yield service_pb2.ModelStreamInferResponse(error_message=self.refuse[unit.index])
+                    continue
                 self.expected[unit.session] = unit.index + 1
                 self.seen.append(unit)
                 if unit.index == self.leave_at:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ def fill_repository(target: Path, manifest: Manifest, role: RoleSettings, duplex
         "weights": manifest.weights,
         "precision": manifest.precision,
         "sample_rate": str(config.audio.sample_rate),
+        **({"prompts": json.dumps(manifest.defaults["prompts"])} if "prompts" in manifest.defaults else {}),
     }
     public = {
         "unit_samples": config.audio.unit_samples,

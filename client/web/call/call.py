@@ -3,7 +3,8 @@
     client --> intake --> _speak: one unit every 160 ms --> DuplexSession --> _listen --> dialect --> outbox --> client
 
 It outlives the client's socket. While no client is attached it is frozen: no unit is sent, so the model's time stands
-still and costs nothing, and a client that comes back within the grace time goes on where it stopped.
+still and costs nothing, and a client that comes back within the grace time goes on where it stopped. A connection to
+the server that breaks is mended by the DuplexSession.
 """
 
 from __future__ import annotations
@@ -14,31 +15,40 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from client.stream.client import DuplexClient, DuplexSession
-from client.stream.errors import DuplexError
-from client.stream.units import Float32, UnitResponse, UnitShape
-from client.web.call.fence import Fence
-from client.web.call.intake import Intake, Stamp
-from client.web.call.journal import Journal
-from client.web.call.outbox import Kind, Message, Outbox, OutboxFull
-from client.web.call.unit_clock import UnitClock
+from client.stream import DuplexClient, DuplexError, DuplexSession, Resumed, UnitResponse, UnitShape, UserUnit
+from client.stream.units import Float32
+
+from ..rates import Bucket
+from .fence import Fence
+from .intake import Intake, Stamp
+from .outbox import Journal, Kind, Message, Outbox, OutboxFull
+from .prompts import Prompts
+from .unit_clock import UnitClock
 
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10.0  # an unanswered unit ends the conversation
+MAX_TRIES = 3  # to send a unit that the server refuses
+UNBEGUN_SECONDS, QUIET_SECONDS = 10.0, 120.0  # of silence, before and after the start, that keep a place
+PIXELS_PER_SECOND, PIXEL_BURST = 8e6, 33e6  # of pictures to decode: 25 of 640x480 a second; two of the largest at once
 
 
 @dataclass
 class SentUnit:
     """What is remembered of a unit until its answer is here. Times are seconds of time.monotonic()."""
 
-    pcm: Float32
+    unit: UserUnit
     stamp: Stamp | None
     due: float  # when it was ready to leave
     at: float = 0.0  # when the stream took it
+    tries: int = 0
+
+    @property
+    def pcm(self) -> Float32:
+        return self.unit.pcm
 
 
 class Dialect(Protocol):
@@ -46,6 +56,12 @@ class Dialect(Protocol):
 
     async def on_unit(self, response: UnitResponse, sent: SentUnit, epoch: int) -> None:
         """A unit of the agent. epoch: what to emit its voice and words with."""
+
+    def on_refused(self, error: DuplexError) -> None:
+        """The server did not take what was typed; the conversation goes on without."""
+
+    def on_mended(self, resumed: Resumed) -> None:
+        """The connection to the server was lost for a while."""
 
     def on_end(self, error: DuplexError | None) -> None:
         """The conversation is over; None: as it should be."""
@@ -58,21 +74,27 @@ class Call:
         self.key = secrets.token_urlsafe(18)
         self.shape: UnitShape = client.shape
         self.model: dict[str, Any] = {"name": client.model, "server": client.server, "parameters": client.parameters}
+        self.prompts = Prompts.of(client.parameters)
         self.intake = Intake(client.shape, live=live, limit_seconds=limit_seconds)
+        self.pixels = Bucket(PIXELS_PER_SECOND, PIXEL_BURST)
         self.fence = Fence()
         self.journal = Journal()
         self.dialect: Dialect | None = None  # set by the socket before `start`
         self.answered = 0
+        self.heard_at = time.monotonic()  # the newest message of the client
         self.closed = False
         self.error: DuplexError | None = None
+        self.on_timed: Callable[[float], None] = lambda seconds: None  # a unit was answered after `seconds`
+        self.on_mended: list[Callable[[Call], None]] = []
         self.on_closed: list[Callable[[Call], None]] = []
         self._client = client
-        self._session: DuplexSession | None = None
         self._outbox: Outbox | None = None
         self._attached = asyncio.Event()
         self._sent: dict[int, SentUnit] = {}
+        self._refused: list[SentUnit] = []
+        self._landed = asyncio.Event()
         self._last_sent = -1
-        self._ending = False
+        self._ending = self._interrupting = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -87,6 +109,11 @@ class Call:
     def last_sent(self) -> int:
         """Index of the newest unit that went to the model, -1 before the first."""
         return self._last_sent
+
+    @property
+    def yields(self) -> bool:
+        """Whether the client has been silent for so long that somebody else may have its place."""
+        return time.monotonic() - self.heard_at > (QUIET_SECONDS if self.started else UNBEGUN_SECONDS)
 
     # -- the client --------------------------------------------------------------------------------------------
     def attach(self, after: int | None = None) -> tuple[Outbox, int]:
@@ -129,17 +156,20 @@ class Call:
         """Messages that the present client lost because it read too slowly."""
         return dict(self._outbox.dropped) if self._outbox is not None else {}
 
-    def interrupt(self) -> int:
-        """Cancels what the agent is saying; the model is not told. Returns the new epoch."""
-        return self.fence.cut(self._last_sent)
+    def interrupt(self) -> None:
+        """Cancels what the agent is saying and what was typed to it. The server gives up the units that are under way;
+        the rest of the run, which the model does not know to be unwanted, is held back by the fence."""
+        self.fence.cut(self._last_sent)
+        self.intake.clear_text()
+        self._interrupting = self.started
 
     # -- the model ---------------------------------------------------------------------------------------------
     def start(self, options: Mapping[str, Any] | None = None) -> None:
-        """Opens the session; errors come through `Dialect.on_end`."""
+        """Opens the session, once; errors come through `Dialect.on_end`."""
         if self.started or self.closed:
             return
-        self._session = self._client.session(None, options, timeout=ANSWER_SECONDS)
-        self._task = asyncio.create_task(self._run(self._session), name=f"call-{self.key[:6]}")
+        session = self._client.session(None, options, timeout=ANSWER_SECONDS, reconnect=True, on_resume=self._mended)
+        self._task = asyncio.create_task(self._run(session), name=f"call-{self.key[:6]}")
 
     def end(self) -> None:
         """The next unit is the last one."""
@@ -177,12 +207,13 @@ class Call:
                 await self._attached.wait()
                 clock = UnitClock(time.monotonic())
             await self._moment(clock)
+            await self._send_again(session)
             now = time.monotonic()
-            taken = self.intake.take(index, end=self._ending)
+            interrupt, self._interrupting = self._interrupting, False
+            taken = self.intake.take(index, end=self._ending, interrupt=interrupt)
             clock.left(now, complete=taken.padded == 0, backlog=taken.backlog)
-            sent = self._sent[index] = SentUnit(taken.unit.pcm, taken.stamp, due=now)
             self._last_sent = index
-            sent.at = await session.send(taken.unit)
+            await self._send(session, SentUnit(taken.unit, taken.stamp, due=now))
             if taken.unit.end:
                 return
             index += 1
@@ -194,19 +225,62 @@ class Call:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.intake.changed.wait(), wait)
 
+    async def _send(self, session: DuplexSession, sent: SentUnit) -> None:
+        self._sent[sent.unit.index] = sent
+        sent.at = await session.send(sent.unit)
+
+    async def _send_again(self, session: DuplexSession) -> None:
+        """What the server refused, and with it whatever was sent after that: it takes units in order only."""
+        while self._refused:
+            while self._sent:
+                self._landed.clear()
+                await self._landed.wait()
+            again, self._refused = self._refused, []
+            for sent in again:
+                await self._send(session, sent)
+
     async def _listen(self, session: DuplexSession) -> None:
-        async for response in session:
+        while True:
+            try:
+                response = await anext(session)
+            except StopAsyncIteration:
+                return
+            except DuplexError as error:
+                if error.fatal or session.ended or not self._sent:
+                    raise
+                self._refuse(error)
+                continue
             sent = self._sent.pop(response.unit_index, None)
             if sent is None:
                 raise DuplexError("INTERNAL", f"unit_index: the server answered unit {response.unit_index}, never sent")
-            for skipped in [unit for unit in self._sent if unit < response.unit_index]:
-                del self._sent[skipped]  # a server may leave out what was interrupted
+            self._landed.set()
             self.answered += 1
+            self.on_timed(response.received - sent.at)
             epoch = self.fence.stamp(response.unit_index, response.state)
             if self.dialect is not None:
                 await self.dialect.on_unit(response, sent, epoch)
 
+    def _refuse(self, error: DuplexError) -> None:
+        """The oldest unit was refused, which changed nothing at the server. Raises `error` if it would be again."""
+        sent = self._sent.pop(min(self._sent))
+        self._landed.set()
+        sent.tries += 1
+        if error.message.startswith("text:") and sent.unit.text:
+            sent.unit = replace(sent.unit, text="")
+            if self.dialect is not None:
+                self.dialect.on_refused(error)
+        elif not error.message.startswith("unit_index:") or sent.tries >= MAX_TRIES:
+            raise error
+        self._refused.append(sent)
+
     # -- inside ------------------------------------------------------------------------------------------------
+    def _mended(self, resumed: Resumed) -> None:
+        self.intake.clear_pcm()  # what was said in the meantime would make the user late for good
+        if self.dialect is not None:
+            self.dialect.on_mended(resumed)
+        for listener in self.on_mended:
+            listener(self)
+
     def _put(self, message: Message) -> None:
         if self._outbox is None:
             return

@@ -6,16 +6,22 @@ import asyncio
 import hmac
 from collections import Counter, OrderedDict
 
-from client.web.call.call import Call
-from client.web.call.outbox import Outbox
+from client.stream import DuplexError
+
+from .call import Call
+from .outbox import Outbox
 
 GRACE_SECONDS = 20.0  # a client may be away that long; the server gives an idle session 30 s
+BEGIN_SECONDS = 60.0  # until the client's first sound or text; until then its conversation costs the model nothing
 YOUNG_UNITS = 6  # a conversation that has not lasted a second is not worth waiting for
 MAX_WAITING = 16  # conversations without a client; beyond that the oldest goes
 
 
-class BookFull(Exception):
+class BookFull(DuplexError):
     """The gateway holds as many conversations as it may."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__("RESOURCE_EXHAUSTED", f"sessions: expected at most {most} at this gateway, try again later")
 
 
 class CallBook:
@@ -24,7 +30,7 @@ class CallBook:
     def __init__(self, max_calls: int, grace: float = GRACE_SECONDS) -> None:
         self.max_calls = max_calls
         self.grace = grace
-        self.count: Counter[str] = Counter()  # opened, refused, resumed, waited, expired, closed
+        self.count: Counter[str] = Counter()  # opened, refused, resumed, waited, expired, closed, mended
         self._calls: dict[str, Call] = {}
         self._waiting: OrderedDict[str, asyncio.TimerHandle] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
@@ -38,17 +44,34 @@ class CallBook:
         return len(self._waiting)
 
     def check_room(self) -> None:
-        """Raises BookFull; a conversation that waits for its client makes room for one that has it."""
-        if len(self._calls) >= self.max_calls and not self._waiting:
+        """Raises BookFull when a new conversation would find no place; see `add`."""
+        if len(self._calls) >= self.max_calls and self._least_missed() is None:
             self.count["refused"] += 1
-            raise BookFull(f"sessions: expected at most {self.max_calls} at this gateway, try again later")
-        if len(self._calls) >= self.max_calls:
-            self._expire(next(iter(self._waiting)), "room was needed")
+            raise BookFull(self.max_calls)
 
     def add(self, call: Call) -> None:
+        """Takes a conversation in. One that waits for its client, or whose client is silent, makes room for it.
+
+        Raises BookFull.
+        """
+        self.check_room()
+        if len(self._calls) >= self.max_calls and (least := self._least_missed()) is not None:
+            self.count["expired"] += 1
+            self._close(least, "room was needed")
         self.count["opened"] += 1
         self._calls[call.key] = call
         call.on_closed.append(self._forget)
+        asyncio.get_running_loop().call_later(BEGIN_SECONDS, self._check_begun, call)
+
+    def _least_missed(self) -> Call | None:
+        if self._waiting:
+            return self._calls[next(iter(self._waiting))]
+        silent = (call for call in self._calls.values() if call.yields)
+        return min(silent, key=lambda call: (call.started, call.heard_at), default=None)
+
+    def _check_begun(self, call: Call) -> None:
+        if not call.started and call.key in self._calls:
+            self._expire(call.key, f"expected a first sound or text within {BEGIN_SECONDS:g} s")
 
     def find(self, key: str) -> Call | None:
         """The conversation with that key; takes as long for a key that is nearly right."""

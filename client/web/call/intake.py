@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.stream.units import FRAMES_PER_UNIT, Float32, UInt8, UnitShape, UserUnit
+from client.stream import UnitShape, UserUnit
+from client.stream.units import FRAMES_PER_UNIT, Float32, UInt8
 
 GREY = 128  # the model's picture of a user without a camera
 MAX_FRAMES = 16  # waiting pictures; the oldest goes
-MAX_TEXT_BYTES = 4096  # typed and not yet handed over
+MAX_TEXT_BYTES = 1024  # typed and not yet handed over: no more tokens than a server lets a session's text wait
 TRIM_UNITS = 4  # a live backlog that did not empty for this long is delay, not jitter
 
 
@@ -91,12 +92,15 @@ class Intake:
         self._pcm.clear()
         self._waiting = 0
 
+    def clear_text(self) -> None:
+        self._text.clear()
+
     def clear_frames(self) -> None:
         """The camera is off: grey from here on, not the last picture for ever."""
         self._frames.clear()
         self._last = np.full_like(self._last, GREY)
 
-    def take(self, index: int, *, end: bool = False) -> Taken:
+    def take(self, index: int, *, end: bool = False, interrupt: bool = False) -> Taken:
         """Unit `index`: what has arrived, silence after it, and the newest pictures (the last one when none came)."""
         pcm = np.zeros(self.shape.samples, dtype=np.float32)
         filled, newest = 0, None
@@ -114,7 +118,7 @@ class Intake:
             self._trim()
         text = " ".join(self._text)
         self._text.clear()
-        unit = UserUnit(index, pcm, self._pictures(), text, end)
+        unit = UserUnit(index, pcm, self._pictures(), text, end, interrupt)
         return Taken(unit, newest, pcm.size - filled, self.backlog)
 
     def _pictures(self) -> UInt8:

@@ -1,4 +1,7 @@
-"""Messages on their way to one client: bounded, and kind to the ear. A slow reader loses video first, then audio."""
+"""Messages on their way to one client: what waits (`Outbox`) and what was sent lately (`Journal`), both bounded.
+
+Kind to the ear: a slow reader loses video first, then audio.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Literal
 
-from client.web.call.fence import Fence
+from .fence import Fence
 
 Kind = Literal["control", "audio", "video"]
 Closing = Literal["ended", "taken over", "too slow"]
 
 LIMITS: dict[Kind, int] = {"video": 3, "audio": 12, "control": 512}  # half a second, two seconds, a minute
-MAX_BYTES = 2 << 20
+MAX_BYTES = 2 << 20  # that wait, and that are remembered
+REMEMBERED = 512  # messages
 
 
 @dataclass(frozen=True)
@@ -94,3 +98,28 @@ class Outbox:
     def _count(self, message: Message, sign: int) -> None:
         self._counts[message.kind] += sign
         self._bytes += sign * len(message.data)
+
+
+class Journal:
+    """The newest messages of one conversation, numbered from 1, so that a client that comes back misses nothing.
+
+    Pictures are left out: they are stale.
+    """
+
+    def __init__(self) -> None:
+        self.last = 0  # number of the newest message
+        self._kept: deque[Message] = deque()
+        self._bytes = 0
+
+    def add(self, message: Message) -> None:
+        """Keeps `message`, whose `seq` must be the one after the last."""
+        self.last = message.seq
+        self._kept.append(message)
+        self._bytes += len(message.data)
+        while len(self._kept) > REMEMBERED or self._bytes > MAX_BYTES:
+            self._bytes -= len(self._kept.popleft().data)
+
+    def after(self, seq: int) -> tuple[list[Message], int]:
+        """Messages that follow number `seq`, and how many of those are gone for good."""
+        first = self._kept[0].seq if self._kept else self.last + 1
+        return [message for message in self._kept if message.seq > seq], max(0, first - seq - 1)

@@ -1,4 +1,4 @@
-"""Who may use the gateway: which hosts and origins it answers, tokens with a short life, TLS.
+"""Who may use the gateway: which hosts and origins it answers, tokens with a short life (JWT), TLS.
 
 On loopback anybody at this machine may come in, but no web site: a browser says where a page came from (Origin), and a
 name that was re-bound to 127.0.0.1 shows in Host. Anywhere else a token is needed as well.
@@ -6,7 +6,6 @@ name that was re-bound to 127.0.0.1 shows in Host. Anywhere else a token is need
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import ipaddress
@@ -16,11 +15,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+import jwt
 
 TOKEN_SECONDS = 600.0
+PER_MINUTE = 120.0  # connections and tokens for one peer; half of it at once
 MIN_SECRET = 16  # characters
-_PREFIX = "ek_"
+_PREFIX = "ek_"  # of OpenAI's short-lived keys
+_AUDIENCE = "wan-web"
 
 
 class Refused(Exception):
@@ -55,14 +59,17 @@ class Access:
     tls: tuple[Path, Path] | None = None
     behind_proxy: bool = False
     token_seconds: float = TOKEN_SECONDS
+    per_minute: float = PER_MINUTE
     _key: bytes = field(init=False, repr=False, default=b"")
+    # Tokens follow the wall clock as it was at the start: one that is set later neither ends nor prolongs them.
+    _wall: float = field(init=False, repr=False, default_factory=lambda: time.time() - time.monotonic())
 
     def __post_init__(self) -> None:
         if self.secret is not None and len(self.secret) < MIN_SECRET:
             raise ValueError(f"token: expected at least {MIN_SECRET} characters, got {len(self.secret)}")
         for origin in self.origins:
-            parts = urlsplit(origin)
-            if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query:
+            parts = _split(origin)
+            if parts is None or parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query:
                 raise ValueError(f"allow-origin: expected scheme://host[:port], got {origin!r}")
         if not is_loopback(self.host):
             missing = [
@@ -76,6 +83,8 @@ class Access:
             ]
             if missing:
                 raise ValueError(f"host {self.host} can be reached from outside: expected {', '.join(missing)} as well")
+        if not self.per_minute > 0:
+            raise ValueError(f"connects-per-minute: expected more than 0, got {self.per_minute:g}")
         seed = (self.secret or secrets.token_hex(32)).encode()
         object.__setattr__(self, "_key", hashlib.sha256(b"wan-web-token" + seed).digest())
 
@@ -97,15 +106,23 @@ class Access:
 
     # -- requests ----------------------------------------------------------------------------------------------
     def check_place(self, headers: Mapping[str, str]) -> None:
-        """Host and Origin of a request. Raises Refused (403)."""
+        """Host and Origin of a request. Raises Refused (400, 403)."""
         host = headers.get("Host", "")
         origin = headers.get("Origin")
-        name = urlsplit(f"//{host}").hostname or ""
+        place = _split(f"//{host}")
+        if place is None:
+            raise Refused(400, f"host: expected a name or address and a port, got {host!r:.80}")
+        name = place.hostname or ""
         known = {urlsplit(origin).hostname for origin in self.origins}
         if name not in known and not (is_loopback(self.host) and is_loopback(name)):
-            raise Refused(403, f"host: this gateway does not answer for {host!r}")
+            raise Refused(403, f"host: this gateway does not answer for {host!r:.80}")
         if origin is not None and origin not in self.origins and origin != f"{self.scheme}://{host}":
-            raise Refused(403, f"origin: pages of {origin!r} may not connect here (see --allow-origin)")
+            raise Refused(403, f"origin: pages of {origin!r:.80} may not connect here (see --allow-origin)")
+
+    def peer(self, headers: Mapping[str, str], remote: str | None) -> str:
+        """Who asks: the address at the other end, or the one that the proxy in front has seen."""
+        seen = headers.get("X-Forwarded-For", "").rpartition(",")[2].strip() if self.behind_proxy else ""
+        return (seen or remote or "")[:64]
 
     def check_token(self, given: str | None) -> None:
         """The secret itself or a token made from it. Raises Refused (401)."""
@@ -123,21 +140,32 @@ class Access:
 
     # -- tokens ------------------------------------------------------------------------------------------------
     def make_token(self, now: float | None = None) -> tuple[str, int]:
-        """A token and the Unix time at which it ends: ek_<end>.<nonce>.<signature>."""
-        end = int((time.time() if now is None else now) + self.token_seconds)
-        body = f"{end}.{secrets.token_urlsafe(9)}"
-        return f"{_PREFIX}{body}.{self._sign(body)}", end
+        """A token and the Unix time at which it ends."""
+        end = int((self._now() if now is None else now) + self.token_seconds)
+        claims = {"aud": _AUDIENCE, "exp": end, "jti": secrets.token_urlsafe(9)}
+        return _PREFIX + jwt.encode(claims, self._key, "HS256"), end
 
     def is_token(self, given: str, now: float | None = None) -> bool:
         """Whether `given` was made here and still holds."""
-        body, _, signature = given.removeprefix(_PREFIX).rpartition(".")
-        if not given.startswith(_PREFIX) or not hmac.compare_digest(signature.encode(), self._sign(body).encode()):
+        rules: Any = {"require": ["exp", "aud"], "verify_exp": False}  # by our clock, not by the wall's
+        try:
+            claims = jwt.decode(
+                given.removeprefix(_PREFIX), self._key, algorithms=["HS256"], audience=_AUDIENCE, options=rules
+            )
+        except jwt.InvalidTokenError:
             return False
-        return int(body.split(".")[0]) > (time.time() if now is None else now)
+        return given.startswith(_PREFIX) and claims["exp"] > (self._now() if now is None else now)
 
-    def _sign(self, body: str) -> str:
-        digest = hmac.digest(self._key, body.encode(errors="replace"), "sha256")
-        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+    def _now(self) -> float:
+        return self._wall + time.monotonic()
+
+
+def _split(address: str) -> SplitResult | None:
+    """None for what cannot be an address, such as `[`."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return None
 
 
 def bearer(headers: Mapping[str, str], protocols: list[str], prefixes: tuple[str, ...]) -> str | None:

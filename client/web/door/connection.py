@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from typing import Protocol
 
 from aiohttp import WSMsgType, web
 
-from client.web.call.call import Call
-from client.web.call.call_book import CallBook
-from client.web.call.outbox import Closing, Outbox
+from ..call.call import Call
+from ..call.call_book import CallBook
+from ..call.outbox import Closing, Outbox
+from ..rates import Bucket
 
 STALL_SECONDS = 10.0  # a client that takes nothing for so long is cut off; its conversation waits for it
 HEARTBEAT_SECONDS = 15.0
 CLOSE_SECONDS = 2.0
 SEND_BUFFER = 128 << 10  # bytes in the kernel: more would be delay that no queue here could shed
 WRITE_BUFFER = 64 << 10  # bytes in the process
+EVENTS_PER_SECOND, EVENT_BURST = 400.0, 1500.0  # read from one client; ten times what a microphone sends
+EVENT_BYTES = 32 << 10  # a message counts once more for so many of its bytes
 
 CLOSE_CODES: dict[Closing, int] = {"ended": 1000, "taken over": 4001, "too slow": 4002}
 CLOSE_UNREADABLE = 1007
@@ -115,10 +119,16 @@ class Connection:
             self._abort()
 
     async def _read(self) -> tuple[int, str] | None:
-        """Hands on what the client says; returns how to close the socket if it is not closed already."""
+        """Hands on what the client says; returns how to close the socket if it is not closed already.
+
+        One that floods it is read more slowly, and others have their turn between any two messages.
+        """
+        budget = Bucket(EVENTS_PER_SECOND, EVENT_BURST)
         async for message in self.ws:
-            if self.reader is None:
+            if self.reader is None or self.call is None:
                 break
+            await asyncio.sleep(budget.charge(1 + len(message.data or "") / EVENT_BYTES))
+            self.call.heard_at = time.monotonic()
             try:
                 if message.type is WSMsgType.TEXT:
                     await self.reader.on_text(message.data)

@@ -8,10 +8,12 @@ from typing import Any
 
 from aiohttp import web
 
-from client.web.call.call import Call
-from client.web.call.call_book import CallBook
-from client.web.door.access import Access, Refused, bearer
-from client.web.door.upstream import Upstream
+from ..call.call import Call
+from ..call.call_book import CallBook
+from ..rates import Rates
+from .access import Access, Refused, bearer
+from .metrics import Metrics
+from .upstream import Upstream
 
 
 class Desk:
@@ -22,30 +24,40 @@ class Desk:
         self.upstream = upstream
         self.book = book
         self.refused: Counter[str] = Counter()  # requests turned away, by reason
+        self.metrics = Metrics(self.stats)
+        self.busy: set[Any] = set()  # connections with a request under way
+        self._rates = Rates(access.per_minute / 60, access.per_minute / 2)
 
     def check(self, request: web.Request, prefixes: tuple[str, ...] = ()) -> None:
-        """Raises the HTTP error of a request that may not open a socket."""
+        """Raises Refused: too many from there, or no token."""
         protocols = [p.strip() for p in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
-        try:
-            self.access.check_place(request.headers)
-            self.access.check_token(bearer(request.headers, protocols, prefixes))
-        except Refused as error:
-            raise self.turn_away(error) from None
+        self.check_rate(request)
+        self.access.check_token(bearer(request.headers, protocols, prefixes))
+
+    def check_rate(self, request: web.Request) -> None:
+        """Raises Refused (429)."""
+        if not self._rates.take(self.access.peer(request.headers, request.remote)):
+            raise Refused(429, f"rate: expected at most {self.access.per_minute:g} connections a minute from one peer")
 
     def turn_away(self, error: Refused) -> web.HTTPException:
         """Counts a refusal and makes the answer to it, in the shape that API clients read."""
         self.refused[error.reason.partition(":")[0]] += 1
-        kind: type[web.HTTPException] = web.HTTPUnauthorized if error.status == 401 else web.HTTPForbidden
         body = {"error": {"message": error.reason, "type": "invalid_request_error", "code": str(error.status)}}
-        return kind(text=json.dumps(body), content_type="application/json")
+        return _ERRORS[error.status](text=json.dumps(body), content_type="application/json")
 
     async def new_call(self, *, live: bool, limit_seconds: float) -> Call:
-        """A conversation that has not begun. Raises BookFull, or DuplexError when the model is not there."""
+        """A conversation that has not begun. Raises DuplexError: BookFull, or the model is not there."""
         self.book.check_room()
-        call = Call(await self.upstream.client(), live=live, limit_seconds=limit_seconds)
-        self.book.check_room()  # others may have come in while this one waited
-        self.book.add(call)
-        call.on_closed.append(self._watch)
+        link = await self.upstream.take()
+        call = Call(link.client, live=live, limit_seconds=limit_seconds)
+        try:
+            self.book.add(call)
+        except BaseException:
+            self.upstream.give_back(link)
+            raise
+        call.on_timed = self.metrics.unit_seconds.observe
+        call.on_mended.append(self._mended)
+        call.on_closed += [self._watch, lambda _: self.upstream.give_back(link)]
         return call
 
     def renewed_token(self) -> str | None:
@@ -61,9 +73,20 @@ class Desk:
             "turned_away": self.refused,
         }
 
+    def _mended(self, call: Call) -> None:
+        self.book.count["mended"] += 1
+        self.upstream.distrust()
+
     def _watch(self, call: Call) -> None:
         if call.error is not None and call.error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
             self.upstream.distrust()
 
 
+_ERRORS: dict[int, type[web.HTTPException]] = {
+    400: web.HTTPBadRequest,
+    401: web.HTTPUnauthorized,
+    403: web.HTTPForbidden,
+    415: web.HTTPUnsupportedMediaType,
+    429: web.HTTPTooManyRequests,
+}
 DESK = web.AppKey("desk", Desk)

@@ -1,7 +1,7 @@
-"""One conversation as the page sees it: JSON for control, `page_frames` for sound and pictures.
+"""One conversation as the page sees it: JSON for control, `frames` for sound and pictures.
 
-Up:    text, interrupt, camera (off), ping, end; PCM16 and strips of four frames.
-Down:  welcome, unit (state, timings), caption, token, error, ended; PCM16 and strips of four frames.
+Up:    text, interrupt, camera (off), ping, end; PCM16 and strips of four frames. The first sound or text begins it.
+Down:  welcome, unit (state, timings), caption, notice, error, ended; PCM16 and strips of four frames.
 Of each unit come `unit`, `caption` if there is text, the voice and then the pictures, all with the unit's index.
 """
 
@@ -13,15 +13,14 @@ import time
 from collections import deque
 from typing import Any
 
-from client.stream.errors import DuplexError
-from client.stream.units import UnitResponse
-from client.web import media as picture
-from client.web import sound
-from client.web.call.call import Call, SentUnit
-from client.web.call.fence import SPEAK
-from client.web.call.hearing import BARGE_IN_UNITS, Hearing
-from client.web.call.intake import Stamp
-from client.web.page import frames as page_frames
+from client.stream import DuplexError, Resumed, UnitResponse
+
+from .. import media
+from ..call.call import Call, SentUnit
+from ..call.fence import SPEAK
+from ..call.hearing import BARGE_IN_UNITS, Hearing
+from ..call.intake import Stamp
+from . import frames as page_frames
 
 MAX_BAD_MESSAGES = 20
 HISTORY_TURNS = 64
@@ -31,7 +30,8 @@ TURN_GAP = 3  # units without text end a turn
 class PageSession:
     """Dialect (down) and reader (up) of the page's socket. raw_video: strips as RGB instead of JPEG."""
 
-    def __init__(self, call: Call, *, raw_video: bool) -> None:
+    def __init__(self, call: Call, options: dict[str, Any], *, raw_video: bool) -> None:
+        self.options = options  # of the model
         self.state = "listen"
         self.history: deque[dict[str, str]] = deque(maxlen=HISTORY_TURNS)
         self._call = call
@@ -69,13 +69,19 @@ class PageSession:
             self._control("caption", epoch=epoch, unit=unit, text=response.text)
             if not call.fence.muted:
                 self._remember("agent", response.text, unit)
-        call.emit("audio", page_frames.pack(page_frames.PCM16, unit, sound.to_pcm16(response.pcm)), epoch)
+        call.emit("audio", page_frames.pack(page_frames.PCM16, unit, media.to_pcm16(response.pcm)), epoch)
         if call.wants_video():
             if self._raw:
                 call.emit("video", page_frames.pack(page_frames.RGB, unit, response.frames.tobytes()))
             else:
-                strip = await asyncio.to_thread(picture.encode_strip, response.frames)
+                strip = await asyncio.to_thread(media.encode_strip, response.frames)
                 call.emit("video", page_frames.pack(page_frames.JPEG, unit, strip))
+
+    def on_refused(self, error: DuplexError) -> None:
+        self._control("error", code=error.code, message=error.message)
+
+    def on_mended(self, resumed: Resumed) -> None:
+        self._control("notice", text=f"server: {resumed}")
 
     def on_end(self, error: DuplexError | None) -> None:
         if error is not None:
@@ -103,6 +109,7 @@ class PageSession:
                 self._refuse(str(error))
                 return
             self._remember("you", text.strip(), -1)
+            self._call.start(self.options)
         elif kind == "interrupt":
             self._control("interrupted", after=self._call.last_sent)
             self._call.interrupt()
@@ -119,11 +126,12 @@ class PageSession:
         try:
             frame = page_frames.unpack(data)
             if frame.kind == page_frames.PCM16:
-                self._call.intake.add_pcm(sound.from_pcm16(frame.body), Stamp(frame.time, time.monotonic()))
+                self._call.intake.add_pcm(media.from_pcm16(frame.body), Stamp(frame.time, time.monotonic()))
+                self._call.start(self.options)
             elif frame.kind == page_frames.RGB:
-                self._call.intake.add_frames(picture.raw_strip(frame.body, self._call.shape))
+                self._call.intake.add_frames(media.raw_strip(frame.body, self._call.shape))
             else:
-                strip = await asyncio.to_thread(picture.decode_strip, frame.body, self._call.shape)
+                strip = await asyncio.to_thread(media.decode_strip, frame.body, self._call.shape)
                 self._call.intake.add_frames(strip)
         except ValueError as error:
             self._refuse(str(error))

@@ -7,13 +7,13 @@ from typing import Any
 
 from aiohttp import web
 
-from client.stream.errors import DuplexError
-from client.web.call.call import Call
-from client.web.call.call_book import BookFull
-from client.web.call.outbox import Outbox
-from client.web.door.connection import CLOSE_BUSY, CLOSE_REFUSED, Connection
-from client.web.door.desk import DESK, Desk
-from client.web.page.session import PageSession
+from client.stream import DuplexError
+
+from ..call.call import Call
+from ..call.outbox import Outbox
+from ..door.connection import CLOSE_BUSY, CLOSE_REFUSED, Connection
+from ..door.desk import DESK, Desk
+from .session import PageSession
 
 PROTOCOL = "wan.session.v1"
 TOKEN_PROTOCOL = "wan-token."
@@ -35,11 +35,9 @@ async def page_socket(request: web.Request) -> web.StreamResponse:
         return connection.ws
     try:
         call, session, outbox, missed = await _join(desk, hello)
-    except (BookFull, DuplexError) as error:
-        code = error.code if isinstance(error, DuplexError) else "RESOURCE_EXHAUSTED"
-        message = error.message if isinstance(error, DuplexError) else str(error)
-        await connection.ws.send_str(json.dumps({"type": "error", "code": code, "message": message}))
-        await connection.close(CLOSE_BUSY, code)
+    except DuplexError as error:
+        await connection.ws.send_str(json.dumps({"type": "error", "code": error.code, "message": error.message}))
+        await connection.close(CLOSE_BUSY, error.code)
         return connection.ws
     welcome = json.dumps(_welcome(desk, call, session, missed), ensure_ascii=False)
     connection.adopt(call, session, outbox, welcome)
@@ -66,7 +64,7 @@ def _hello(data: str | None) -> dict[str, Any]:
 
 
 async def _join(desk: Desk, hello: dict[str, Any]) -> tuple[Call, PageSession, Outbox, int]:
-    """The conversation to go on with, or a new one. Raises BookFull or DuplexError."""
+    """The conversation to go on with, or a new one. Raises DuplexError."""
     resume = hello.get("resume") or {}
     if resume:
         found = desk.book.find(str(resume.get("session", "")))
@@ -77,11 +75,14 @@ async def _join(desk: Desk, hello: dict[str, Any]) -> tuple[Call, PageSession, O
         if resume.get("only"):
             raise DuplexError("NOT_FOUND", "resume: that session has ended")
     call = await desk.new_call(live=True, limit_seconds=LIVE_SECONDS)
-    session = PageSession(call, raw_video=hello.get("video") == "rgb")
+    given = hello.get("options") or {}
+    options = {name: given[name] for name in OPTIONS if name in given}
+    asked = options.get("prompt", "")
+    if prompt := call.prompts.choose(asked if isinstance(asked, str) else ""):
+        options["prompt"] = prompt
+    session = PageSession(call, options, raw_video=hello.get("video") == "rgb")
     call.dialect = session
     outbox, missed = call.attach()
-    options = hello.get("options") or {}
-    call.start({name: options[name] for name in OPTIONS if name in options})
     return call, session, outbox, missed
 
 
@@ -102,6 +103,7 @@ def _welcome(desk: Desk, call: Call, session: PageSession, missed: int) -> dict[
             "width": shape.width,
         },
         "model": call.model,
+        "prompt": {"in_force": session.options.get("prompt", ""), "known": call.prompts.known},
         "token": desk.renewed_token(),
         "grace_s": desk.book.grace,
     }

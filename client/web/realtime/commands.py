@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from client.web import media as picture
-from client.web import sound
-from client.web.realtime.items import Item, new_id
-from client.web.realtime.session import RealtimeSession
-from client.web.realtime.wording import EventError
-from client.web.sound import Resampler
+from .. import media
+from ..call.intake import MAX_TEXT_BYTES
+from ..media import Resampler
+from .items import ROLES, Item, new_id
+from .session import RealtimeSession
+from .wording import EventError
+
+log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 MAX_EVENT_ID = 512
+DATA_URL = "data:image/"
+MAX_REMEMBERED = 64 << 10  # characters of an item that the client keeps here
 
 
 class Commands:
@@ -26,8 +30,9 @@ class Commands:
     def __init__(self, session: RealtimeSession, resume: Callable[[str, int], Awaitable[None]]) -> None:
         self._session = session
         self._resume = resume
-        self._up = Resampler(session.config.input_rate, session.call.shape.sample_rate)
+        self._up = Resampler(session.config.input.rate, session.call.shape.sample_rate)
         self._uncommitted = 0  # samples since the last commit
+        self._typed: list[str] = []  # items that nobody has asked to answer yet
         self._handlers: dict[str, Callable[[Event], Awaitable[None]]] = {
             "session.update": self._update,
             "session.resume": self._do_resume,
@@ -36,6 +41,7 @@ class Commands:
             "input_audio_buffer.clear": self._clear,
             "conversation.item.create": self._item_create,
             "conversation.item.retrieve": self._item_retrieve,
+            "conversation.item.delete": self._item_delete,
             "conversation.item.truncate": self._item_truncate,
             "response.create": self._response_create,
             "response.cancel": self._response_cancel,
@@ -60,6 +66,10 @@ class Commands:
             await handler(event)
         except EventError as error:
             self._session.emit_error(error, event_id)
+        except Exception:
+            log.exception("an event of session %s failed", self._session.call.key[:6])
+            error = EventError("server_error", "the gateway failed at this event; its log says how")
+            self._session.emit_error(error, event_id, "server_error")
 
     async def on_binary(self, data: bytes) -> None:
         await self.on_text(data.decode(errors="replace"))
@@ -70,11 +80,13 @@ class Commands:
         if not isinstance(given, dict):
             raise EventError("invalid_value", "session: expected an object", "session")
         session = self._session
-        config = session.config.updated(given, started=session.call.started)
-        if config.input_rate != self._up.source:
-            self._up = Resampler(config.input_rate, session.call.shape.sample_rate)
+        config, refused = session.config.updated(given, session.call.prompts.choose, started=session.call.started)
+        if config.input.rate != self._up.source:
+            self._up = Resampler(config.input.rate, session.call.shape.sample_rate)
         session.configure(config)
         session.emit("session.updated", session=session.show())
+        for error in refused:
+            session.emit_error(error, event.get("event_id"))
 
     async def _do_resume(self, event: Event) -> None:
         key, last = event.get("session_id"), event.get("last_event_id")
@@ -90,11 +102,18 @@ class Commands:
 
     # -- the user ----------------------------------------------------------------------------------------------
     async def _append(self, event: Event) -> None:
-        self._hear(event.get("audio"), "audio")
+        self._hear(self._sound(event.get("audio"), "audio"), "audio")
 
-    def _hear(self, audio: Any, where: str) -> None:
+    def _sound(self, audio: Any, where: str) -> Any:
+        """float32 [n] at the client's rate."""
         try:
-            pcm = self._up.feed(sound.from_pcm16(_base64(audio, where)))
+            return self._session.config.input.decode(_base64(audio, where))
+        except ValueError as error:
+            raise EventError("invalid_audio", str(error), where) from None
+
+    def _hear(self, sound: Any, where: str) -> None:
+        pcm = self._up.feed(sound)
+        try:
             self._session.call.intake.add_pcm(pcm)
         except ValueError as error:
             raise EventError("invalid_audio", str(error), where) from None
@@ -115,56 +134,96 @@ class Commands:
         self._session.emit("input_audio_buffer.cleared")
 
     async def _video_append(self, event: Event) -> None:
-        try:
-            data = _base64(event.get("image"), "image")
-            frame = await asyncio.to_thread(picture.decode_image, data, self._session.call.shape)
-        except ValueError as error:
-            raise EventError("invalid_image", str(error), "image") from None
-        self._session.call.intake.add_frames(frame)
+        self._session.call.intake.add_frames(await self._picture(event.get("image"), "image"))
         self._start()
+
+    async def _picture(self, given: Any, where: str) -> Any:
+        """uint8 [1, H, W, 3]; refused by its head if it is too large, or too many come."""
+        call = self._session.call
+        try:
+            image = media.open_image(_base64(given, where))
+            if not call.pixels.take(image.width * image.height):
+                size = f"{call.pixels.rate / 1e6:g} million pixels a second"
+                raise EventError("rate_limit_exceeded", f"{where}: expected at most {size}", where)
+            return await media.decode_in_turn(image, call.shape)
+        except ValueError as error:
+            raise EventError("invalid_image", str(error), where) from None
 
     # -- items -------------------------------------------------------------------------------------------------
     async def _item_create(self, event: Event) -> None:
-        given = event.get("item")
-        if not isinstance(given, dict) or given.get("type") != "message" or given.get("role") != "user":
-            raise EventError(
-                "invalid_value", "item: expected a message with role user (history cannot be edited)", "item"
-            )
+        """Everything is read before anything is changed: a refused item leaves no trace."""
+        given, session = event.get("item"), self._session
+        if not isinstance(given, dict):
+            raise EventError("invalid_value", "item: expected an object", "item")
+        kind, role = given.get("type"), given.get("role")
+        role = role if kind == "message" else kind
+        if role not in ROLES:
+            known = "a message with role user, assistant or system, a function_call or its output"
+            raise EventError("invalid_value", f"item: expected {known}, got {kind!s:.40} {role!s:.40}", "item")
+        chosen = given.get("id")
+        item = Item(chosen if isinstance(chosen, str) else new_id("item"), str(role))
+        session.items.check_id(item.id)
+        sounds, pictures = [], []
+        if item.role == "user":
+            sounds, pictures = await self._read_content(given, item)
+        else:
+            item.given = {name: value for name, value in given.items() if name not in ("id", "object", "status")}
+            if (size := len(json.dumps(item.given))) > MAX_REMEMBERED:
+                message = f"item: expected at most {MAX_REMEMBERED} characters, got {size}"
+                raise EventError("invalid_value", message, "item")
+        typed = [*self._typed, item.text] if item.role == "user" and item.text else self._typed
+        size = sum(len(text.encode(errors="replace")) for text in typed)
+        if size > MAX_TEXT_BYTES:
+            message = f"text: expected at most {MAX_TEXT_BYTES} bytes that wait for an answer, got {size}"
+            raise EventError("text_too_long", message, "item.content")
+        for where, sound in sounds:
+            self._hear(sound, where)
+        for picture in pictures:
+            session.call.intake.add_frames(picture)
+        self._typed = [] if item.role == "assistant" else typed  # what came before it was answered, elsewhere
+        previous = session.items.last
+        session.items.add(item)
+        for name in session.wording.item_events(complete=True):
+            session.emit(name, previous_item_id=previous, item=item.show(session.wording))
+
+    async def _read_content(self, given: Event, item: Item) -> tuple[list[tuple[str, Any]], list[Any]]:
+        """Text into `item`; sounds, each with its place, and pictures."""
         content = given.get("content")
         if not isinstance(content, list) or not content or not all(isinstance(part, dict) for part in content):
             raise EventError("invalid_value", "item.content: expected a list of parts", "item.content")
-        chosen = given.get("id")
-        item = Item(chosen if isinstance(chosen, str) else new_id("item"), "user")
+        sounds, pictures = [], []
         for place, part in enumerate(content):
             where = f"item.content[{place}]"
-            if part.get("type") == "input_text" and isinstance(part.get("text"), str) and part["text"].strip():
-                item.pieces.append((0.0, part["text"]))
-            elif part.get("type") != "input_audio":
-                raise EventError("invalid_value", f"{where}: expected input_text or input_audio with content", where)
-        session = self._session
-        previous = session.items.last
-        session.items.add(item)
-        for place, part in enumerate(content):
-            if part["type"] == "input_audio":
-                self._hear(part.get("audio"), f"item.content[{place}].audio")
+            kind, text, url = (part.get(name) for name in ("type", "text", "image_url"))
+            if kind == "input_text" and isinstance(text, str) and text.strip():
+                item.pieces.append((0.0, text))
+            elif kind == "input_audio":
+                sounds.append((f"{where}.audio", self._sound(part.get("audio"), f"{where}.audio")))
                 item.modality = "audio"
-        if item.text:
-            try:
-                session.call.intake.add_text(item.text)
-            except ValueError as error:
-                raise EventError("text_too_long", str(error), "item.content") from None
-        for name in session.wording.item_events(complete=True):
-            session.emit(name, previous_item_id=previous, item=item.show(session.wording))
-        self._start()
+            elif kind == "input_image" and isinstance(url, str) and url.startswith(DATA_URL):
+                pictures.append(await self._picture(url.partition(",")[2], f"{where}.image_url"))
+            else:
+                known = "input_text, input_audio or input_image (a data: URL) with content"
+                raise EventError("invalid_value", f"{where}: expected {known}", where)
+        return sounds, pictures
 
     async def _item_retrieve(self, event: Event) -> None:
-        item = self._session.items.get(event.get("item_id"))
+        item = self._session.items.get(event.get("item_id"), "retrieve")
         self._session.emit("conversation.item.retrieved", item=item.show(self._session.wording))
 
+    async def _item_delete(self, event: Event) -> None:
+        item = self._session.items.delete(event.get("item_id"))
+        if item.text in self._typed:
+            self._typed.remove(item.text)
+        self._session.emit("conversation.item.deleted", item_id=item.id)
+
     async def _item_truncate(self, event: Event) -> None:
-        item = self._session.items.heard(event.get("item_id"), event.get("audio_end_ms"))
+        session = self._session
+        item = session.items.heard(event.get("item_id"), event.get("audio_end_ms"))
         end = round(item.heard_ms or 0)
-        self._session.emit("conversation.item.truncated", item_id=item.id, content_index=0, audio_end_ms=end)
+        if session.speech is not None and session.speech.item is item and not session.speech.over:
+            session.cancel(None)  # a client that truncates what is being said has stopped it
+        session.emit("conversation.item.truncated", item_id=item.id, content_index=0, audio_end_ms=end)
 
     async def _playback_ack(self, event: Event) -> None:
         item = self._session.items.heard(event.get("item_id"), event.get("audio_end_ms"))
@@ -174,7 +233,13 @@ class Commands:
     # -- responses ---------------------------------------------------------------------------------------------
     async def _response_create(self, event: Event) -> None:
         given = event.get("response")
-        self._session.ask(given.get("metadata") if isinstance(given, dict) else None)
+        self._session.ask(given if isinstance(given, dict) else {})
+        typed, self._typed = self._typed, []
+        for text in typed:
+            try:
+                self._session.call.intake.add_text(text)
+            except ValueError as error:
+                self._session.emit_error(EventError("text_too_long", str(error)), event.get("event_id"))
         self._start()
 
     async def _response_cancel(self, event: Event) -> None:

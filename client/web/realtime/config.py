@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from client.stream.units import FPS, UNIT_MS, UnitShape
-from client.web.realtime.wording import EventError, Wording
-from client.web.sound import HIGHEST_RATE, LOWEST_RATE
+from client.stream import UnitShape
+from client.stream.units import FPS, UNIT_MS
 
-RATE = 24_000  # of `audio/pcm` and `pcm16`, unless the client names another
-MODEL_OPTIONS = ("seed", "solver_steps", "retention")
-# Taken without effect, because clients send them with every session: nothing in a duplex model answers to them.
-IGNORED = (
-    "client_secret",
-    "id",
-    "include",
-    "input_audio_noise_reduction",
-    "input_audio_transcription",
-    "max_output_tokens",
-    "max_response_output_tokens",
-    "model",
-    "object",
-    "parallel_tool_calls",
-    "prompt",
-    "reasoning",
-    "speed",
-    "temperature",
-    "tool_choice",
-    "tracing",
-    "truncation",
-    "voice",
-)
+from ..media import G711_RATE, HIGHEST_RATE, LOWEST_RATE, Format
+from .wording import EventError, Wording
 
 CAPABILITIES = {
     "full_duplex": "the model hears and speaks at the same time and decides by itself, every 160 ms, whether it speaks",
     "speech_events": "simulated: a level meter at the gateway, plus the model's own state when it takes or yields the "
     "floor; the model sees neither these events nor commits",
-    "response_create": "a hint: response.created comes at once, the voice when the model speaks; done as failed with "
-    "model_silent if it does not",
-    "response_cancel": "fenced at the gateway: nothing more of that response is sent; the model is not told",
+    "response_create": "hands over what was typed; response.created comes at once, the voice when the model speaks; "
+    "completed and empty if it does not. Without turn detection, or with create_response false, what the model says is "
+    "held until it is asked for",
+    "response_cancel": "what is under way is given up, the rest fenced at the gateway; the model goes on unheard",
     "playback": "playback.ack and conversation.item.truncate record what was heard; the model's history keeps the rest",
+    "history": "items of other roles than user are remembered and not told to the model",
     "video": "wan.video.append (JPEG, PNG or WebP in base64); session.wan.video.output = jpeg turns on wan.video.delta",
     "resume": "session.resume with session_id and last_event_id, after session.created of the new socket",
-    "not_supported": ["tools", "transcription of the user", "editing of history", "voices", "G.711"],
+    "not_supported": ["tools", "transcription of the user", "voices", "responses outside the conversation"],
 }
+# As OpenAI fills in what a client leaves out: clients act on these, though nothing here listens to the thresholds.
+_DETECTION: dict[str, dict[str, Any]] = {
+    "server_vad": {"threshold": 0.5, "prefix_padding_ms": 300, "silence_duration_ms": 500, "idle_timeout_ms": None},
+    "semantic_vad": {"eagerness": "auto"},
+}
+_RESPONDS = {"create_response": True, "interrupt_response": True}
 
 
 @dataclass(frozen=True)
@@ -54,31 +40,59 @@ class SessionConfig:
 
     instructions: str = ""
     modality: str = "audio"
-    input_rate: int = RATE
-    output_rate: int = RATE
-    turn_detection: dict[str, Any] | None = field(default_factory=lambda: {"type": "server_vad"})
+    input: Format = field(default_factory=Format)
+    output: Format = field(default_factory=Format)
+    turn_detection: dict[str, Any] | None = field(
+        default_factory=lambda: {"type": "server_vad", **_DETECTION["server_vad"], **_RESPONDS}
+    )
     video: bool = False
-    options: dict[str, Any] = field(default_factory=dict)  # of MODEL_OPTIONS
+    options: dict[str, Any] = field(default_factory=dict)  # seed, solver_steps, retention
+    ignored: tuple[str, ...] = ()  # what clients gave that nothing here answers to
 
-    def updated(self, given: Mapping[str, Any], *, started: bool) -> SessionConfig:
-        """The configuration after `session.update`. started: the model has begun, its prompt and options are fixed.
+    @property
+    def answers_unasked(self) -> bool:
+        """Whether what the model says is sent without a response.create."""
+        return self.turn_detection is not None and self.turn_detection["create_response"] is not False
 
-        Raises EventError naming the field; nothing changes then.
+    def updated(
+        self, given: Mapping[str, Any], choose: Callable[[str], str], *, started: bool
+    ) -> tuple[SessionConfig, list[EventError]]:
+        """The configuration after `session.update`, and an error for each field that is refused; the others count.
+
+        choose: the prompt in force for what was asked.  started: the model has begun, its prompt and options are fixed.
         """
-        new = self
-        for name, value in given.items():
-            new = new._with(name, value)
-        if started and (new.instructions, new.options) != (self.instructions, self.options):
-            where = "session.instructions" if new.instructions != self.instructions else "session.wan"
-            raise EventError("session_started", f"{where}: the model takes it before its first unit only", where)
-        return new
+        new, refused = self, []
+        for path, value in _leaves(given, ""):
+            where = f"session.{path}"
+            try:
+                if path not in _FIELDS:
+                    if path in _GROUPS and value is not None:
+                        raise _wrong(where, "an object", value)
+                    new = replace(new, ignored=tuple(sorted({*new.ignored, path})))
+                    continue
+                name, read = _FIELDS[path]
+                value = read(where, value)
+                if name == "instructions":
+                    value = self.instructions if started else choose(value)
+                if name != "options":
+                    new = replace(new, **{name: value} if name else {})
+                elif started and value != self.options.get(path.removeprefix("wan.")):
+                    message = f"{where}: the model takes it before its first unit only"
+                    raise EventError("session_started", message, where)
+                else:
+                    new = replace(new, options={**new.options, path.removeprefix("wan."): value})
+            except EventError as error:
+                refused.append(error)
+        return new, refused
 
     def model_options(self) -> dict[str, Any]:
         """Options of the start request."""
         return {**({"prompt": self.instructions} if self.instructions else {}), **self.options}
 
-    def show(self, key: str, model: str, shape: UnitShape, wording: Wording, grace: float) -> dict[str, Any]:
-        """The session object of session.created and session.updated."""
+    def show(
+        self, key: str, model: str, shape: UnitShape, wording: Wording, grace: float, prompts: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """The session object of session.created and session.updated. prompts: all that the model knows."""
         common: dict[str, Any] = {
             "id": key,
             "object": "realtime.session",
@@ -89,6 +103,7 @@ class SessionConfig:
             "wan": {
                 "unit_ms": UNIT_MS,
                 "model_rate": shape.sample_rate,
+                "prompts": list(prompts),
                 "video": {
                     "output": "jpeg" if self.video else None,
                     "width": shape.width,
@@ -96,115 +111,134 @@ class SessionConfig:
                     "fps": FPS,
                 },
                 "resume_grace_s": grace,
-                "ignored": list(IGNORED),
+                "ignored": list(self.ignored),
                 "capabilities": CAPABILITIES,
                 **self.options,
             },
         }
-        modalities = ["text", "audio"] if wording.beta and self.modality == "audio" else [self.modality]
         if wording.beta:
             return common | {
-                "modalities": modalities,
+                "modalities": wording.modalities(self.modality),
                 "voice": "model",
-                "input_audio_format": "pcm16",
-                "output_audio_format": "pcm16",
+                "input_audio_format": _BETA[self.input.kind],
+                "output_audio_format": _BETA[self.output.kind],
                 "input_audio_transcription": None,
                 "turn_detection": self.turn_detection,
                 "temperature": 0.8,
                 "max_response_output_tokens": "inf",
             }
-        pcm = {"type": "audio/pcm"}
+        hears = {"turn_detection": self.turn_detection, "transcription": None, "noise_reduction": None}
         return common | {
             "type": "realtime",
-            "output_modalities": modalities,
+            "output_modalities": wording.modalities(self.modality),
             "max_output_tokens": "inf",
             "audio": {
-                "input": {"format": pcm | {"rate": self.input_rate}, "turn_detection": self.turn_detection},
-                "output": {"format": pcm | {"rate": self.output_rate}, "voice": "model"},
+                "input": {"format": _show_format(self.input), **hears},
+                "output": {"format": _show_format(self.output), "voice": "model", "speed": 1.0},
             },
         }
 
-    def _with(self, name: str, value: Any) -> SessionConfig:
-        where = f"session.{name}"
-        if name == "type":
-            return self if value == "realtime" else _no(where, "realtime", value)
-        if name == "instructions":
-            return replace(self, instructions=value) if isinstance(value, str) else _no(where, "a string", value)
-        if name in ("output_modalities", "modalities"):
-            if not isinstance(value, list) or not value or not set(value) <= {"audio", "text"}:
-                _no(where, '["audio"] or ["text"]', value)
-            return replace(self, modality="audio" if "audio" in value else "text")
-        if name == "input_audio_format":
-            return replace(self, input_rate=_rate(where, value))
-        if name == "output_audio_format":
-            return replace(self, output_rate=_rate(where, value))
-        if name == "turn_detection":
-            return replace(self, turn_detection=_turn_detection(where, value))
-        if name == "audio":
-            return self._with_audio(value)
-        if name == "wan":
-            return self._with_wan(value)
-        if name == "tools":
-            return _no(where, "no tools (this model calls none)", value) if value else self
-        if name in IGNORED:
-            return self
-        raise EventError("unknown_parameter", f"{where}: unknown", where)
 
-    def _with_audio(self, value: Any) -> SessionConfig:
-        new = self
-        for side, settings in _object("session.audio", value, ("input", "output")).items():
-            where = f"session.audio.{side}"
-            for name, inner in _object(where, settings).items():
-                if name == "format":
-                    rate = _rate(f"{where}.format", inner)
-                    new = replace(new, input_rate=rate) if side == "input" else replace(new, output_rate=rate)
-                elif name == "turn_detection" and side == "input":
-                    new = replace(new, turn_detection=_turn_detection(f"{where}.turn_detection", inner))
-                elif name not in ("transcription", "noise_reduction", "voice", "speed"):
-                    raise EventError("unknown_parameter", f"{where}.{name}: unknown", f"{where}.{name}")
-        return new
-
-    def _with_wan(self, value: Any) -> SessionConfig:
-        given = dict(_object("session.wan", value, ("video", *MODEL_OPTIONS)))
-        new = self
-        if "video" in given:
-            output = _object("session.wan.video", given.pop("video"), ("output",)).get("output")
-            if output not in (None, "jpeg"):
-                _no("session.wan.video.output", "jpeg or null", output)
-            new = replace(new, video=output == "jpeg")
-        return replace(new, options={**new.options, **given}) if given else new
+def read_modality(where: str, value: Any) -> str:
+    """audio or text, from a list of modalities."""
+    if not isinstance(value, list) or not value or not all(each in ("audio", "text") for each in value):
+        raise _wrong(where, '["audio"] or ["text"]', value)
+    return "audio" if "audio" in value else "text"
 
 
-def _object(where: str, value: Any, names: tuple[str, ...] | None = None) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        _no(where, "an object", value)
-    for name in value:
-        if names is not None and name not in names:
-            raise EventError("unknown_parameter", f"{where}.{name}: unknown", f"{where}.{name}")
-    return value
+# -- fields -----------------------------------------------------------------------------------------------------
+_BETA = {"pcm": "pcm16", "pcmu": "g711_ulaw", "pcma": "g711_alaw"}
+_NAMES = {name: kind for kind, beta in _BETA.items() for name in (beta, f"audio/{kind}")}
 
 
-def _rate(where: str, value: Any) -> int:
-    """Sample rate of an audio format in either spelling; only 16-bit PCM is spoken here."""
-    if value is None or value == "pcm16":
-        return RATE
-    if isinstance(value, dict) and value.get("type", "audio/pcm") == "audio/pcm":
-        rate = value.get("rate") or RATE
-        if isinstance(rate, int) and LOWEST_RATE <= rate <= HIGHEST_RATE:
-            return rate
-        _no(f"{where}.rate", f"{LOWEST_RATE} to {HIGHEST_RATE}", rate)
-    return _no(where, "audio/pcm or pcm16", value)
+def _show_format(given: Format) -> dict[str, Any]:
+    return {"type": f"audio/{given.kind}", **({"rate": given.rate} if given.kind == "pcm" else {})}
+
+
+def _format(where: str, value: Any) -> Format:
+    """An audio format in either spelling."""
+    name, rate = (value.get("type", "audio/pcm"), value.get("rate")) if isinstance(value, dict) else (value, None)
+    kind = _NAMES.get(name) if isinstance(name, str) else "pcm" if name is None else None
+    if kind is None:
+        raise _wrong(where, f"one of {', '.join(_NAMES)}", value)
+    if kind != "pcm":
+        return Format(kind, G711_RATE)
+    rate = Format.rate if rate is None else rate
+    if not isinstance(rate, int) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise _wrong(f"{where}.rate", f"{LOWEST_RATE} to {HIGHEST_RATE}", rate)
+    return Format(kind, rate)
 
 
 def _turn_detection(where: str, value: Any) -> dict[str, Any] | None:
-    """Only whether there is any: its thresholds belong to a detector that is not here."""
     if value is None:
         return None
-    kind = _object(where, value).get("type", "server_vad")
-    if kind not in ("server_vad", "semantic_vad", "none"):
-        _no(f"{where}.type", "server_vad, semantic_vad or none", kind)
-    return None if kind == "none" else {"type": kind}
+    if not isinstance(value, dict):
+        raise _wrong(where, "an object or null", value)
+    kind = value.get("type", "server_vad")
+    if kind == "none":
+        return None
+    if not isinstance(kind, str) or kind not in _DETECTION:
+        raise _wrong(f"{where}.type", "server_vad, semantic_vad or none", kind)
+    defaults = {**_DETECTION[kind], **_RESPONDS}
+    return {"type": kind, **defaults, **{name: value[name] for name in defaults if name in value}}
 
 
-def _no(where: str, expected: str, got: object) -> Any:
-    raise EventError("invalid_value", f"{where}: expected {expected}, got {str(got)[:120]}", where)
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _wrong(where, "a string", value)
+    return value
+
+
+def _realtime(where: str, value: Any) -> None:
+    if value != "realtime":
+        raise _wrong(where, "realtime", value)
+
+
+def _video(where: str, value: Any) -> bool:
+    if value not in (None, "jpeg"):
+        raise _wrong(where, "jpeg or null", value)
+    return value == "jpeg"
+
+
+def _whole(where: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise _wrong(where, "a whole number from 0", value)
+    return value
+
+
+def _as_given(where: str, value: Any) -> Any:
+    """The server knows what it takes."""
+    return value
+
+
+# Path in the session object -> field of SessionConfig, and what reads the value (EventError if it cannot).
+_FIELDS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
+    "type": ("", _realtime),
+    "instructions": ("instructions", _text),
+    "output_modalities": ("modality", read_modality),
+    "modalities": ("modality", read_modality),
+    "input_audio_format": ("input", _format),
+    "audio.input.format": ("input", _format),
+    "output_audio_format": ("output", _format),
+    "audio.output.format": ("output", _format),
+    "turn_detection": ("turn_detection", _turn_detection),
+    "audio.input.turn_detection": ("turn_detection", _turn_detection),
+    "wan.video.output": ("video", _video),
+    "wan.seed": ("options", _whole),
+    "wan.solver_steps": ("options", _whole),
+    "wan.retention": ("options", _as_given),
+}
+_GROUPS = {path.rpartition(".")[0] for path in _FIELDS} | {"audio"}
+
+
+def _leaves(given: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    for name, value in given.items():
+        path = f"{above}{name}"
+        if path in _GROUPS and isinstance(value, dict):
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path[:80], value
+
+
+def _wrong(where: str, expected: str, got: object) -> EventError:
+    return EventError("invalid_value", f"{where}: expected {expected}, got {str(got)[:120]}", where)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from client.stream.units import UNIT_MS, Float32
-from client.web.call.fence import SPEAK
-from client.web.call.hearing import BARGE_IN_UNITS, Hearing
-from client.web.realtime.items import Item, Items, new_id
-from client.web.realtime.speech import Emit
-from client.web.realtime.wording import Wording
+
+from ..call.fence import SPEAK
+from ..call.hearing import BARGE_IN_UNITS, Hearing
+from .items import Item, Items, new_id
+from .speech import Emit
+from .wording import Wording
 
 PAUSE_UNITS = 4  # this much silence ends what the user says, if the model has not answered before
 
@@ -18,6 +19,7 @@ class Floor:
     def __init__(self, emit: Emit, wording: Wording, items: Items) -> None:
         self.enabled = True
         self.speaking = False  # the agent
+        self.heard = False  # the user, in the newest unit
         self._emit = emit
         self._wording = wording
         self._items = items
@@ -29,7 +31,7 @@ class Floor:
 
         Returns whether the agent has begun to speak, stopped, and stopped because of the user.
         """
-        heard = self._hearing.feed(pcm)
+        heard = self.heard = self._hearing.feed(pcm)
         speaks = state == SPEAK
         began, stopped = speaks and not self.speaking, self.speaking and not speaks
         self.speaking = speaks

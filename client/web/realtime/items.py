@@ -7,10 +7,11 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.web.realtime.wording import EventError, Wording
+from .wording import EventError, Wording
 
 KEPT = 128
 MAX_ID = 64  # characters of an id that a client chose
+ROLES = ("user", "assistant", "system", "function_call", "function_call_output")  # of messages, and other items
 
 
 def new_id(kind: str) -> str:
@@ -28,6 +29,7 @@ class Item:
     pieces: list[tuple[float, str]] = field(default_factory=list)
     audio_ms: float = 0.0  # sent to the client
     heard_ms: float | None = None  # said to have been played
+    given: dict[str, Any] | None = None  # what a client remembers for itself; the model does not know it
 
     @property
     def text(self) -> str:
@@ -41,6 +43,8 @@ class Item:
 
     def show(self, wording: Wording) -> dict[str, Any]:
         """The item object of the events."""
+        if self.given is not None:
+            return {"id": self.id, "object": "realtime.item", "status": self.status, **self.given}
         if self.role == "assistant":
             content = [wording.part(self.modality, self.text)]
         elif self.modality == "audio":
@@ -71,25 +75,34 @@ class Items:
         """Id of the newest item."""
         return next(reversed(self._items), None)
 
+    def check_id(self, item_id: str) -> None:
+        """Raises EventError for an id that is taken or too long."""
+        if item_id in self._items or not 0 < len(item_id) <= MAX_ID:
+            raise EventError("invalid_value", f"item.id: expected a new id of up to {MAX_ID} characters", "item.id")
+
     def add(self, item: Item) -> Item:
         """Raises EventError for an id that is taken or too long."""
-        if item.id in self._items or not 0 < len(item.id) <= MAX_ID:
-            raise EventError("invalid_value", f"item.id: expected a new id of up to {MAX_ID} characters", "item.id")
+        self.check_id(item.id)
         self._items[item.id] = item
         while len(self._items) > KEPT:
             self._items.popitem(last=False)
         return item
 
-    def get(self, given: Any) -> Item:
-        """Raises EventError when there is none."""
+    def get(self, given: Any, purpose: str) -> Item:
+        """purpose: retrieve, delete or truncate. Raises EventError when there is none."""
         item = self._items.get(given) if isinstance(given, str) else None
         if item is None:
-            raise EventError("item_not_found", f"item_id: no item {str(given)[:80]!r} in this conversation", "item_id")
+            code = f"item_{purpose}_invalid_item_id"
+            raise EventError(code, f"item_id: no item {str(given)[:80]!r} in this conversation", "item_id")
         return item
+
+    def delete(self, given: Any) -> Item:
+        """Raises EventError when there is none."""
+        return self._items.pop(self.get(given, "delete").id)
 
     def heard(self, item_id: Any, end_ms: Any) -> Item:
         """Records that `item_id` was played up to `end_ms`. Raises EventError for what cannot have been."""
-        item = self.get(item_id)
+        item = self.get(item_id, "truncate")
         if item.role != "assistant" or not item.audio_ms:
             raise EventError("invalid_value", "item_id: expected a message of the agent with audio", "item_id")
         if not isinstance(end_ms, int | float) or isinstance(end_ms, bool) or not 0 <= end_ms <= item.audio_ms + 1:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections import deque
 from typing import Any
 
-from client.stream.errors import DuplexError
-from client.stream.units import UnitResponse
-from client.web import media as picture
-from client.web import sound
-from client.web.call.call import Call, SentUnit
-from client.web.call.outbox import Kind
-from client.web.realtime.config import SessionConfig
-from client.web.realtime.floor import Floor
-from client.web.realtime.items import Item, Items, new_id
-from client.web.realtime.speech import Speech
-from client.web.realtime.wording import EventError, Wording
-from client.web.sound import Resampler
+from client.stream import DuplexError, Resumed, UnitResponse
 
-SILENT_UNITS = 50  # a response that was asked for is given up when the model has not spoken for 8 s
+from .. import media
+from ..call.call import Call, SentUnit
+from ..call.outbox import Kind
+from ..media import Resampler
+from .config import SessionConfig, read_modality
+from .floor import Floor
+from .items import Item, Items, new_id
+from .speech import Speech
+from .wording import EventError, Wording
+
+SILENT_UNITS = 19  # a response that was asked for ends empty when the model has not spoken for 3 s
+HELD_UNITS = 125  # of what the model says unasked, where the client wants to ask first
 
 
 class RealtimeSession:
@@ -31,22 +32,25 @@ class RealtimeSession:
         self.wording = wording
         self.model = model
         self.grace = grace
-        self.config = SessionConfig()
+        self.config = SessionConfig(instructions=call.prompts.choose(""))
         self.items = Items()
         self.floor = Floor(self.emit, wording, self.items)
         self.speech: Speech | None = None  # in progress or asked for
         self._cancelled: Speech | None = None  # what the model is still saying though nobody will hear it
-        self._down = Resampler(call.shape.sample_rate, self.config.output_rate)
+        self._held: deque[tuple[str, bytes]] | None = None  # what it said or says unasked: text and sound of each unit
+        self._holding = False  # it is still saying that
+        self._down = Resampler(call.shape.sample_rate, self.config.output.rate)
         self._videos = 0
         self.emit("session.created", session=self.show())
 
     def show(self) -> dict[str, Any]:
-        return self.config.show(self.call.key, self.model, self.call.shape, self.wording, self.grace)
+        known = self.call.prompts.known
+        return self.config.show(self.call.key, self.model, self.call.shape, self.wording, self.grace, known)
 
     def configure(self, config: SessionConfig) -> None:
         """Takes over a checked configuration."""
-        if config.output_rate != self._down.target:
-            self._down = Resampler(self.call.shape.sample_rate, config.output_rate)
+        if config.output.rate != self._down.target:
+            self._down = Resampler(self.call.shape.sample_rate, config.output.rate)
         self.config = config
         self.floor.enabled = config.turn_detection is not None
 
@@ -68,73 +72,116 @@ class RealtimeSession:
         self.emit("error", error=body)
 
     # -- responses ---------------------------------------------------------------------------------------------
-    def ask(self, metadata: Any) -> None:
-        """response.create: announced at once, begun when the model speaks. Raises EventError while one goes on."""
+    def ask(self, given: dict[str, Any]) -> None:
+        """response.create: announced at once, begun when the model speaks, or with what it has said already.
+
+        Raises EventError while a response goes on, and for what no response here can be.
+        """
         if self.speech is not None:
             raise EventError(
                 "conversation_already_has_active_response",
                 f"response: {self.speech.id} is in progress; cancel it or wait for response.done",
             )
-        self.speech = Speech(self.emit, self.wording, self.config.modality, metadata)
+        if given.get("conversation") == "none":
+            where = "response.conversation"
+            raise EventError("unsupported_value", f"{where}: expected auto, for there is one conversation", where)
+        modality = self.config.modality
+        for name in ("modalities", "output_modalities"):
+            if given.get(name) is not None:
+                modality = read_modality(f"response.{name}", given[name])
+        self.speech = Speech(self.emit, self.wording, modality, given.get("metadata"))
+        if self._held is None:
+            return
+        self._give_item(self.speech)
+        for text, sound in self._held:
+            self.speech.say(text, sound, self.config.output, self.call.fence.epoch)
+        if not self._holding:
+            self.speech.done("completed")
+            self.speech = None
+        self._drop_held()
 
     def cancel(self, response_id: Any) -> None:
         """response.cancel: nothing of it will be sent any more. Raises EventError when there is nothing to cancel."""
         speech = self.speech
         if speech is None or response_id not in (None, speech.id):
-            raise EventError("response_cancel_not_active", "response.cancel: no such response is in progress")
+            # Clients pass over this one by its first words: their cancel and the end of the response have crossed.
+            raise EventError("response_cancel_not_active", "Cancellation failed: no active response found")
         self.call.interrupt()
         speech.done("cancelled", reason="client_cancelled")
         self.speech, self._cancelled = None, speech if speech.item is not None else self._cancelled
 
     async def on_unit(self, response: UnitResponse, sent: SentUnit, epoch: int) -> None:
-        unit = response.unit_index
+        unit, form = response.unit_index, self.config.output
         began, stopped, interrupted = self.floor.hear(unit, sent.pcm, response.state)
         if began and not self.call.fence.muted:
             self._begin()
-        pcm16 = sound.to_pcm16(self._down.feed(response.pcm))
+        sound = form.encode(self._down.feed(response.pcm))
         if self._cancelled is not None:
             if stopped:
                 self._cancelled = None
             else:
-                self._cancelled.say(response.text, pcm16, self._down.target, epoch)  # the fence drops it
+                self._cancelled.say(response.text, sound, form, epoch)  # the fence drops it
+        elif self._held is not None:
+            self._hold(response.text, sound, stopped=stopped, interrupted=interrupted)
         elif self.speech is not None and self.speech.item is not None:
-            self._go_on(self.speech, response, pcm16, epoch, stopped=stopped, interrupted=interrupted)
+            if interrupted:
+                self.call.fence.cut(unit)  # what still waits to be sent would be spoken over the user
+                self.speech.done("cancelled", reason="turn_detected")
+            else:
+                self.speech.say(response.text, sound, form, epoch)  # the first quiet unit holds the last echo
+            if stopped:
+                self.speech.done("completed")
+                self.speech = None
         if self.speech is not None and self.speech.item is None:
             self._wait_on(self.speech)
         if self.config.video and self.call.wants_video():
-            strip = await asyncio.to_thread(picture.encode_strip, response.frames)
+            strip = await asyncio.to_thread(media.encode_strip, response.frames)
             delta = base64.b64encode(strip).decode()
             self.emit("wan.video.delta", unit=unit, format="jpeg", frames=len(response.frames), delta=delta)
-
-    def _go_on(
-        self, speech: Speech, response: UnitResponse, pcm16: bytes, epoch: int, *, stopped: bool, interrupted: bool
-    ) -> None:
-        if interrupted:
-            self.call.fence.cut(response.unit_index)  # what still waits to be sent would be spoken over the user
-            speech.done("cancelled", reason="turn_detected")
-        else:
-            speech.say(response.text, pcm16, self._down.target, epoch)  # the first quiet unit holds the last echo
-        if stopped:
-            speech.done("completed")
-            self.speech = None
-
-    def _wait_on(self, speech: Speech) -> None:
-        speech.waited_units += 1
-        if speech.waited_units > SILENT_UNITS:
-            speech.done("failed", error={"type": "server_error", "code": "model_silent"})
-            self.speech = None
-
-    def on_end(self, error: DuplexError | None) -> None:
-        if self.speech is not None:
-            code = "session_ended" if error is None else error.code.lower()
-            self.speech.done("failed", error={"type": "server_error", "code": code})
-        if error is not None:
-            self.emit_error(EventError(error.code.lower(), error.message), None, "server_error")
 
     def _begin(self) -> None:
         """The model takes the floor, asked or not."""
         self._cancelled = None
+        self._drop_held()
+        if self.speech is None and not self.config.answers_unasked:
+            self._held, self._holding = deque(maxlen=HELD_UNITS), True
+            return
         if self.speech is None:
             self.speech = Speech(self.emit, self.wording, self.config.modality)
+        self._give_item(self.speech)
+
+    def _give_item(self, speech: Speech) -> None:
         previous = self.items.last
-        self.speech.begin(self.items.add(Item(new_id("item"), "assistant", self.config.modality)), previous)
+        speech.begin(self.items.add(Item(new_id("item"), "assistant", speech.modality)), previous)
+
+    def _hold(self, text: str, sound: bytes, *, stopped: bool, interrupted: bool) -> None:
+        """Said unasked: kept until the client asks for it, or the user goes on."""
+        if interrupted or (not self._holding and self.floor.heard):
+            self._drop_held()
+        elif self._held is not None and self._holding:
+            self._held.append((text, sound))
+            self._holding = not stopped
+
+    def _drop_held(self) -> None:
+        self._held, self._holding = None, False
+
+    def _wait_on(self, speech: Speech) -> None:
+        speech.waited_units += 1
+        if speech.waited_units > SILENT_UNITS:
+            speech.done("completed")
+            self.speech = None
+
+    # -- the server --------------------------------------------------------------------------------------------
+    def on_refused(self, error: DuplexError) -> None:
+        self.emit_error(EventError("text_too_long", error.message, "item.content"), None)
+
+    def on_mended(self, resumed: Resumed) -> None:
+        self.emit("wan.server.resumed", seconds=round(resumed.seconds, 3), lost_units=resumed.lost)
+
+    def on_end(self, error: DuplexError | None) -> None:
+        code = "session_ended" if error is None else error.code.lower()
+        message = "the session is over" if error is None else error.message
+        if self.speech is not None:
+            self.speech.done("failed", error={"type": "server_error", "code": code, "message": message})
+        if error is not None:
+            self.emit_error(EventError(code, message), None, "server_error")

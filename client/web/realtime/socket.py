@@ -6,14 +6,15 @@ import json
 
 from aiohttp import web
 
-from client.stream.errors import DuplexError
-from client.web.call.call import Call
-from client.web.call.call_book import BookFull
-from client.web.door.connection import CLOSE_BUSY, Connection
-from client.web.door.desk import DESK, Desk
-from client.web.realtime.commands import Commands
-from client.web.realtime.session import RealtimeSession
-from client.web.realtime.wording import BETA, GA, EventError
+from client.stream import DuplexError
+
+from ..call.call import Call
+from ..call.call_book import BookFull
+from ..door.connection import CLOSE_BUSY, Connection
+from ..door.desk import DESK, Desk
+from .commands import Commands
+from .session import RealtimeSession
+from .wording import BETA, GA, EventError
 
 BETA_PROTOCOL = "openai-beta.realtime-v1"
 TOKEN_PROTOCOL = "openai-insecure-api-key."  # how browsers, which cannot set headers, name their token
@@ -31,9 +32,9 @@ async def realtime_socket(request: web.Request) -> web.StreamResponse:
     )
     try:
         call = await desk.new_call(live=False, limit_seconds=AHEAD_SECONDS)
-    except (BookFull, DuplexError) as error:
-        code = error.code.lower() if isinstance(error, DuplexError) else "rate_limit_exceeded"
-        body = {"type": "server_error", "code": code, "message": str(error), "param": None, "event_id": None}
+    except DuplexError as error:
+        code = "rate_limit_exceeded" if isinstance(error, BookFull) else error.code.lower()
+        body = {"type": "server_error", "code": code, "message": error.message, "param": None, "event_id": None}
         await connection.ws.send_str(json.dumps({"type": "error", "event_id": "event_0", "error": body}))
         await connection.close(CLOSE_BUSY, code)
         return connection.ws

@@ -31,6 +31,9 @@ class Wording:
             return ("conversation.item.created",)
         return ("conversation.item.added", "conversation.item.done") if complete else ("conversation.item.added",)
 
+    def modalities(self, modality: str) -> list[str]:
+        return ["text", "audio"] if self.beta and modality == "audio" else [modality]
+
     def part(self, modality: str, text: str | None = None) -> dict[str, Any]:
         """The content part of an agent's message."""
         if modality == "audio":

@@ -63,6 +63,10 @@ async function begin(welcome) {
   }
   screen.resize(shape);
   show(welcome.state);
+  const { in_force: prompt, known } = welcome.prompt;
+  if (known.length && at("prompt").value.trim() && at("prompt").value.trim() !== prompt) {
+    notice(`This model knows the prompts ${known.join(", ")}; in force is ${prompt}.`);
+  }
   if (!fresh) return;
   player = await Player.make(context, shape, began);
   const source = chosen();
@@ -110,6 +114,7 @@ function message(m) {
     seen.caption = m.unit;
     transcript.agent(m.unit, m.text);
   } else if (m.type === "error") failure(m);
+  else if (m.type === "notice") notice(m.text);
 }
 
 function failure({ code, message: text }) {

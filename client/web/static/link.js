@@ -1,4 +1,4 @@
-// The WebSocket to the gateway: hello, resume with backoff, and the binary messages (see page_frames.py).
+// The WebSocket to the gateway: hello, resume with backoff, and the binary messages (see page/frames.py).
 
 const PCM16 = 1;
 const JPEG = 2;

@@ -18,7 +18,7 @@ from client.web.call.call_book import CallBook
 from client.web.door.access import Access
 from client.web.door.desk import DESK, Desk
 from client.web.door.upstream import Upstream
-from client.web.gateway import make_app
+from client.web.gateway import make_app, make_runner
 
 SENTENCES = "I hear you and I can see you too. Say something while I talk and I will stop at once. "
 ANSWER_UNITS = 24
@@ -127,7 +127,7 @@ async def start_gate() -> AsyncIterator[Callable[..., Awaitable[Gate]]]:
         ) -> Gate:
             rules = access or Access()
             app = make_app(rules, Upstream(upstream, "duplex"), CallBook(max_calls, grace))
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
+            runner = make_runner(app, shutdown_timeout=0.2)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             await web.TCPSite(runner, "127.0.0.1", port, ssl_context=rules.ssl_context()).start()

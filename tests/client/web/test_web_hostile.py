@@ -24,6 +24,8 @@ pytestmark = pytest.mark.unit
 SECRET = "correct horse battery staple"
 LARGE = UnitShape(samples=2560, height=192, width=192)
 MIB = 1 << 20
+BEGIN = page_frames.pack(page_frames.PCM16, 0, b"")
+MANY = ("--connects-per-minute", "100000")
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Listener:
 
     async def listen(self, ws: Any) -> None:
         await ws.send_json({"type": "hello"})
+        await ws.send_bytes(BEGIN)
         async for message in ws:
             if message.type is WSMsgType.TEXT:
                 data = json.loads(message.data)
@@ -84,9 +87,9 @@ class Listener:
 async def start_command() -> AsyncIterator[Any]:
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(upstream: str) -> Gateway:
+        async def start(upstream: str, *flags: str) -> Gateway:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "client.web", "--url", upstream, "--port", "0", "--token", SECRET),
+                *(sys.executable, "-m", "client.web", "--url", upstream, "--port", "0", "--token", SECRET, *flags),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
             )
@@ -110,6 +113,7 @@ async def _vanish(gateway: Gateway, number: int) -> None:
     with contextlib.suppress(ConnectionError):
         if number % 5 in (1, 2, 3):
             await ws.send_json({"type": "hello"})
+            await ws.send_bytes(BEGIN)
         if number % 5 in (2, 3):
             for _ in range(number % 5 * 3):
                 await ws.receive()
@@ -121,7 +125,7 @@ async def _vanish(gateway: Gateway, number: int) -> None:
 
 async def test_fifty_connections_that_vanish_leave_nothing_behind(start_fake, start_command):
     fake, _ = await start_fake()
-    gateway = await start_command(fake.url)
+    gateway = await start_command(fake.url, *MANY)
     listener = Listener()
     async with gateway.connect() as ws:
         listening = asyncio.create_task(listener.listen(ws))
@@ -169,7 +173,7 @@ async def test_a_hundred_megabytes_are_not_even_read(start_fake, start_command):
 
 async def test_a_flood_of_strangers_is_turned_away(start_fake, start_command):
     fake, _ = await start_fake()
-    gateway = await start_command(fake.url)
+    gateway = await start_command(fake.url, *MANY)
 
     async def knock(headers: dict[str, str]) -> int:
         with pytest.raises(WSServerHandshakeError) as refused:
@@ -215,6 +219,7 @@ async def test_a_reader_that_stops_loses_pictures_then_sound_but_not_its_convers
     ):
         listening = asyncio.create_task(listener.listen(ws))
         await slow.send_json({"type": "hello"})
+        await slow.send_bytes(BEGIN)
         welcome = await slow.receive_json()
         call = gate.desk.book.find(welcome["session"])
         assert call is not None

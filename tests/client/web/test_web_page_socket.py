@@ -14,8 +14,7 @@ from aiohttp import WSMsgType
 from PIL import Image
 
 from client.stream.units import UnitShape
-from client.web import media as picture
-from client.web import sound
+from client.web import media
 from client.web.call.call_book import YOUNG_UNITS
 from client.web.page import frames as page_frames
 
@@ -48,7 +47,7 @@ class Page:
             elif message.type is WSMsgType.BINARY:
                 frame = page_frames.unpack(message.data)
                 if frame.kind == page_frames.PCM16:
-                    self.audio[frame.unit] = sound.from_pcm16(frame.body)
+                    self.audio[frame.unit] = media.from_pcm16(frame.body)
                 else:
                     self.video[frame.unit] = frame.body
             else:
@@ -59,7 +58,7 @@ class Page:
         return await self.read(lambda m: m["type"] == "unit" and all(m[k] == v for k, v in wanted.items()))
 
     async def say(self, pcm: np.ndarray, captured: float = 0.0) -> None:
-        await self.ws.send_bytes(page_frames.pack(page_frames.PCM16, 0, sound.to_pcm16(pcm), captured))
+        await self.ws.send_bytes(page_frames.pack(page_frames.PCM16, 0, media.to_pcm16(pcm), captured))
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [m for m in self.messages if m["type"] == kind]
@@ -75,6 +74,8 @@ async def open_page(start_gate):
         await ws.send_json({"type": "hello", **hello})
         page = Page(ws)
         page.welcome = await page.read(lambda m: True)
+        if not page.welcome.get("resumed") and page.welcome["type"] == "welcome":
+            await ws.send_bytes(page_frames.pack(page_frames.PCM16, 0, b""))  # no sound, but the conversation begins
         return gate, page
 
     return start
@@ -90,7 +91,7 @@ async def test_what_the_user_says_shows_and_types_arrives_and_comes_back(start_f
     await page.say(TONE, captured=1234.5)
     first = await page.unit(unit=0)
     await page.unit(unit=2)
-    assert fake.seen[0].options == {"hold_open": True, "seed": 5, "prompt": "kind"}
+    assert fake.seen[0].options == {"hold_open": True, "resume": True, "seed": 5, "prompt": "kind"}
     assert fake.seen[0].text == "hello"
     np.testing.assert_array_equal(fake.seen[0].frames, strip)
     np.testing.assert_allclose(fake.seen[0].pcm, TONE, atol=1e-4)
@@ -112,7 +113,7 @@ async def test_pictures_travel_as_jpeg_unless_asked_otherwise(start_fake, open_p
     fake, _ = await start_fake()
     _, page = await open_page(fake)
     smooth = np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None, None].repeat(4, 0).repeat(64, 2).repeat(3, 3)
-    await page.ws.send_bytes(page_frames.pack(page_frames.JPEG, 0, picture.encode_strip(smooth)))
+    await page.ws.send_bytes(page_frames.pack(page_frames.JPEG, 0, media.encode_strip(smooth)))
     await page.say(TONE)
     await page.unit(unit=1)
     strip = np.asarray(Image.open(io.BytesIO(page.video[0]))).reshape(SHAPE.frames)
@@ -243,7 +244,9 @@ async def test_who_stays_away_too_long_is_gone_and_hears_so(start_fake, start_ga
     _, page = await open_page(fake, gate)
     await page.unit(unit=YOUNG_UNITS)
     await page.ws.close()
-    await asyncio.wait_for(fake.cancelled.wait(), 10)
+    async with asyncio.timeout(10):
+        while not fake.seen[-1].end:
+            await asyncio.sleep(0.02)
     assert len(gate.desk.book) == 0
     resume = {"session": page.welcome["session"], "after": 0, "only": True}
     _, late = await open_page(fake, gate, resume=resume)
@@ -274,12 +277,38 @@ async def test_a_server_that_is_not_there_and_one_that_refuses(start_fake, open_
     assert page.welcome["code"] == "UNAVAILABLE"
 
 
-async def test_a_stream_that_breaks_ends_the_conversation_with_its_reason(start_fake, open_page):
+async def test_a_stream_that_breaks_is_mended(start_fake, open_page):
     fake, _ = await start_fake(leave_at=3)
+    _, page = await open_page(fake)
+    notice = await page.read(lambda m: m["type"] == "notice")
+    assert notice["text"].startswith("server: connection lost, resumed after")
+    last = len(page.of("unit"))
+    await page.unit(unit=last + 4)
+    units = [m["unit"] for m in page.of("unit")]
+    assert units == list(range(len(units)))
+    assert len({seen.session for seen in fake.seen}) == 1
+
+
+async def test_a_server_that_stays_away_ends_the_conversation_with_its_reason(start_fake, open_page, monkeypatch):
+    monkeypatch.setattr("client.web.door.upstream.CONNECT_SECONDS", 0.3)
+    fake, server = await start_fake(parameters={"grace_ms": "500"})
     gate, page = await open_page(fake)
+    await page.unit(unit=2)
+    await server.stop(0)
     error = await page.read(lambda m: m["type"] == "error")
     assert error["code"] == "UNAVAILABLE"
     assert await page.read(lambda m: False) is None
     assert len(gate.desk.book) == 0
     _, again = await open_page(fake, gate)
-    assert again.welcome["type"] == "welcome"
+    assert again.welcome["code"] == "UNAVAILABLE"
+
+
+async def test_a_prompt_that_is_unknown_is_not_given_and_the_page_hears_which_is_in_force(start_fake, open_page):
+    fake, _ = await start_fake(parameters={"prompts": '["english", "german"]'})
+    _, page = await open_page(fake, options={"prompt": "Be brief."})
+    assert page.welcome["prompt"] == {"in_force": "english", "known": ["english", "german"]}
+    await page.ws.send_str('{"type": "text", "text": "%s"}' % ("x" * 1025))
+    error = await page.read(lambda m: m["type"] == "error")
+    assert error["message"] == "text: expected at most 1024 bytes waiting to be read, got 1025"
+    await page.unit()
+    assert fake.seen[0].options["prompt"] == "english"

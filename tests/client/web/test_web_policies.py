@@ -13,8 +13,7 @@ from client.stream.units import UNIT_SECONDS, UnitShape
 from client.web.call.fence import Fence
 from client.web.call.hearing import Hearing
 from client.web.call.intake import GREY, MAX_TEXT_BYTES, Intake, Stamp
-from client.web.call.journal import MAX_EVENTS, Journal
-from client.web.call.outbox import LIMITS, MAX_BYTES, Message, Outbox, OutboxFull
+from client.web.call.outbox import LIMITS, MAX_BYTES, REMEMBERED, Journal, Message, Outbox, OutboxFull
 from client.web.call.unit_clock import EARLY, LATE, UnitClock
 
 pytestmark = pytest.mark.unit
@@ -136,7 +135,7 @@ def test_typed_text_goes_with_one_unit_and_is_bounded():
     intake.add_text("hello")
     intake.add_text("there \ud83d")
     assert intake.take(0).unit.text == "hello there ?"
-    with pytest.raises(ValueError, match=r"text: expected at most 4096 bytes"):
+    with pytest.raises(ValueError, match=r"text: expected at most 1024 bytes"):
         intake.add_text("x" * (MAX_TEXT_BYTES + 1))
 
 
@@ -245,7 +244,7 @@ def test_the_journal_replays_what_it_has_and_counts_what_is_gone(sizes, seq):
     kept, missed = journal.after(seq)
     numbers = [m.seq for m in kept]
     assert numbers == list(range(len(sizes) - len(numbers) + 1, len(sizes) + 1))
-    assert len(numbers) <= MAX_EVENTS
+    assert len(numbers) <= REMEMBERED
     assert sum(len(m.data) for m in kept) <= MAX_BYTES
     if 0 <= seq <= len(sizes):
         assert missed + len(numbers) == len(sizes) - seq

@@ -1,0 +1,81 @@
+"""Sound and pictures from outside: formats, and images that are bombs."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from client.stream.units import UnitShape
+from client.web import media
+from client.web.media import Format
+
+pytestmark = pytest.mark.unit
+SHAPE = UnitShape(samples=2560, height=64, width=64)
+
+
+def _png(width: int, height: int) -> bytes:
+    """An image of zeros that is small on the wire, whatever its size."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + (width + 7) // 8) * height), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def _jpeg(width: int, height: int, colour: tuple[int, int, int] = (250, 10, 10)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(out, "JPEG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("width", "height"), [(250_000, 1), (8192, 8192), (1, 8193), (4096, 4096)])
+def test_a_bomb_is_refused_by_its_head(width, height):
+    data = _png(width, height)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"video: expected at most .* pixels"):
+            media.fit_image(media.open_image(data), SHAPE)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 200), (200, 320), (64, 64), (3, 2), (8000, 1), (4000, 3000)])
+def test_a_picture_covers_the_frame_around_its_centre(width, height):
+    fitted = media.fit_image(media.open_image(_jpeg(width, height)), SHAPE)
+    assert fitted.shape == (1, 64, 64, 3)
+    assert np.abs(fitted.astype(int) - (250, 10, 10)).max() < 12
+
+
+def test_what_is_left_and_right_of_the_frame_is_cut_off():
+    wide = np.zeros((100, 300, 3), np.uint8)
+    wide[:, 100:200] = 200
+    out = io.BytesIO()
+    Image.fromarray(wide).save(out, "PNG")
+    assert media.fit_image(media.open_image(out.getvalue()), SHAPE).min() > 150
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", _png(64, 64)[:45], _jpeg(64, 64)[:300]])
+def test_what_is_no_whole_image_is_a_value_error(data):
+    with pytest.raises(ValueError, match="video: "):
+        media.fit_image(media.open_image(data), SHAPE)
+
+
+@pytest.mark.parametrize(("kind", "known"), [("pcmu", {0xFF: 0.0, 0x00: -32124, 0x80: 32124}), ("pcma", {0xD5: 8})])
+def test_g711(kind, known):
+    form = Format(kind, 8000)
+    every = form.decode(bytes(range(256)))
+    for code, value in known.items():
+        assert every[code] * 32768 == value
+    np.testing.assert_array_equal(form.decode(form.encode(every)), every)
+    wave = (0.5 * np.sin(np.arange(800) / 7)).astype(np.float32)
+    assert np.abs(form.decode(form.encode(wave)) - wave).max() < 0.02
+    assert form.width == 1
