@@ -151,15 +151,14 @@ class SessionTable:
         """The unit's answer goes out now, so its client may send another one before `retire` is called."""
         session.leaving.add(unit)
 
-    def retire(self, session: Session, unit: int, now_ns: int) -> bool:
-        """The unit was answered, dropped or failed. True if that was the last one of a draining session, now ended."""
+    def retire(self, session: Session, unit: int, now_ns: int) -> None:
+        """The unit was answered, dropped or failed. The last one of a draining session ends it."""
         session.in_flight.discard(unit)
         session.leaving.discard(unit)
         if session.state in ("open", "draining"):  # a detached session's grace time runs from its detachment
             session.seen_ns = now_ns
         if session.state == "draining" and not session.in_flight:
-            return self.end(session, "the server is shutting down" if self.closing else "completed")
-        return False
+            self.end(session, "the server is shutting down" if self.closing else "completed")
 
     # -- epochs ------------------------------------------------------------------------------------------------
     def fence(self, session: Session, epoch: int) -> bool:
@@ -186,10 +185,10 @@ class SessionTable:
         return session.state == "detached"
 
     # -- ways out ----------------------------------------------------------------------------------------------
-    def end(self, session: Session, reason: str) -> bool:
-        """The one cleanup path. True if this call ended the session, False if it had ended before."""
+    def end(self, session: Session, reason: str) -> None:
+        """The one cleanup path. Does nothing if the session has ended."""
         if session.state == "ended":
-            return False
+            return
         session.state = "ended"
         del self._sessions[session.key]
         self._ended[session.key] = reason
@@ -197,29 +196,23 @@ class SessionTable:
         while len(self._ended) > REMEMBERED_ENDS:
             self._ended.popitem(last=False)
         self._release(session, reason)
-        return True
 
-    def expire(self, now_ns: int) -> list[Session]:
+    def expire(self, now_ns: int) -> None:
         """Ends sessions that sent nothing for the idle time, or were not resumed within the grace time."""
-        late = []
         for session in self.sessions:
             detached = session.state == "detached"
             limit = self.grace_ns if detached else self.idle_ns
             if now_ns - session.seen_ns >= limit:
-                what = "not resumed within" if detached else "idle for"
-                late.append((session, f"{what} {limit / SECOND_NS:g} s"))
-        return self._end_all(late)
+                self.end(session, f"{'not resumed within' if detached else 'idle for'} {limit / SECOND_NS:g} s")
 
-    def drain(self) -> list[Session]:
+    def drain(self) -> None:
         """Shutdown: takes no more units; ends every session at once or, if it has units in flight, at the last one."""
         self.closing = True
-        idle = []
         for session in self.sessions:
             if session.in_flight and session.state != "detached":
                 session.state = "draining"
             else:
-                idle.append((session, "the server is shutting down"))
-        return self._end_all(idle)
+                self.end(session, "the server is shutting down")
 
     # -- inside ------------------------------------------------------------------------------------------------
     def _start(self, key: SessionKey, unit: int, end: bool, wanted: SessionOptions, now_ns: int) -> Accepted:
@@ -292,18 +285,6 @@ class SessionTable:
     def _next_epoch(self) -> int:
         self._epochs += 1
         return self._epochs
-
-    def _end_all(self, sessions: list[tuple[Session, str]]) -> list[Session]:
-        """Ends each one even if the release of another fails; those errors are raised together afterwards."""
-        errors: list[Exception] = []
-        for session, reason in sessions:
-            try:
-                self.end(session, reason)
-            except Exception as error:
-                errors.append(error)
-        if errors:
-            raise ExceptionGroup("sessions whose release failed", errors)
-        return [session for session, _ in sessions]
 
 
 def _check_key(key: SessionKey) -> None:
