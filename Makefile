@@ -73,6 +73,10 @@ up:  ## Server and gateway in containers, ENGINES built if there are none: http:
 down:  ## Drain and stop the containers
 	$(CONTAINER) down
 
+.PHONY: chart
+chart: $(VENV)/.ready  ## Lint and render the Helm chart, check it against Kubernetes' schemas: build/runs/chart/ (needs npm)
+	build/deploy/chart.sh build/runs/chart
+
 # -------------------------------------------------------------------------------------------- training, measurements
 TRAIN_FLAGS ?=
 EVAL_FLAGS ?=
@@ -124,7 +128,8 @@ lint: $(VENV)/.ready  ## ruff (style, errors), pyright (types), hadolint and the
 
 .PHONY: test
 test: lint .venv-perf/bin/perf_analyzer  ## Lint, types and the whole test suite, with a real tritonserver, browser and Prometheus
-	build/system_packages.sh --optional chromium prometheus espeak-ng openssl
+	build/system_packages.sh --optional chromium prometheus espeak-ng openssl haproxy
+	command -v npm >/dev/null || build/system_packages.sh --optional npm
 	$(PY) -m pytest -m "not gpu and not slow" $(PYTEST_FLAGS)
 
 .PHONY: clean
