@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from client.media.read import VideoFile, has_audio, read_audio
-from client.stream.errors import MediaError
-from client.stream.units import FRAMES_PER_UNIT, UNIT_SECONDS, Float32, UInt8, UnitShape, UserUnit
+from ..stream.errors import MediaError
+from ..stream.units import FRAMES_PER_UNIT, UNIT_SECONDS, Float32, UInt8, UnitShape, UserUnit
+from .container import has
+from .pictures import VideoFile
+from .sound import read_audio, scratch
 
 GREY = 128  # the model's picture of a user without a camera
 
@@ -40,11 +42,12 @@ class UserSource:
 
     shape: UnitShape
     count: int  # units in all
-    pcm: Float32  # [count * samples]
+    pcm: Float32  # [count * samples], on disk
     video: VideoFile | None
     typed: dict[int, str] = field(default_factory=dict)  # unit -> text
     files: dict[str, str] = field(default_factory=dict)  # what it was read from, for the report
     captions: tuple[Caption, ...] = ()  # instead of what is typed
+    notes: tuple[str, ...] = ()  # what was not as it should be in the files
 
     def units(self) -> Iterator[UserUnit]:
         """Units 0 .. count-1, the last with `end`; pictures are decoded on the way."""
@@ -88,11 +91,19 @@ def read_source(
     """
     if audio is None and video is None and not typed:
         raise MediaError("nothing to say: give an audio file, a video, or text")
-    if tail < 0 or (seconds is not None and seconds <= 0):
+    if not tail >= 0 or (seconds is not None and not seconds > 0):
         raise MediaError(f"tail and seconds: expected tail >= 0 and seconds > 0, got {tail} and {seconds}")
+    notes: list[str] = []
     pictures = VideoFile(video, shape.height, shape.width, loop=loop) if video else None
-    track = audio if audio is not None else video if video is not None and has_audio(video) else None
-    sound = read_audio(track, shape.sample_rate, seconds) if track else np.zeros(0, np.float32)
+    track = audio if audio is not None else video if video is not None and has(video, "audio") else None
+    sound = np.zeros(0, np.float32)
+    try:
+        sound = read_audio(track, shape.sample_rate, seconds, notes) if track else sound
+    except MediaError as error:
+        if audio is not None:
+            raise
+        track = None  # a film whose sound track is empty has pictures all the same
+        notes.append(f"{error}: silence in its place")
     length = max(
         sound.size / shape.sample_rate,
         pictures.seconds if pictures and not (loop and sound.size) else 0.0,
@@ -100,16 +111,17 @@ def read_source(
     )
     length = min(length + tail, seconds or math.inf)
     count = max(1, math.ceil(length / UNIT_SECONDS - 1e-6))
-    pcm = np.zeros(count * shape.samples, dtype=np.float32)
+    pcm = scratch(count * shape.samples)
     pcm[: sound.size] = sound[: pcm.size]
+    notes += pictures.notes if pictures else []
     files = {"audio": str(track.name) if track else "silence", "video": str(video.name) if video else "grey"}
-    return UserSource(shape, count, pcm, pictures, _by_unit(typed, count), files)
+    return UserSource(shape, count, pcm, pictures, _by_unit(typed, count), files, notes=tuple(notes))
 
 
 def _by_unit(typed: Sequence[TypedText], count: int) -> dict[int, str]:
     lines: dict[int, list[str]] = defaultdict(list)
     for item in typed:
-        if item.seconds < 0:
+        if not 0 <= item.seconds < math.inf:
             raise MediaError(f"text: expected a time >= 0 s, got {item.seconds}")
         lines[min(int(item.seconds / UNIT_SECONDS), count - 1)].append(item.text)
     return {unit: " ".join(parts) for unit, parts in lines.items()}

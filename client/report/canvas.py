@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from client.report.captions import font, printable
-from client.stream.units import FPS, Float32, UInt8
+from ..stream.units import FPS, Float32, UInt8
+from .captions import font, printable
 
 PANEL = 560  # longest side of a picture, pixels
 MARGIN, HEADER, WAVE, CAPTION = 32, 64, 72, 128

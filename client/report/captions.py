@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.ft2font import FT2Font
 
-from client.talk.conversation import UnitRecord
+from ..talk.conversation import UnitRecord
 
 _UNFIT = re.compile(r"[\0\ufffd]+")
 GAP_UNITS = 3  # this many units without text end a turn, and so does a change of the agent's state

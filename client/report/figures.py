@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from client.stream.units import UNIT_MS
-from client.talk.conversation import Conversation, UnitRecord
+from ..stream.units import UNIT_MS
+from ..talk.conversation import Conversation, UnitRecord
 
 STAGES = ("queue", "perceive", "think", "perform", "render")
 PACKAGES = ("tritonclient", "grpcio", "av", "numpy")
@@ -102,7 +102,7 @@ def build(talk: Conversation, *, weights: str | None = None, media: dict[str, st
 
 
 def write(report: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _version(package: str) -> str:

@@ -15,12 +15,12 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from client.media.loudness import active, level_db
-from client.report.canvas import WAVE_SECONDS, Canvas, Side
-from client.report.captions import turns
-from client.stream.errors import MediaError
-from client.stream.units import FPS, FRAMES_PER_UNIT, UNIT_MS, UNIT_SECONDS, Float32, UInt8
-from client.talk.conversation import Conversation, UnitRecord
+from ..media.loudness import FLOOR_DB, active
+from ..stream.errors import MediaError
+from ..stream.units import FPS, FRAMES_PER_UNIT, UNIT_MS, UNIT_SECONDS, Float32, UInt8
+from ..talk.conversation import Conversation, UnitRecord
+from .canvas import WAVE_SECONDS, Canvas, Side
+from .captions import turns
 
 MIN_DELAY, MAX_DELAY = 2, 25  # units; unit k is spoken during unit k, complete at k + 1, on time until k + 2
 OUTPUT_RATE = 48_000  # plays everywhere
@@ -40,9 +40,8 @@ def write_conversation(
         raise MediaError(f"{path}: no unit was sent, there is nothing to show")
     film = _Film(talk, f"weights: {weights}" if weights else "")
     total = len(talk.units) + film.delay
-    voices = film.voices
     try:
-        with av.open(str(path), "w", options={"movflags": "faststart"}) as file:
+        with av.open(f"file:{path}", "w", options={"movflags": "faststart"}) as file:
             canvas = film.canvas
             video = file.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "22"})
             video.width, video.height, video.pix_fmt = canvas.width, canvas.height, "yuv420p"
@@ -50,10 +49,9 @@ def write_conversation(
             sound.bit_rate = 128_000
             resampler = av.AudioResampler(format="fltp", layout="stereo", rate=OUTPUT_RATE)
             samples = talk.shape.samples
-            for unit, frames in enumerate(film.units()):
+            for unit, (frames, piece) in enumerate(film.units()):
                 for frame in frames:
                     file.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-                piece = np.ascontiguousarray(voices[:, unit * samples : (unit + 1) * samples])
                 chunk = av.AudioFrame.from_ndarray(piece, format="fltp", layout="stereo")
                 chunk.sample_rate, chunk.pts = talk.shape.sample_rate, unit * samples
                 for part in resampler.resample(chunk):
@@ -81,38 +79,26 @@ def in_time(unit: UnitRecord, delay: int) -> bool:
     return unit.response_ms is not None and unit.response_ms <= (delay - 1) * UNIT_MS
 
 
-def voice_tracks(talk: Conversation, delay: int) -> Float32:
-    """float32 [2, samples]: the user at once, the agent `delay` units later, silent where nothing was there in time."""
-    samples = talk.shape.samples
-    tracks = np.zeros((2, (len(talk.units) + delay) * samples), dtype=np.float32)
-    spoken = talk.source.pcm[: len(talk.units) * samples]
-    tracks[0, : spoken.size] = spoken
-    for unit in talk.units:
-        found = talk.recording.get(unit.index) if in_time(unit, delay) else None
-        if found is not None:
-            start = (unit.index + delay) * samples
-            tracks[1, start : start + samples] = np.clip(found[0], -1.0, 1.0)
-    return tracks
-
-
 class _Film:
-    """The picture track, unit by unit."""
+    """Pictures and sound, unit by unit."""
 
     def __init__(self, talk: Conversation, note: str) -> None:
         self.delay = playout_delay(talk)
-        self.voices = voice_tracks(talk, self.delay)
         self.canvas = Canvas(talk.shape.height, talk.shape.width, note)
         self._talk = talk
-        per_frame = talk.shape.samples // FRAMES_PER_UNIT
-        loud = [np.clip((level_db(v, per_frame) + 55.0) / 45.0, 0.0, 1.0) for v in self.voices]
-        self._loud = [v.astype(np.float32) for v in loud]
-        self._talking = active(self.voices[0], talk.shape.samples)
+        spoken, answered = talk.levels()
+        answered[[not in_time(unit, self.delay) for unit in talk.units]] = FLOOR_DB
+        silence = np.full((self.delay, FRAMES_PER_UNIT), FLOOR_DB)
+        levels = np.concatenate([spoken, silence]), np.concatenate([silence, answered])
+        self._loud = [np.clip((db.ravel() + 55.0) / 45.0, 0.0, 1.0).astype(np.float32) for db in levels]
+        self._talking = active(levels[0])
         self._captions = _Captions(talk, self.delay)
         self._inset = talk.source.video is not None and self.canvas.panel_height >= 2 * talk.shape.height
 
-    def units(self) -> Iterator[list[UInt8]]:
-        """The four frames of each unit, uint8 [height, width, 3]."""
-        talk, canvas = self._talk, self.canvas
+    def units(self) -> Iterator[tuple[list[UInt8], Float32]]:
+        """Of each unit four frames, uint8 [height, width, 3], and float32 [2, samples]: the user at once, the agent
+        `delay` units later, silent where nothing was there in time."""
+        talk, canvas, samples = self._talk, self.canvas, self._talk.shape.samples
         user = talk.source.pictures(canvas.panel_height, canvas.panel_width)
         mine = next(user)
         agent: UInt8 = np.full(talk.shape.frames, 24, dtype=np.uint8)  # dark until the first answer
@@ -120,6 +106,12 @@ class _Film:
             record = talk.units[unit - self.delay] if unit >= self.delay else None
             found = talk.recording.get(record.index) if record is not None and in_time(record, self.delay) else None
             agent = found[1] if found is not None else np.repeat(agent[-1:], FRAMES_PER_UNIT, axis=0)
+            sound = np.zeros((2, samples), np.float32)
+            if unit < len(talk.units):
+                spoken = talk.source.pcm[unit * samples : (unit + 1) * samples]
+                sound[0, : spoken.size] = spoken
+            if found is not None:
+                sound[1] = np.clip(found[0], -1.0, 1.0)
             sides = self._sides(unit, record)
             frames = []
             for index in range(FRAMES_PER_UNIT):
@@ -129,7 +121,7 @@ class _Film:
                 frames.append(canvas.frame(sides, (mine, agent[index]), peaks, tick / FPS))
                 if unit < len(talk.units):
                     mine = next(user)
-            yield frames
+            yield frames, sound
 
     def _sides(self, unit: int, record: UnitRecord | None) -> tuple[Side, Side]:
         talking = bool(self._talking[unit])

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from client.media.loudness import level_db
-from client.report.captions import Turn, printable, turns
-from client.report.figures import STAGES, on_time_share, percentiles
-from client.stream.units import UNIT_MS, UNIT_SECONDS, Float32
-from client.talk.conversation import Conversation, UnitRecord
+from ..media.loudness import Decibel
+from ..stream.units import FPS, UNIT_MS, UNIT_SECONDS
+from ..talk.conversation import Conversation, UnitRecord
+from ..talk.script import Mark
+from .captions import Turn, printable, turns
+from .figures import STAGES, on_time_share, percentiles
 
 COLOURS = {
     "queue": "#a8b3bf",
@@ -32,15 +33,6 @@ INCHES_PER_UNIT, MIN_INCHES, MAX_INCHES = 0.085, 12.0, 30.0
 CEILING = 2.0  # the axis ends at this multiple of the deadline; taller bars get their number written on
 ROWS = 4  # lines of text above the bars
 MARK_ROWS = 3  # lines of marks below the voices
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Something that the agent did at `seconds` (or failed to do), written beside its voice."""
-
-    seconds: float
-    text: str
-    good: bool = True
 
 
 def draw(talk: Conversation, path: Path, *, weights: str, marks: Sequence[Mark] = ()) -> None:
@@ -67,12 +59,11 @@ def draw(talk: Conversation, path: Path, *, weights: str, marks: Sequence[Mark] 
                       bbox_to_anchor=(1 - 0.2 / width, 0.985), frameon=False, fontsize=9, handlelength=1.0,
                       handleheight=1.0, columnspacing=1.1, labelcolor=INK)  # fmt: skip
     _text(text, talk, width)
-    shape = talk.shape
-    spoken = talk.source.pcm[: len(units) * shape.samples]
-    _voice(user, "user", spoken, shape.sample_rate, USER)
+    spoken, answered = talk.levels()
+    _voice(user, "user", spoken, USER)
     _states(agent, marked, units)
-    _voice(agent, "agent", talk.recording.pcm(len(units)), shape.sample_rate, AGENT)
-    _marks(marked, (user, agent), marks, second=end / (width - 1.15))
+    _voice(agent, "agent", answered, AGENT)
+    _marks(marked, (user, agent), marks, width)
     marked.set_xlabel("seconds of conversation", color=SOFT, fontsize=9)
     figure.savefig(path)
 
@@ -93,37 +84,28 @@ def _title(figure: Figure, talk: Conversation, weights: str, width: float) -> No
 
 def _bars(axes: Axes, units: Sequence[UnitRecord]) -> list[Patch]:
     """What each response was made of, stacked, up to what the client measured. Returns the legend."""
-    answered = [u for u in units if u.response_ms is not None]
-    at = np.array([(u.index + 0.5) * UNIT_SECONDS for u in answered])
-    response = np.array([u.response_ms or 0.0 for u in answered])
-    base = np.zeros(len(answered))
-    handles: list[Patch] = []
-    stack: list[tuple[str, np.ndarray]] = []
-    for name in STAGES:
-        height = np.array([u.stages.get(name, 0.0) for u in answered])
-        stack.append((name, height))
+    answered = np.array([u.response_ms is not None for u in units], bool)
+    response = np.array([u.response_ms or 0.0 for u in units])
+    stack = [(name, np.array([u.stages.get(name, 0.0) for u in units])) for name in STAGES]
     stack.append(("other", np.maximum(response - sum(height for _, height in stack), 0.0)))
-    for name, height in stack if answered else []:
-        axes.bar(at, height, UNIT_SECONDS * 0.84, bottom=base, color=COLOURS[name], linewidth=0, zorder=2)
-        handles.append(Patch(color=COLOURS[name], label=f"{name} {np.median(height):.1f}"))
-        base += height
-    top = UNIT_MS * 1.25
-    if answered:
-        top = float(np.clip(max(response.max(), base.max()) * 1.1, top, UNIT_MS * CEILING))
+    base = np.zeros(len(units))
+    handles: list[Patch] = []
+    for name, height in stack if answered.any() else []:
+        _area(axes, base, base + height, color=COLOURS[name], zorder=2)
+        handles.append(Patch(color=COLOURS[name], label=f"{name} {np.median(height[answered]):.1f}"))
+        base = base + height
+    top = float(np.clip(max(response.max(initial=0), base.max(initial=0)) * 1.1, UNIT_MS * 1.25, UNIT_MS * CEILING))
     axes.axhline(UNIT_MS, color=LATE, linewidth=1.2, linestyle=(0, (5, 3)), zorder=3)
     axes.text(0.997, UNIT_MS + top * 0.012, "deadline: the next unit is complete", color=LATE, fontsize=9, va="bottom",
               ha="right", transform=axes.get_yaxis_transform())  # fmt: skip
-    for unit in units:
-        if unit.response_ms is None:
-            left = unit.index * UNIT_SECONDS
-            axes.axvspan(left, left + UNIT_SECONDS, color=LATE, alpha=0.16, linewidth=0, zorder=1)
-    for run in _late_runs(answered):
-        for unit in run:
-            x = (unit.index + 0.5) * UNIT_SECONDS
-            axes.plot([x], [min(unit.response_ms or 0.0, top * 0.97)], marker="v", color=LATE, markersize=5, zorder=4)
-        worst = max(unit.response_ms or 0.0 for unit in run)
-        if worst > top:
-            x = (run[0].index + run[-1].index + 1) / 2 * UNIT_SECONDS
+    _area(axes, 0 * base, ~answered, color=LATE, alpha=0.16, zorder=1, transform=axes.get_xaxis_transform())
+    late = np.flatnonzero(response > UNIT_MS)
+    axes.plot(
+        (late + 0.5) * UNIT_SECONDS, np.minimum(response[late], top * 0.97), "v", color=LATE, markersize=5, zorder=4
+    )
+    for run in np.split(late, np.flatnonzero(np.diff(late) > 1) + 1) if late.size else []:
+        if (worst := response[run].max()) > top:
+            x = (run[0] + run[-1] + 1) / 2 * UNIT_SECONDS
             axes.text(x, top * 0.94, f"{worst:.0f} ms", color=LATE, fontsize=9, ha="center", va="top", zorder=5)
     axes.set_ylim(0, top)
     axes.set_ylabel("ms per unit", color=SOFT, fontsize=9)
@@ -132,84 +114,75 @@ def _bars(axes: Axes, units: Sequence[UnitRecord]) -> list[Patch]:
     return handles
 
 
-def _late_runs(answered: Sequence[UnitRecord]) -> list[list[UnitRecord]]:
-    """Late units, neighbours together."""
-    runs: list[list[UnitRecord]] = []
-    for unit in answered:
-        if unit.on_time:
-            continue
-        if runs and unit.index - runs[-1][-1].index <= 1:
-            runs[-1].append(unit)
-        else:
-            runs.append([unit])
-    return runs
+def _area(axes: Axes, low: np.ndarray, high: np.ndarray, **style: Any) -> None:
+    """A bar a unit, drawn as one area: an hour of single bars would be a hundred thousand objects."""
+    at = np.arange(len(high) + 1) * UNIT_SECONDS
+    axes.fill_between(at, np.append(low, low[-1:]), np.append(high, high[-1:]), step="post", linewidth=0, **style)
 
 
 def _text(axes: Axes, talk: Conversation, width: float) -> None:
-    """What was written, at the time of writing, each piece on the first line that is free."""
-    axes.set_ylim(ROWS, 0)
-    axes.set_yticks([])
+    """What was written, at the time of writing; what finds no free line is left out."""
     axes.set_ylabel("text", color=SOFT, fontsize=9, rotation=0, ha="right", va="center")
-    second = axes.get_xlim()[1] / (width - 1.15)  # seconds per inch
-    free = [0.0] * ROWS
     said: list[tuple[Turn, str]] = [(t, AGENT) for t in turns(talk.units)]
     if talk.source.captions:
         heard = [(int(c.start / UNIT_SECONDS), c.text) for c in talk.source.captions]
         said += [(Turn(unit, unit, words), USER) for unit, words in heard if unit < len(talk.units)]
     else:
         said += [(Turn(u.index, u.index, u.user_text), USER) for u in talk.units if u.user_text]
+    lines = _Lines(axes, ROWS, width)
     for turn, colour in sorted(said, key=lambda pair: pair[0].first):
-        at = turn.first * UNIT_SECONDS
         text = printable(turn.text).strip()
-        row = min(range(ROWS), key=lambda r: (free[r] > at, r if free[r] <= at else free[r]))
-        room = 60 if free[row] <= at else 0
-        if not text or not room:
-            continue
-        text = text if len(text) <= room else text[: room - 1] + "…"
-        axes.text(at, row + 0.5, text, color=colour, fontsize=9, va="center", clip_on=True)
-        free[row] = at + (0.075 * len(text) + 0.15) * second
+        if text and min(lines.free) <= turn.first * UNIT_SECONDS:
+            lines.write(turn.first * UNIT_SECONDS, text if len(text) <= 60 else text[:59] + "…", colour)
 
 
-def _voice(axes: Axes, name: str, pcm: Float32, rate: int, colour: str) -> None:
-    """Loudness over time, mirrored, every 20 ms; -60 dB of full scale and below is a line."""
-    levels = level_db(pcm, rate // 50)
-    height = np.clip((levels + 60.0) / 50.0, 0.0, 1.0)
-    axes.fill_between(np.arange(height.size) / 50.0, -height, height, color=colour, linewidth=0, zorder=2)
+class _Lines:
+    """Lines of text in `axes`: each piece begins at its moment, on the first line that is free then."""
+
+    def __init__(self, axes: Axes, count: int, width: float) -> None:
+        axes.set_ylim(count, 0)
+        axes.set_yticks([])
+        self.free = [0.0] * count
+        self._axes, self._second = axes, axes.get_xlim()[1] / (width - 1.15)  # seconds per inch
+
+    def write(self, at: float, text: str, colour: str) -> None:
+        free = self.free
+        row = min(range(len(free)), key=lambda r: (free[r] > at, r if free[r] <= at else free[r]))
+        self._axes.text(at, row + 0.5, text, color=colour, fontsize=9, va="center", clip_on=True)
+        free[row] = at + (0.075 * len(text) + 0.15) * self._second
+
+
+def _voice(axes: Axes, name: str, levels: Decibel, colour: str) -> None:
+    """Loudness over time, mirrored, every 40 ms; -60 dB of full scale and below is a line."""
+    height = np.clip((levels.ravel() + 60.0) / 50.0, 0.0, 1.0)
+    axes.fill_between((np.arange(height.size) + 0.5) / FPS, -height, height, color=colour, linewidth=0, zorder=2)
     axes.axhline(0, color=colour, linewidth=0.8, zorder=2)
     axes.set_ylim(-1.15, 1.15)
     axes.set_yticks([])
     axes.set_ylabel(name, color=colour, fontsize=10, fontweight="bold", rotation=0, ha="right", va="center")
 
 
-def _marks(axes: Axes, above: Sequence[Axes], marks: Sequence[Mark], second: float) -> None:
-    """Responses and stops: a line through the voices and what it was, each on the row that is free."""
-    axes.set_ylim(MARK_ROWS, 0)
-    axes.set_yticks([])
-    free = [0.0] * MARK_ROWS
+def _marks(axes: Axes, above: Sequence[Axes], marks: Sequence[Mark], width: float) -> None:
+    """Responses and stops: a line through the voices and what it was."""
+    lines = _Lines(axes, MARK_ROWS, width)
     for mark in sorted(marks, key=lambda m: m.seconds):
         colour = INK if mark.good else LATE
         for other in above:
             other.axvline(mark.seconds, color=colour, linewidth=1.0, linestyle=(0, (2, 2)), zorder=4)
-        row = min(range(MARK_ROWS), key=lambda r: (free[r] > mark.seconds, r if free[r] <= mark.seconds else free[r]))
-        axes.text(mark.seconds, row + 0.55, mark.text, color=colour, fontsize=9, va="center", ha="left", clip_on=True)
-        free[row] = mark.seconds + (0.075 * len(mark.text) + 0.15) * second
+        lines.write(mark.seconds, mark.text, colour)
 
 
 def _states(axes: Axes, lowest: Axes, units: Sequence[UnitRecord]) -> None:
     """The agent's state behind its voice, one colour a state; which is said below `lowest`."""
-    spare = iter(STATE_SPARE * 4)
-    colours = dict(STATES)
-    handles = {}
-    for unit in units:
-        if unit.received_ms is None:
-            continue
-        if unit.state not in colours:
-            colours[unit.state] = next(spare, STATE_SPARE[0])
-        colour = colours[unit.state]
-        left = unit.index * UNIT_SECONDS
-        axes.axvspan(left, left + UNIT_SECONDS, color=colour, linewidth=0, zorder=0)
-        handles.setdefault(unit.state, Patch(color=colour, label=printable(unit.state)))
-    if handles:
-        axes.legend(handles=list(handles.values()), loc="upper right", bbox_to_anchor=(1.0, 0.0), ncols=len(handles),
+    said = np.array([u.state if u.received_ms is not None else None for u in units], dtype=object)
+    names = list(dict.fromkeys(state for state in said if state is not None))
+    spare = [name for name in names if name not in STATES]
+    colours = {**STATES, **{name: STATE_SPARE[i % len(STATE_SPARE)] for i, name in enumerate(spare)}}
+    for name in names:
+        here = said == name
+        _area(axes, np.zeros(len(here)), here, color=colours[name], zorder=0, transform=axes.get_xaxis_transform())
+    if names:
+        handles = [Patch(color=colours[name], label=printable(name)) for name in names]
+        axes.legend(handles=handles, loc="upper right", bbox_to_anchor=(1.0, 0.0), ncols=len(handles),
                     bbox_transform=lowest.transAxes, frameon=False, fontsize=9, handlelength=1.2, handleheight=1.0,
                     borderaxespad=1.6)  # fmt: skip

@@ -1,7 +1,7 @@
 """One whole conversation in real time: a user from files on one side, a served model on the other.
 
-What the agent says and shows goes to a scratch file as it arrives, so that an hour of it needs no more memory than a
-minute; the records (a few hundred bytes a unit) stay in memory.
+What the agent says and shows goes to a scratch file as it arrives and is read from there unit by unit, so that an hour
+of it needs no more memory than a minute; the records (a few hundred bytes a unit) stay in memory.
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from client.media.loudness import active
-from client.media.source import UserSource
-from client.stream.client import DuplexClient, DuplexSession
-from client.stream.errors import DuplexError, MediaError
-from client.stream.pacing import Pacer
-from client.stream.reconnect import Reconnect, Resumed
-from client.stream.units import UNIT_MS, Float32, UInt8, UnitResponse, UnitShape, UserUnit
+from ..media.loudness import Decibel, unit_levels
+from ..media.source import UserSource
+from ..stream import DuplexClient, DuplexError, DuplexSession, MediaError, Pacer, Reconnect, Resumed
+from ..stream.units import FRAMES_PER_UNIT, UNIT_MS, Float32, UInt8, UnitResponse, UnitShape, UserUnit
 
 HANG_UP_SECONDS = 0.1  # how often it is looked, after `stop`, whether the connection is lost
 
@@ -96,14 +93,6 @@ class Recording:
         pcm = np.frombuffer(data[: self._pcm_bytes], dtype="<f4").astype(np.float32)
         return pcm, np.frombuffer(data[self._pcm_bytes :], dtype=np.uint8).reshape(self.shape.frames)
 
-    def pcm(self, count: int) -> Float32:
-        """The agent's voice of units 0 .. count-1, silence where there was no response; float32 [count * samples]."""
-        out = np.zeros(count * self.shape.samples, dtype=np.float32)
-        for unit in range(count):
-            if (found := self.get(unit)) is not None:
-                out[unit * self.shape.samples : (unit + 1) * self.shape.samples] = found[0]
-        return out
-
     def close(self) -> None:
         self._file.close()
 
@@ -141,10 +130,21 @@ class Conversation:
     def answered(self) -> list[UnitRecord]:
         return [unit for unit in self.units if unit.received_ms is not None]
 
-    def user_active(self) -> list[bool]:
-        """Whether the user was heard, for each unit."""
-        n = self.shape.samples
-        return [bool(x) for x in active(self.source.pcm, n)[: len(self.units)]]
+    def voices(self) -> Iterator[tuple[Float32, Float32]]:
+        """User and agent in each unit, float32 [samples] each; silence where there was no answer."""
+        samples = self.shape.samples
+        silence = np.zeros(samples, np.float32)
+        for unit in self.units:
+            found = self.recording.get(unit.index)
+            user = self.source.pcm[unit.index * samples : (unit.index + 1) * samples]
+            yield user, silence if found is None else found[0]
+
+    def levels(self) -> tuple[Decibel, Decibel]:
+        """How loud user and agent were, dB [units, 4]."""
+        samples = self.shape.samples
+        pairs = [unit_levels(pair, samples) for pair in self.voices()]
+        both = np.stack(pairs) if pairs else np.zeros((0, 2, FRAMES_PER_UNIT))
+        return both[:, 0], both[:, 1]
 
 
 async def converse(

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from client.media.source import Caption, TypedText, UserSource, read_source
-from client.report.timeline import Mark
-from client.stream.errors import MediaError
-from client.stream.units import UNIT_SECONDS, UnitShape
-from client.talk.conversation import Conversation, UnitRecord
+from ..media.source import Caption, TypedText, UserSource, read_source
+from ..stream.errors import MediaError
+from ..stream.units import UNIT_SECONDS, UnitShape
+from .conversation import Conversation, UnitRecord
 
 NAME = "script.json"
 KINDS = ("say", "type", "show", "murmur", "quiet")
 _STOP_UNITS = 6  # an agent that is still speaking so long after an interruption did not stop for it
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that the agent did at `seconds` (or failed to do), written beside its voice."""
+
+    seconds: float
+    text: str
+    good: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Script:
         """Raises MediaError when there is none, or one that does not say what it must."""
         path = folder / NAME
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
             events = tuple(_event(item) for item in data["events"])
             found = cls(folder, str(data["language"]), float(data["seconds"]), str(data["voices"]), events)
         except FileNotFoundError:
@@ -85,7 +93,7 @@ class Script:
             seconds=min(self.seconds, seconds or self.seconds),
         )
         captions = tuple(Caption(e.start, e.stop, e.caption) for e in self.events)
-        return UserSource(found.shape, found.count, found.pcm, found.video, found.typed, found.files, captions)
+        return replace(found, captions=captions)
 
 
 @dataclass(frozen=True)
