@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.live import Request, hold, summarise, write_files
-from client.loadtest import command as loadtest
-from client.media.source import TypedText, read_source
-from client.stream.client import DuplexClient
-from client.stream.errors import DuplexError, MediaError
+from .live import Request, hold, summarise, write_files
+from .loadtest import command as loadtest
+from .media.source import TypedText, read_source
+from .stream import DuplexClient, MediaError
+from .terminal import add_agent, agent_options, execute, seconds, words
 
 DEFAULT_URL = "127.0.0.1:8001"
 EXAMPLES = """examples:
@@ -34,18 +34,9 @@ exit status: 0 the whole conversation was answered, 1 the server or the connecti
 written), 2 it could not start (files, arguments, no server)."""
 
 
-def parse_retention(text: str) -> str | dict[str, dict[str, int]]:
-    """`full`, `window:SINK,RECENT` or `window_language:SINK,RECENT,LANGUAGE` in the JSON form of the wire contract."""
-    names = {"window": ("sink", "recent"), "window_language": ("sink", "recent", "language_recent")}
-    kind, _, rest = text.partition(":")
-    if text == "full":
-        return text
-    numbers = [part for part in rest.split(",") if part]
-    if kind not in names or len(numbers) != len(names[kind]) or not all(n.isdecimal() for n in numbers):
-        raise argparse.ArgumentTypeError(
-            f"expected full, window:SINK,RECENT or window_language:SINK,RECENT,LANGUAGE (units), got {text!r}"
-        )
-    return {kind: dict(zip(names[kind], map(int, numbers), strict=True))}
+def _session(text: str) -> int | str:
+    """A number is one where the protocol has room for it."""
+    return int(text) if text.isdecimal() and int(text) < 2**63 else words(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,30 +50,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    user = talk.add_argument_group("the user")
-    user.add_argument("--audio", type=Path, metavar="FILE", help="what the user says: any audio file, or the sound of "
-                      "a video; without it the sound of --video is used, or silence")  # fmt: skip
-    user.add_argument("--video", type=Path, metavar="FILE", help="what the user shows: a video or a picture of any "
-                      "size and rate, cropped around its centre to the model's shape; without it: grey")  # fmt: skip
-    user.add_argument("--loop-video", action="store_true", help="start a video that is too short again instead of "
-                      "holding its last picture")  # fmt: skip
-    user.add_argument("--text", action="append", default=[], metavar="TEXT", help="typed at the start; repeatable")
-    user.add_argument("--text-at", action="append", nargs=2, default=[], metavar=("SECONDS", "TEXT"), help="typed "
-                      "later; repeatable")  # fmt: skip
-    user.add_argument("--tail", type=float, default=2.0, metavar="S", help="seconds of silence after the user's last "
-                      "word (default 2)")  # fmt: skip
-    user.add_argument("--seconds", type=float, metavar="S", help="stop after this long")
-    agent = talk.add_argument_group("the agent (what is not given is the server's choice)")
-    agent.add_argument("--prompt", metavar="TEXT", help="who the agent is; read before the first unit")
-    agent.add_argument("--seed", type=int, metavar="N", help="of the noise; same seed and input, same answer")
-    agent.add_argument("--retention", type=parse_retention, metavar="POLICY", help="what it remembers: full, "
-                       "window:SINK,RECENT or window_language:SINK,RECENT,LANGUAGE, in units of 160 ms")  # fmt: skip
-    agent.add_argument("--steps", type=int, metavar="N", help="solver steps a unit")
-    agent.add_argument("--session", metavar="ID", help="name of the session, a number or a word (default: random)")
-    talk.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the three files go")
-    talk.add_argument("--no-reconnect", action="store_true", help="a connection that is lost ends the conversation; "
-                      "else it is dialled again, and the conversation goes on with what is said then")  # fmt: skip
-    talk.add_argument("--weights", metavar="WORD", help="for the report, where the server does not say what it serves")
+    _talk_arguments(talk)
     info = commands.add_parser("info", help="what a server serves: shapes, parameters, versions")
     info.add_argument("--json", action="store_true", help="as JSON")
     load = commands.add_parser(
@@ -91,47 +59,56 @@ def parser() -> argparse.ArgumentParser:
         description=loadtest.HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    loadtest.add_arguments(load, parse_retention)
+    loadtest.add_arguments(load)
     for command in (talk, info, load):
-        command.add_argument("--url", default=DEFAULT_URL, help=f"gRPC address of Triton (default {DEFAULT_URL})")
-        command.add_argument("--model", default="duplex", help="model name (default duplex)")
-        command.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds without an answer that "
-                             "count as a failure (default 10)")  # fmt: skip
+        add = command.add_argument
+        add("--url", default=DEFAULT_URL, help="gRPC address of Triton (default %(default)s)")
+        add("--model", type=words, default="duplex", help="model name (default %(default)s)")
+        add("--timeout", type=seconds, default=10.0, metavar="S", help="seconds without an answer that count as a "
+            "failure (default %(default)g)")  # fmt: skip
     return top
+
+
+def _talk_arguments(talk: argparse.ArgumentParser) -> None:
+    add = talk.add_argument_group("the user").add_argument
+    add("--audio", type=Path, metavar="FILE", help="what the user says: any audio file, or the sound of a video; "
+        "without it the sound of --video is used, or silence")  # fmt: skip
+    add("--video", type=Path, metavar="FILE", help="what the user shows: a video or a picture of any size and rate, "
+        "cropped around its centre to the model's shape; without it: grey")  # fmt: skip
+    add("--loop-video", action="store_true", help="start a video that is too short again instead of holding its last "
+        "picture")  # fmt: skip
+    add("--text", type=words, action="append", default=[], metavar="TEXT", help="typed at the start; repeatable")
+    add("--text-at", type=words, action="append", nargs=2, default=[], metavar=("SECONDS", "TEXT"), help="typed later; "
+        "repeatable")  # fmt: skip
+    add("--tail", type=seconds, default=2.0, metavar="S", help="seconds of silence after the user's last word (default "
+        "%(default)g)")  # fmt: skip
+    add("--seconds", type=seconds, metavar="S", help="stop after this long")
+    agent = talk.add_argument_group("the agent (what is not given is the server's choice)")
+    add_agent(agent)
+    agent.add_argument("--seed", type=int, metavar="N", help="of the noise; same seed and input, same answer")
+    agent.add_argument("--session", type=_session, metavar="ID", help="its name, a number or a word (default: random)")
+    add = talk.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="where the three files go")
+    add("--no-reconnect", action="store_true", help="a connection that is lost ends the conversation; else it is "
+        "dialled again, and the conversation goes on with what is said then")  # fmt: skip
+    add("--weights", type=words, metavar="WORD", help="for the report, where the server does not say what it serves")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
     args = parser().parse_args(arguments)
     console = Console(stderr=True)
-    try:
-        if args.command == "loadtest":
-            return loadtest.execute(args, console)
-        return _info(args) if args.command == "info" else _converse(args, console)
-    except (MediaError, DuplexError) as error:
-        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        return 130
+    commands = {"converse": lambda: _converse(args, console), "info": lambda: _info(args)}
+    return execute(commands.get(args.command) or (lambda: loadtest.execute(args, console)), console)
 
 
 def _converse(args: argparse.Namespace, console: Console) -> int:
-    given: dict[str, Any] = {
-        "prompt": args.prompt,
-        "seed": args.seed,
-        "retention": args.retention,
-        "solver_steps": args.steps,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
+    options = agent_options(args)
+    if args.seed is not None:
+        options["seed"] = args.seed
     typed = [TypedText(0.0, text) for text in args.text]
-    for seconds, text in args.text_at:
-        try:
-            typed.append(TypedText(float(seconds), text))
-        except ValueError:
-            raise MediaError(f"--text-at: expected seconds and a text, got {seconds!r} {text!r}") from None
-    session = int(args.session) if args.session and args.session.isdecimal() else args.session
-    request = Request(args.url, args.model, options, session, args.timeout, not args.no_reconnect)
+    typed += [TypedText(_when(at, text), text) for at, text in args.text_at]
+    request = Request(args.url, args.model, options, args.session, args.timeout, not args.no_reconnect)
     talk = asyncio.run(
         hold(
             request,
@@ -152,6 +129,13 @@ def _converse(args: argparse.Namespace, console: Console) -> int:
         data = write_files(talk, args.out, console, weights=args.weights)
     summarise(data, args.out, console)
     return 1 if talk.errors else 0
+
+
+def _when(at: str, text: str) -> float:
+    try:
+        return seconds(at)
+    except argparse.ArgumentTypeError:
+        raise MediaError(f"--text-at: expected seconds and a text, got {at!r} {text!r}") from None
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -12,27 +12,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import json
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.live import Request, hold, summarise, write_files
-from client.media.source import TypedText, UserSource, read_source
-from client.report.captions import printable
-from client.stream.errors import DuplexError, MediaError
-from client.stream.units import UnitShape
-from client.talk import script as script_module
-from client.talk.script import Script, Verdicts, judge
+from .live import Request, hold, summarise, write_files
+from .media.source import TypedText, UserSource, read_source
+from .own_server import ServerFailed, server
+from .report.captions import printable
+from .stream import UnitShape
+from .talk import script as script_module
+from .talk.script import Script, Verdicts, judge
+from .terminal import execute, seconds, share
 
 MEDIA = Path(__file__).parent / "demo_media"
 CREDITS = {
@@ -42,60 +38,6 @@ CREDITS = {
 # Typed in the reader's pauses: the shipped model knows digits, not Jane Austen. It still speaks when he goes on.
 PROMPTS = {"en": "english", "de": "german"}  # of the script's language
 TYPED = (TypedText(4.0, "7"), TypedText(11.7, "3"), TypedText(20.9, "nine"), TypedText(26.2, "1"))
-START_SECONDS, STOP_SECONDS = 120.0, 30.0
-
-
-class ServerFailed(Exception):
-    """The demo's own server did not come up; the message ends with the end of its log."""
-
-
-@contextlib.contextmanager
-def server(engines: Path, run: Path, *arguments: str) -> Iterator[dict[str, Any]]:
-    """A server for as long as the block lasts. Yields its server.json (`grpc`: host:port, `weights`, ...).
-
-    run: directory of this server run; takes server.json, server.log and launch.log.  arguments: more for the launcher.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    log = run / "launch.log"
-    command = [sys.executable, "-m", "triton_models.launch", "--engines", str(engines), "--runs", str(run.parent)]
-    command += ["--name", run.name, *arguments]
-    for port in ("grpc", "http", "metrics", "health"):
-        command += [f"--{port}-port", "0"]
-    with log.open("w") as out:
-        # A session of its own: Ctrl-C in the terminal ends the conversation first, and that the server in good order.
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        yield _wait(process, run / "server.json", log)
-    finally:
-        _stop(process)
-
-
-def _wait(process: subprocess.Popen[bytes], state: Path, log: Path) -> dict[str, Any]:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            raise ServerFailed(f"the server ended with exit code {process.returncode}\n{_tail(log)}")
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            facts = json.loads(state.read_text())
-            # The file of an earlier run may still be there.
-            if facts.get("state") == "ready" and facts.get("launcher_pid") == process.pid:
-                return facts
-        time.sleep(0.1)
-    raise ServerFailed(f"the server was not ready within {START_SECONDS:g} s\n{_tail(log)}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM drains, a second one does not wait for that, SIGKILL is for what hangs."""
-    for end in (process.terminate, process.terminate, process.kill):
-        if process.poll() is None:
-            end()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
-
-
-def _tail(log: Path, lines: int = 4) -> str:
-    last = (line[:200] for line in log.read_text(errors="replace").splitlines()[-lines:])
-    return "\n".join(("the last lines of " + str(log) + ":", *last))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,33 +46,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     What the model gets wrong is reported and is no failure.
     """
     parser = argparse.ArgumentParser(prog="python -m client.demo", description=__doc__)
-    parser.add_argument("--engines", type=Path, default=Path("build/engines/tiny"), metavar="DIR", help="what the "
-                        "demo's own server serves (default %(default)s)")  # fmt: skip
-    parser.add_argument("--url", metavar="HOST:PORT", help="talk to this server and start none")
-    parser.add_argument("--out", type=Path, default=Path("build/runs/demo"), metavar="DIR", help="where the files go "
-                        "(default %(default)s)")  # fmt: skip
-    parser.add_argument("--media", choices=("scripted", "recorded"), default="scripted", help="the user: see above")
-    parser.add_argument("--script", type=Path, default=Path("build/media"), metavar="DIR", help="the script's folder "
-                        "(default %(default)s)")  # fmt: skip
-    parser.add_argument("--on-time", type=float, default=0.95, metavar="SHARE", help="of the units, below which the "
-                        "demo has failed, whatever the model said (default %(default)s)")  # fmt: skip
-    parser.add_argument("--seconds", type=float, metavar="S", help="stop after this long (default: all, half a minute)")
+    add = parser.add_argument
+    add("--engines", type=Path, default=Path("build/engines/tiny"), metavar="DIR", help="what the demo's own server "
+        "serves (default %(default)s)")  # fmt: skip
+    add("--url", metavar="HOST:PORT", help="talk to this server and start none")
+    add("--out", type=Path, default=Path("build/runs/demo"), metavar="DIR", help="where the files go (default "
+        "%(default)s)")  # fmt: skip
+    add("--media", choices=("scripted", "recorded"), default="scripted", help="the user: see above")
+    add("--script", type=Path, default=Path("build/media"), metavar="DIR", help="the script's folder (default "
+        "%(default)s)")  # fmt: skip
+    add("--on-time", type=share, default=0.95, metavar="SHARE", help="of the units, below which the demo has failed, "
+        "whatever the model said (default %(default)s)")  # fmt: skip
+    add("--seconds", type=seconds, metavar="S", help="stop after this long (default: all, half a minute)")
     args = parser.parse_args(arguments)
     console = Console(stderr=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)  # the server below must not outlive the demo
-    try:
+        signal.signal(number, signal.default_int_handler)  # the server below must not outlive the demo
+
+    def run() -> int:
         if args.url:
             return _talk(args.url, args, console)
         console.print(f"starting a server with {escape(str(args.engines))} ...", style="dim", soft_wrap=True)
         with server(args.engines, args.out / "server") as facts:
             return _talk(facts["grpc"], args, console)
-    except (MediaError, DuplexError, ServerFailed) as error:
-        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        return 130
+
+    return execute(run, console, ServerFailed)
 
 
 def _talk(url: str, args: argparse.Namespace, console: Console) -> int:
@@ -192,10 +132,6 @@ def _say(judged: Verdicts, console: Console) -> None:
         table.add_row(f"{row['at_seconds']:.1f} s", row["user"], row["expected"], given, *times, style=style)
     console.print(table)
     console.print(f"the model got {judged.right} of {len(judged.items)} right")
-
-
-def _interrupted(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
-from client.media.source import UserSource
-from client.report import figures as report
-from client.report import film as media_out
-from client.report import timeline
-from client.report.captions import printable
-from client.stream.client import DuplexClient
-from client.stream.errors import MediaError
-from client.stream.units import UnitShape
-from client.talk.conversation import Conversation, UnitRecord, converse
-from client.talk.script import Verdicts
+from .media.source import UserSource
+from .report import figures, film, timeline
+from .report.captions import printable
+from .stream import DuplexClient, DuplexError, MediaError, UnitShape
+from .talk.conversation import Conversation, UnitRecord, converse
+from .talk.script import Verdicts
+from .terminal import interrupt, progress
 
 FILES = ("conversation.mp4", "timeline.png", "report.json")
 
@@ -50,9 +45,11 @@ async def hold(
     folder.mkdir(parents=True, exist_ok=True)
     async with await DuplexClient.connect(request.url, model=request.model, timeout=request.timeout) as client:
         source = await asyncio.to_thread(read, client.shape)
+        for note in source.notes:
+            console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
         stop = asyncio.Event()
-        with _interrupt(stop), _progress(console) as bar:
-            task = bar.add_task("", total=source.count, info="connecting")
+        with interrupt(stop), progress(console) as bar:
+            task = bar.add_task("talking", total=source.count, info="connecting")
             return await converse(
                 client,
                 source,
@@ -80,17 +77,17 @@ def write_files(
 
     judged: what the agent made of a script, if the user followed one.
     """
-    data = report.build(talk, weights=weights, media=media)
+    data = figures.build(talk, weights=weights, media=media)
     if judged is not None:
         data["script"] = judged.summary()
-    report.write(data, folder / "report.json")
+    figures.write(data, folder / "report.json")
     marks = judged.marks() if judged is not None else ()
     timeline.draw(talk, folder / "timeline.png", weights=data["weights"], marks=marks)
     if talk.units:
-        with _progress(console) as bar:
-            task = bar.add_task("", total=len(talk.units), info="writing conversation.mp4")
+        with progress(console) as bar:
+            task = bar.add_task("writing conversation.mp4", total=len(talk.units), info="")
             try:
-                media_out.write_conversation(
+                film.write_conversation(
                     talk,
                     folder / "conversation.mp4",
                     lambda done, n: bar.update(task, completed=done, total=n),
@@ -98,6 +95,7 @@ def write_files(
                 )
             except MediaError as error:
                 console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
+                talk.errors.append(DuplexError("INTERNAL", str(error)))  # not whole: the exit status says so
     return data
 
 
@@ -136,39 +134,3 @@ class _Ticker:
         self._on_time += unit.on_time
         info = f"{printable(unit.state):<8} {unit.response_ms or 0:4.0f} ms  {self._on_time / self._count:6.1%} on time"
         self._bar.update(self._task, completed=unit.index + 1, info=info)
-
-
-def _progress(console: Console) -> Progress:
-    columns: list[ProgressColumn] = [
-        TextColumn("unit {task.completed:.0f}/{task.total:.0f}"),
-        BarColumn(bar_width=32),
-        TextColumn("{task.fields[info]}"),
-        TimeRemainingColumn(compact=True),
-    ]
-    return Progress(*columns, console=console, refresh_per_second=6)
-
-
-@contextlib.contextmanager
-def _interrupt(stop: asyncio.Event) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) sets `stop`; the second one works as always."""
-    loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            if loop.remove_signal_handler(number):
-                signal.signal(number, handler)
-
-    def once() -> None:
-        stop.set()
-        restore()
-
-    # Not on Windows, and not outside the main thread: there Ctrl-C stays what it was.
-    with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
-        for number in before:
-            loop.add_signal_handler(number, once)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(NotImplementedError):
-            restore()

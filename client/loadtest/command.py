@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 
-from client.loadtest.driver import Plan, Run, run
-from client.loadtest.media import FACE, SPEECH
-from client.loadtest.search import TARGET, Probe, find, hopeless
+from ..terminal import add_agent, agent_options, count, interrupt, minutes, progress, seconds
+from .driver import Plan, Run, run
+from .media import FACE, SPEECH
+from .search import TARGET, Probe, find, hopeless
 
 HELP = """\
 Many users talk with a server in real time, each on a connection of its own. A unit is due every 160 ms whether or not
@@ -30,20 +29,17 @@ narrows it down; --sessions is then the most to try, --minutes the length of eac
 exit status: 0 it ran and nobody met an error, 1 some did, 2 it could not start."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, retention: Callable[[str], Any]) -> None:
-    """What `loadtest` takes beside the address. retention: reads a policy."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `loadtest` takes beside the address."""
     add = parser.add_argument
-    add("--sessions", type=_count, default=4, metavar="N", help="users at once (default %(default)s)")
-    add("--minutes", type=float, default=1.0, metavar="M", help="how long each talks (default %(default)s)")
+    add("--sessions", type=count, default=4, metavar="N", help="users at once (default %(default)s)")
+    add("--minutes", type=minutes, default=1.0, metavar="M", help="how long each talks (default %(default)s)")
     add("--find-capacity", action="store_true", help="find the most users with 99%% of the units on time")
-    add("--warm-up", type=float, default=2.0, metavar="S", help="first seconds of each user, logged and not judged "
+    add("--warm-up", type=seconds, default=2.0, metavar="S", help="first seconds of each user, logged and not judged "
         "(default %(default)s)")  # fmt: skip
     add("--audio", type=Path, default=SPEECH, metavar="FILE", help="what users say (default: the demo's speech)")
     add("--video", type=Path, default=FACE, metavar="FILE", help="what users show (default: the demo's face)")
-    add("--prompt", metavar="TEXT", help="who the agent is")
-    add("--retention", type=retention, metavar="POLICY", help="what it remembers: full, window:SINK,RECENT or "
-        "window_language:SINK,RECENT,LANGUAGE")  # fmt: skip
-    add("--steps", type=_count, metavar="N", help="solver steps a unit")
+    add_agent(parser)
     add("--out", type=Path, default=Path("build/runs/loadtest"), metavar="DIR", help="(default %(default)s)")
 
 
@@ -51,13 +47,12 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     """Runs the test and writes its files. Raises DuplexError or MediaError if it cannot start."""
     from client.loadtest import files  # matplotlib takes its time, and other commands do without
 
-    given = {"prompt": args.prompt, "retention": args.retention, "solver_steps": args.steps}
     plan = Plan(
         url=args.url,
         sessions=args.sessions,
         seconds=args.minutes * 60,
         model=args.model,
-        options={name: value for name, value in given.items() if value is not None},
+        options=agent_options(args),
         warm_up=args.warm_up,
         timeout=args.timeout,
         audio=args.audio,
@@ -76,7 +71,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
 
 async def _once(plan: Plan, console: Console) -> Run:
     stop = asyncio.Event()
-    with _interrupt(stop), _progress(plan, console) as tick:
+    with interrupt(stop), _ticking(plan, console) as tick:
         return await run(plan, stop=stop, on_tick=tick)
 
 
@@ -89,7 +84,7 @@ async def _search(plan: Plan, console: Console) -> tuple[int, list[Probe], Run]:
         if stop.is_set():
             raise KeyboardInterrupt
         one = replace(plan, sessions=sessions)
-        with _progress(one, console) as tick:
+        with _ticking(one, console) as tick:
             outcome = runs[sessions] = await run(one, stop=stop, give_up=hopeless(), on_tick=tick)
         share = outcome.on_time_share
         refused = sum(user.error is not None for user in outcome.users)
@@ -100,7 +95,7 @@ async def _search(plan: Plan, console: Console) -> tuple[int, list[Probe], Run]:
         console.print(f"{sessions:4} sessions: {word}, {share:.2%} on time, p99 {p99} ms, {refused} with an error")
         return Probe(sessions, held, round(share, 5), refused, p99)
 
-    with _interrupt(stop):
+    with interrupt(stop):
         capacity, probes = await find(probe, plan.sessions)
     return capacity, probes, runs[capacity or min(runs)]
 
@@ -121,15 +116,8 @@ def _tell(summary: dict[str, Any], folder: Path, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def _progress(plan: Plan, console: Console) -> Iterator[Callable[[Run], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=32),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} units"),
-    )
-    with Progress(
-        *columns, TextColumn("{task.fields[info]}"), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+def _ticking(plan: Plan, console: Console) -> Iterator[Callable[[Run], None]]:
+    with progress(console, transient=True) as bar:
         task = bar.add_task(f"{plan.sessions} users", total=plan.sessions * plan.units, info="")
 
         def tick(outcome: Run) -> None:
@@ -138,30 +126,3 @@ def _progress(plan: Plan, console: Console) -> Iterator[Callable[[Run], None]]:
             bar.update(task, completed=len(answered), info=f"{late} late")
 
         yield tick
-
-
-@contextlib.contextmanager
-def _interrupt(stop: asyncio.Event) -> Iterator[None]:
-    """The first Ctrl-C ends the run and keeps what was measured; the second one works as always."""
-    loop = asyncio.get_running_loop()
-
-    def once() -> None:
-        stop.set()
-        loop.remove_signal_handler(signal.SIGINT)
-
-    try:
-        loop.add_signal_handler(signal.SIGINT, once)
-    except (NotImplementedError, ValueError, RuntimeError):  # not on Windows, not outside the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value

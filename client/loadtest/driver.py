@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.loadtest.media import FACE, GOLDEN, SPEECH, Media
-from client.loadtest.user import UnitLog, UserLog, talk
-from client.stream.client import DuplexClient
-from client.stream.errors import DuplexError
-from client.stream.units import UNIT_SECONDS
+from ..stream import DuplexClient
+from ..stream.units import UNIT_SECONDS
+from .media import FACE, GOLDEN, SPEECH, Media
+from .user import UnitLog, UserLog, talk
 
 SETTLE_SECONDS = 0.3  # between the last connection and the first unit
 RAMP_SECONDS = 0.05  # a user: sessions are opened one after the other, as visitors come
@@ -108,8 +107,19 @@ async def run(
             asyncio.create_task(talk(client, user, media, options=plan.options, stop=over, timeout=plan.timeout))
             for client, user in zip(clients, users, strict=True)
         ]
+        pending = set(talking)
         try:
-            await _watch(talking, outcome, over, stop, give_up, on_tick)
+            while pending:
+                done, pending = await asyncio.wait(pending, timeout=0.5)
+                for task in done:
+                    task.result()  # a crash of the driver itself
+                if on_tick is not None:
+                    on_tick(outcome)
+                if stop is not None and stop.is_set():
+                    over.set()
+                elif not over.is_set() and give_up is not None and give_up(outcome):
+                    outcome.gave_up = True
+                    over.set()
         finally:
             for task in talking:
                 task.cancel()
@@ -124,30 +134,3 @@ async def run(
 def start_seconds(user: int) -> float:
     """When a user begins: a few more in every unit, and never in step (golden-ratio phases, for any number)."""
     return int(user * RAMP_SECONDS / UNIT_SECONDS) * UNIT_SECONDS + user * GOLDEN % 1.0 * UNIT_SECONDS
-
-
-async def _watch(
-    talking: list[asyncio.Task[None]],
-    outcome: Run,
-    over: asyncio.Event,
-    stop: asyncio.Event | None,
-    give_up: Callable[[Run], bool] | None,
-    on_tick: Callable[[Run], None] | None,
-) -> None:
-    pending: set[asyncio.Task[None]] = set(talking)
-    while pending:
-        done, pending = await asyncio.wait(pending, timeout=0.5)
-        for task in done:
-            task.result()  # a crash of the driver itself
-        if on_tick is not None:
-            on_tick(outcome)
-        if stop is not None and stop.is_set():
-            over.set()
-        elif not over.is_set() and give_up is not None and give_up(outcome):
-            outcome.gave_up = True
-            over.set()
-
-
-def errors(outcome: Run) -> list[tuple[int, DuplexError]]:
-    """Errors by user."""
-    return [(user.number, user.error) for user in outcome.users if user.error is not None]

@@ -11,11 +11,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from client.loadtest import summary as figures
-from client.loadtest.driver import Run
-from client.loadtest.figure import draw, draw_capacity
-from client.loadtest.search import Probe
-from client.report.figures import STAGES
+from ..report.figures import STAGES
+from ..report.figures import write as write_json
+from .driver import Run
+from .figure import draw, draw_capacity
+from .search import Probe
+from .summary import build, user_rows
 
 COLUMNS = ("user", "unit", "judged", "due_s", "woke_s", "sent_s", "received_s", "response_ms", "service_ms", "on_time")
 PAGE = Template("""<!doctype html>
@@ -38,15 +39,15 @@ $body
 def write(run: Run, folder: Path, probes: Sequence[Probe] = (), capacity: int | None = None) -> dict[str, Any]:
     """Writes all files into `folder` and returns the summary. `capacity` and `probes`: of a search."""
     folder.mkdir(parents=True, exist_ok=True)
-    summary = figures.build(run)
+    summary = build(run)
     if capacity is not None:
         summary["capacity"] = {"sessions": capacity, "probes": [asdict(probe) for probe in probes]}
         _table(folder / "capacity.csv", ("sessions", "held", "share", "refused", "p99_ms"), map(asdict, probes))
         draw_capacity(list(probes), folder / "capacity.png")
     _table(folder / "units.csv", (*COLUMNS, "total_ms", *(f"{stage}_ms" for stage in STAGES), "left_out"), _units(run))
     draw(run, folder / "loadtest.png")
-    figures.write(summary, folder / "summary.json")
-    (folder / "report.html").write_text(_page(run, summary, folder))
+    write_json(summary, folder / "summary.json")
+    (folder / "report.html").write_text(_page(run, summary, folder), encoding="utf-8")
     return summary
 
 
@@ -88,42 +89,32 @@ def _round(value: float | None) -> float | str:
 
 
 def _page(run: Run, summary: dict[str, Any], folder: Path) -> str:
-    plan = run.plan
-    sound = summary["playout"]
-    names = {
-        "response": "response, from the due time",
-        "service": "from the sending",
-        "total": "in the server",
-        "transport": "gRPC and network",
-    }
-    rows = [
-        (names.get(name, name), *(f"{values[p]:.1f}" for p in ("p50", "p95", "p99", "max")))
-        for name, values in summary["ms"].items()
-        if values
-    ]
-    extra = {
+    plan, sound, capacity = run.plan, summary["playout"], summary.get("capacity")
+    times = {
+        "response, from the due time": summary["ms"]["response"],
+        "from the sending": summary["ms"]["service"],
+        "in the server": summary["ms"]["total"],
+        **{stage: summary["ms"][stage] for stage in STAGES},
+        "gRPC and network": summary["ms"]["transport"],
         "first response": summary["first_response_ms"],
         "sent late by": summary["send_lateness_ms"],
         "driver late by": summary["driver_lateness_ms"],
         "AV skew": sound["av_skew_ms"],
     }
-    rows += [
-        (name, *(f"{values[p]:.1f}" for p in ("p50", "p95", "p99", "max"))) for name, values in extra.items() if values
-    ]
-    users = [
-        (row["user"], f"{row['on_time']:.2%}", row["p50"], row["p99"], row["underruns"], row["error"])
-        for row in figures.user_rows(run)
-    ]
-    body = [_image(folder / "loadtest.png"), _html(("ms", "p50", "p95", "p99", "max"), rows, "Times")]
-    if "capacity" in summary:
+    marks = ("p50", "p95", "p99", "max")
+    rows = [(name, *(f"{found[p]:.1f}" for p in marks)) for name, found in times.items() if found]
+    body = [_image(folder / "loadtest.png"), _html(("ms", *marks), rows, "Times")]
+    if capacity:
         probes = [
             (p["sessions"], "yes" if p["held"] else "no", f"{p['share']:.2%}", p["refused"], p["p99_ms"])
-            for p in summary["capacity"]["probes"]
+            for p in capacity["probes"]
         ]
-        body += [
-            _image(folder / "capacity.png"),
-            _html(("sessions", "held", "on time", "refused", "p99 ms"), probes, "Probes, as they ran"),
-        ]
+        head = ("sessions", "held", "on time", "refused", "p99 ms")
+        body += [_image(folder / "capacity.png"), _html(head, probes, "Probes, as they ran")]
+    users = [
+        (row["user"], f"{row['on_time']:.2%}", row["p50"], row["p99"], row["underruns"], row["error"])
+        for row in user_rows(run)
+    ]
     body.append(_html(("user", "on time", "p50 ms", "p99 ms", "underruns", "error"), users, "Users"))
     lead = (
         f"{summary['on_time']['share']:.2%} of {summary['units']['due']} units on time "
@@ -138,10 +129,10 @@ def _page(run: Run, summary: dict[str, Any], folder: Path) -> str:
     )
     if not summary["driver_fit"]:
         note += " The driver itself was late: the figures say less about the server than about this machine."
-    title = f"Load test: {plan.sessions} sessions, {plan.seconds:g} s"
-    if capacity := summary.get("capacity"):
-        title = f"Load test: {capacity['sessions']} sessions on time"
-    return PAGE.substitute(title=escape(title), lead=escape(lead), body="\n".join(body), note=escape(note))
+    what = f"{capacity['sessions']} sessions on time" if capacity else f"{plan.sessions} sessions, {plan.seconds:g} s"
+    return PAGE.substitute(
+        title=escape(f"Load test: {what}"), lead=escape(lead), body="\n".join(body), note=escape(note)
+    )
 
 
 def _html(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str) -> str:

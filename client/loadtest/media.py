@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from client.media.source import read_source
-from client.stream.units import Float32, UInt8, UnitShape, UserUnit
+from ..media.source import read_source
+from ..stream.units import Float32, UInt8, UnitShape, UserUnit
 
 DEMO = Path(__file__).parents[1] / "demo_media"
 SPEECH, FACE = DEMO / "user_speech.flac", DEMO / "user_face.mp4"

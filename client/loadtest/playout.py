@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from client.loadtest.user import UnitLog
-from client.stream.units import FPS, FRAMES_PER_UNIT, UNIT_SECONDS
+from ..stream.units import FPS, FRAMES_PER_UNIT, UNIT_SECONDS
+from .user import UnitLog
 
 BUFFER_MS = 100.0
 ANCHOR_UNITS = 6  # about a second

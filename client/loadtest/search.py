@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from client.loadtest.driver import Run
+from .driver import Run
 
 TARGET = 0.99  # share of units on time
 
@@ -47,13 +47,7 @@ def hopeless(target: float = TARGET) -> Callable[[Run], bool]:
     """For `driver.run(give_up=..)`: so many units are late already that the target cannot be reached any more."""
 
     def give_up(run: Run) -> bool:
-        planned = run.planned
-        late = sum(
-            not unit.on_time
-            for unit in run.judged()
-            # Under way is not late yet.
-            if unit.received is not None
-        )
-        return late > (1 - target) * planned or any(user.error is not None for user in run.users)
+        late = sum(not unit.on_time for unit in run.judged() if unit.received is not None)  # under way is not late yet
+        return late > (1 - target) * run.planned or any(user.error is not None for user in run.users)
 
     return give_up

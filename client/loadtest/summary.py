@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from client.loadtest.driver import Run
-from client.loadtest.playout import BUFFER_MS, Playout, play
-from client.loadtest.user import UnitLog, UserLog
-from client.report.figures import STAGES, UNSTATED, percentiles
-from client.stream.units import UNIT_MS
+from ..report.figures import STAGES, UNSTATED, percentiles
+from ..stream.units import UNIT_MS
+from .driver import Run
+from .playout import BUFFER_MS, Playout, play
+from .user import UnitLog, UserLog
 
 # A driver that gets round to its units later than this falsifies what it measures.
 DRIVER_LIMIT_MS = 20.0
@@ -78,10 +76,6 @@ def build(run: Run) -> dict[str, Any]:
 def user_rows(run: Run) -> list[dict[str, Any]]:
     """One row a user, for the report."""
     return [_user_row(run, user) for user in run.users]
-
-
-def write(summary: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def _user_row(run: Run, user: UserLog) -> dict[str, Any]:

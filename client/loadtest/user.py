@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.loadtest.media import Media
-from client.stream.client import DuplexClient, DuplexSession
-from client.stream.errors import DuplexError
-from client.stream.pacing import Pacer
-from client.stream.units import UNIT_MS, UNIT_SECONDS, UnitResponse
+from ..stream.client import DuplexClient, DuplexSession
+from ..stream.errors import DuplexError
+from ..stream.pacing import Pacer
+from ..stream.units import UNIT_MS, UNIT_SECONDS, UnitResponse
+from .media import Media
 
 
 @dataclass(slots=True)

@@ -16,15 +16,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from client.demo import ServerFailed, server
-from client.loadtest.driver import Plan, run
-from client.loadtest.media import Media
-from client.perf import data
-from client.perf.analyzer import BINARY, AnalyzerError, measure
-from client.perf.compare import Row, faults, rows, write
-from client.stream.client import DuplexClient
-from client.stream.errors import DuplexError, MediaError
-from client.stream.units import UNIT_SECONDS, UnitShape
+from ..loadtest.driver import Plan, run
+from ..loadtest.media import Media
+from ..own_server import ServerFailed, server
+from ..stream import DuplexClient, UnitShape
+from ..stream.units import UNIT_SECONDS
+from ..terminal import count, execute
+from .analyzer import BINARY, AnalyzerError, measure, write_input
+from .compare import Row, faults, rows, write
 
 WARM_UP_SECONDS = 2.0
 SETTLE_SECONDS = 1.5  # the server's counters are exported twice a second
@@ -34,31 +33,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 both tools measured, 1 perf_analyzer did not drive the model as it should, 2 nothing started."""
     parser = argparse.ArgumentParser(prog="python -m client.perf", description=__doc__)
     parser.add_argument("--engines", type=Path, default=Path("build/engines/tiny"), metavar="DIR")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4], metavar="N")
-    parser.add_argument("--units", type=int, default=60, metavar="N", help="units a sequence (default %(default)s)")
+    parser.add_argument("--streams", type=count, nargs="+", default=[1, 2, 4], metavar="N")
+    parser.add_argument("--units", type=count, default=60, metavar="N", help="units a sequence (default %(default)s)")
     parser.add_argument("--binary", type=Path, default=BINARY, metavar="FILE", help="(default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/runs/perf"), metavar="DIR")
     args = parser.parse_args(arguments)
     console = Console(stderr=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    try:
+
+    def drive() -> int:
+        args.out.mkdir(parents=True, exist_ok=True)
         # The tools' figures are wanted also where admission would rather refuse.
         with server(args.engines, args.out / "server", "--admit-all") as facts:
             return _measure(facts["grpc"], facts["metrics"], facts["weights"], args, console)
-    except (AnalyzerError, DuplexError, MediaError, ServerFailed) as error:
-        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
-        return 2
+
+    return execute(drive, console, AnalyzerError, ServerFailed)
 
 
 def _measure(url: str, metrics: str, weights: str, args: argparse.Namespace, console: Console) -> int:
     media = Media.read(asyncio.run(_shape(url)))
     table: list[Row] = []
-    delayed: dict[int, float] = {}
     wrong: list[str] = []
     for streams in args.streams:
         console.print(f"{streams} streams, {args.units * UNIT_SECONDS:.0f} s each tool", style="dim")
         inputs = args.out / f"units-{streams}.json"
-        data.write(media, streams, args.units, inputs)
+        write_input(media, streams, args.units, inputs)
         warm_up = Plan(url, sessions=streams, seconds=WARM_UP_SECONDS, warm_up=0.0)
         asyncio.run(run(warm_up))
         before = counters(metrics)
@@ -69,12 +67,11 @@ def _measure(url: str, metrics: str, weights: str, args: argparse.Namespace, con
         wrong += _uncounted(before, counters(metrics), len(measured.requests), streams)
         outcome = asyncio.run(run(Plan(url, sessions=streams, seconds=args.units * UNIT_SECONDS, warm_up=0.0)))
         table += rows(measured, outcome)
-        delayed[streams] = measured.delayed
         inputs.unlink()
-    page, summary = write(table, delayed, args.out, {"weights": weights, "load_average": os.getloadavg()[0]})
-    summary["faults"] = wrong
+    page = write(table, args.out)
+    summary = {"weights": weights, "load_average": os.getloadavg()[0], "table": table, "faults": wrong}
     (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    console.print(page.read_text(), soft_wrap=True, markup=False, highlight=False)
+    console.print(page, soft_wrap=True, markup=False, highlight=False)
     for fault in wrong:
         console.print(f"[red]{escape(fault)}[/red]", soft_wrap=True)
     return 1 if wrong else 0
@@ -97,7 +94,8 @@ def _uncounted(before: dict[str, float], after: dict[str, float], units: int, st
 def counters(metrics: str) -> dict[str, float]:
     """What the server at `metrics` (host:port) says about units and sessions so far, once that has settled."""
     time.sleep(SETTLE_SECONDS)
-    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as response:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine's loopback
+    with direct.open(f"http://{metrics}/metrics", timeout=10) as response:
         text = response.read().decode()
 
     def total(pattern: str) -> float:

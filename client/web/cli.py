@@ -15,6 +15,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from ..own_server import ServerFailed, server
 from .call.call_book import GRACE_SECONDS, CallBook
 from .door.access import PER_MINUTE, Access
 from .door.upstream import Upstream
@@ -125,8 +126,6 @@ def _run(args: argparse.Namespace, access: Access) -> None:
     if args.engines is None:
         asyncio.run(serve(args, access))
         return
-    from client.demo import ServerFailed, server  # it draws and decodes as well, which takes seconds to import
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive a gateway that is starting
     try:
         with server(args.engines, RUN) as facts:

@@ -23,7 +23,7 @@ import numpy as np
 from summary import machine, merge
 from transport import MODEL, echo_server
 
-from client.demo import server
+from client.own_server import server
 from client.stream.client import DuplexClient
 from client.stream.pacing import Pacer
 from client.stream.units import UserUnit

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client import cli
+from client import cli, terminal
 from client.media.source import TypedText, read_source
 from client.report import figures as report
 from client.stream.client import DuplexClient
@@ -44,7 +44,7 @@ async def test_every_unit_is_recorded_with_its_answer(start_fake, tmp_path):
     assert all(u.due_ms == pytest.approx(160 * (u.index + 1)) for u in talk.units)
     assert all(u.late_send_ms >= 0 and u.response_ms is not None for u in talk.units)
     assert fake.seen[0].options == {"hold_open": True, "seed": 3}
-    assert (talk.recording.pcm(5) == 0.5).all()
+    assert all((agent == 0.5).all() for _, agent in talk.voices())
     talk.recording.close()
 
 
@@ -145,9 +145,9 @@ async def test_a_lost_connection_is_mended_and_told(start_fake, tmp_path, capsys
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["errors"] == []
     outage = data["outages"][0]
-    assert outage["lost"] == 1
+    assert outage["lost"] >= 1
     assert data["units"]["sent"] == data["units"]["planned"] - outage["skipped"]
-    assert data["units"]["answered"] == data["units"]["sent"] - 1
+    assert data["units"]["answered"] == data["units"]["sent"] - outage["lost"]
     assert 2 in data["on_time"]["late_units"]
 
 
@@ -165,9 +165,10 @@ async def test_units_that_fell_into_an_outage_leave_no_gap_in_the_record(start_f
     assert not talk.errors
     assert [u.index for u in talk.units] == list(range(source.count))
     skipped = [u.index for u in talk.units if u.skipped]
-    assert skipped == list(range(3, 3 + talk.outages[0].skipped))
-    assert len(skipped) >= 2
-    assert [u.index for u in talk.units if u.received_ms is None] == [2, *skipped]
+    news = talk.outages[0]
+    assert skipped == list(range(2 + news.lost, 2 + news.lost + news.skipped))
+    assert len(skipped) >= 1
+    assert [u.index for u in talk.units if u.received_ms is None] == [*range(2, 2 + news.lost), *skipped]
     assert [s.text for s in fake.seen if s.text] == ["hello", "there"]
     data = report.build(talk)
     assert data["units"]["sent"] == source.count - len(skipped)
@@ -216,6 +217,37 @@ async def test_what_cannot_start_exits_with_2(start_fake, tmp_path, capsys):
         assert part in errors
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("converse --tail nan", "--tail: expected seconds, at most a day of them, got 'nan'"),
+        ("converse --seconds -1", "--seconds: expected seconds"),
+        ("converse --timeout inf", "--timeout: expected seconds"),
+        ("converse --text-at nan x", "--text-at: expected seconds and a text, got 'nan' 'x'"),
+        ("converse --text \udce9", "--text: expected UTF-8"),
+        ("converse --prompt \udce9", "--prompt: expected UTF-8"),
+        ("converse --steps 0", "--steps: expected a number of at least 1, got '0'"),
+        ("converse --text x --url http://HOST:8001", "url: expected HOST:PORT, got 'http://HOST:8001'"),
+        ("converse --text x --url HOST", "url: expected HOST:PORT, got 'HOST'"),
+        ("converse --text x --out {file}", "File exists"),
+        ("info --url HOST", "url: expected HOST:PORT, got 'HOST'"),
+        ("loadtest --minutes nan", "--minutes: expected minutes"),
+        ("loadtest --sessions x", "--sessions: expected a number of at least 1, got 'x'"),
+        ("loadtest --warm-up nan", "--warm-up: expected seconds"),
+        ("loadtest --url HOST", "url: expected HOST:PORT, got 'HOST'"),
+    ],
+)
+def test_a_bad_value_is_one_sentence_and_exit_status_2(arguments, sentence, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    out = [] if "--out" in arguments or "converse" not in arguments else ["--out", str(tmp_path)]
+    try:
+        status = cli.main([part.replace("{file}", str(tmp_path / "file")) for part in [*arguments.split(), *out]])
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    assert sentence in capsys.readouterr().err
+
+
 async def test_info_prints_the_metadata(start_fake, capsys):
     fake, _ = await start_fake()
     assert await _cli("info", "--url", fake.url) == 0
@@ -233,7 +265,7 @@ async def test_info_prints_the_metadata(start_fake, capsys):
     ],
 )
 def test_retention_has_a_short_form(text, expected):
-    assert cli.parse_retention(text) == expected
+    assert terminal.retention(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "window", "window:4", "window:4,x", "window:4,50,6", "ring:1,2", "full:1"])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import demo
+from client import demo, own_server
 from client.media.source import TypedText, read_source
 from client.stream.client import DuplexClient
 from client.stream.errors import DuplexError
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.server
 @pytest.fixture(scope="module")
 def facts(mini_engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """server.json of a server that the demo started."""
-    with demo.server(mini_engines, tmp_path_factory.mktemp("run") / "server") as facts:
+    with own_server.server(mini_engines, tmp_path_factory.mktemp("run") / "server") as facts:
         yield facts
 
 
@@ -116,7 +116,7 @@ async def test_a_client_that_leaves_is_noticed(facts):
 
 
 async def test_a_server_that_shuts_down_says_so_and_leaves_what_was_said(mini_engines, tmp_path):
-    with demo.server(mini_engines, tmp_path / "server") as facts:
+    with own_server.server(mini_engines, tmp_path / "server") as facts:
         async with await DuplexClient.connect(facts["grpc"]) as client:
             source = read_source(client.shape, typed=[TypedText(0, "hello")], tail=20)
 
@@ -170,5 +170,8 @@ async def test_the_demo_counts_what_a_model_got_right(mini_engines, tmp_path):
 
 
 async def test_a_server_that_cannot_start_says_why(tmp_path):
-    with pytest.raises(demo.ServerFailed, match=r"manifest\.json"), demo.server(tmp_path, tmp_path / "server"):
+    with (
+        pytest.raises(own_server.ServerFailed, match=r"manifest\.json"),
+        own_server.server(tmp_path, tmp_path / "server"),
+    ):
         pytest.fail("expected no server without engines")

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from client.demo import ServerFailed
+from client.own_server import ServerFailed
 from client.stream.errors import DuplexError
 from engine_builder.tokenizer import word_ids
 from engine_builder.training.judges.figures import Tally

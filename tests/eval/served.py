@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client import demo
+from client import own_server
 from client.stream.client import DuplexClient
 from client.stream.units import UnitResponse, UserUnit
 from engine_builder.training.judges.closed_loop import Performance
@@ -40,8 +40,8 @@ class Comparison:
 
 
 def serve(engines: Path, folder: Path, talks: list[Conversation], at_once: int) -> list[list[UnitResponse]]:
-    """What the server answers to `talks`; its logs go to `folder`. Raises DuplexError or demo.ServerFailed."""
-    with demo.server(engines, folder / "server", "--admit-all", "--keep-steps") as facts:
+    """What the server answers to `talks`; its logs go to `folder`. Raises DuplexError or own_server.ServerFailed."""
+    with own_server.server(engines, folder / "server", "--admit-all", "--keep-steps") as facts:
         return asyncio.run(_converse_all(str(facts["grpc"]), talks, at_once))
 
 

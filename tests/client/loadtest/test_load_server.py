@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from client import demo
+from client import own_server
 from client.cli import main
 
 pytestmark = pytest.mark.server
 
 
 async def test_a_full_server_refuses_and_serves(mini_engines: Path, tmp_path: Path) -> None:
-    with demo.server(mini_engines, tmp_path / "server", "--admit-all", "--max-sessions", "2") as facts:
+    with own_server.server(mini_engines, tmp_path / "server", "--admit-all", "--max-sessions", "2") as facts:
         arguments = ["--sessions", "3", "--minutes", "0.05", "--warm-up", "0.5", "--steps", "2", "--url", facts["grpc"]]
         retention = ["--retention", "window:1,4"]
         code = await asyncio.to_thread(main, ["loadtest", *arguments, *retention, "--out", str(tmp_path / "out")])

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client import demo
-from client.media.read import read_audio
+from client import demo, own_server
+from client.media.sound import read_audio
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[4]
@@ -177,7 +177,7 @@ async def test_typing_muting_interrupting_and_a_lost_connection(start_fake, star
 
 
 async def test_the_page_with_a_real_server(mini_engines, start_gate, browse, microphone, tmp_path):
-    with demo.server(mini_engines, tmp_path / "server") as facts:
+    with own_server.server(mini_engines, tmp_path / "server") as facts:
         gate = await start_gate(facts["grpc"])
         tab = await browse(microphone=microphone)
         await tab.resize(1280, 900)
