@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -96,6 +97,11 @@ class Stream:
             "duplex", inputs, sequence_id=key, sequence_start=unit == 0 if start is None else start, sequence_end=end
         )
 
+    def try_send(self, key: Key, unit: int, **changes: Any) -> None:
+        """To a server that may be gone: whether it is known here by now or not, the next answer is an error."""
+        with contextlib.suppress(self._grpc.InferenceServerException):
+            self.send(key, unit, **changes)
+
     def next(self, timeout: float = 30.0) -> Answer:
         try:
             return self._answers.get(timeout=timeout)
@@ -178,6 +184,18 @@ class Server:
             "a ready server",
         )
         assert self.process.poll() is None, self.log.read_text()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Units are taken and not answered: every process of the models but the loop's stands still."""
+        pids = [pid for name, pid in self.info["model_pids"].items() if name != "duplex"]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def stream(self) -> Stream:
         self._streams.append(Stream(self.info["grpc"], self.manifest))

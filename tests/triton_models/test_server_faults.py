@@ -30,16 +30,16 @@ def test_a_killed_part_is_noticed_told_and_restarted(server: Any, victim: str) -
     busy.ask("busy", 0, options=HOLD)
     busy.ask("busy", 1)
     os.kill(server.info["server_pid"] if victim == "tritonserver" else server.info["model_pids"][victim], 9)
-    busy.send("busy", 2)  # on its way into a part that is dead
-    server.wait(lambda: not server.health()[0], 5, "readiness to turn false")
-    server.wait(lambda: victim in server.health()[1]["reason"] or server.health()[0], 1, "the reason")
+    busy.try_send("busy", 2)  # on its way into a part that is dead
+    server.wait(lambda: not server.health()[0], 20, "readiness to turn false")
+    server.wait(lambda: victim in server.health()[1]["reason"] or server.health()[0], 10, "the reason")
     for stream, key in ((busy, "busy"), (idle, "idle")):
-        error = stream.next(10).error
+        error = stream.next().error
         assert error, f"{key}: expected an error"
         if victim in ("thinker", "performer"):
             assert "UNAVAILABLE" in error
     server.wait_ready(restarts + 1)
-    assert wait_until_gone(pids, 5), "every process of the old server is gone"
+    assert wait_until_gone(pids, 20), "every process of the old server is gone"
     assert not set(server.pids()) & set(pids)
     server.stream().ask("busy", 0, end=True)
 
@@ -50,10 +50,10 @@ def test_a_hung_model_is_noticed(start_server: Callable[..., Any]) -> None:
     stream.ask("s", 0, options=HOLD)
     pids = server.pids()
     os.kill(server.info["model_pids"]["thinker"], signal.SIGSTOP)
-    server.wait(lambda: not server.health()[0], 15, "readiness to turn false")
-    assert "UNAVAILABLE" in stream.next(10).error
+    server.wait(lambda: not server.health()[0], 30, "readiness to turn false")
+    assert "UNAVAILABLE" in stream.next().error
     server.wait_ready(1)
-    assert wait_until_gone(pids, 5)
+    assert wait_until_gone(pids, 20)
 
 
 def test_a_server_that_dies_again_and_again_is_given_up(start_server: Callable[..., Any]) -> None:
@@ -61,7 +61,7 @@ def test_a_server_that_dies_again_and_again_is_given_up(start_server: Callable[.
     for restarts in range(2):
         server.wait_ready(restarts)
         os.kill(server.info["server_pid"], 9)
-    assert server.process.wait(20) == 1
+    assert server.process.wait(60) == 1
     assert "giving up after 1 restarts" in server.log.read_text()
     assert server.shared_memory() == []
 
@@ -72,13 +72,13 @@ def test_a_signal_in_mid_conversation_ends_in_good_order(start_server: Callable[
     pids = server.pids()
     busy, idle = server.stream(), server.stream()
     idle.ask("idle", 0, options=HOLD)
-    busy.ask("busy", 0)
+    busy.ask("busy", 0, options=HOLD)
     server.process.send_signal(number)
     heard: list[str] = []
     unit = 1
     while not heard and unit < 200:  # the client talks on, at its own pace
-        busy.send("busy", unit)
-        answer = busy.next(10)
+        busy.try_send("busy", unit)
+        answer = busy.next()
         if answer.error:
             heard.append(answer.error)
         else:
@@ -87,9 +87,9 @@ def test_a_signal_in_mid_conversation_ends_in_good_order(start_server: Callable[
         time.sleep(0.05)
     assert "UNAVAILABLE" in heard[0]
     assert "shutting down" in heard[0]
-    assert "UNAVAILABLE: session 'idle' has ended: the server is shutting down" in idle.next(10).error
-    assert server.process.wait(30) == 0
-    assert wait_until_gone(pids, 2)
+    assert "UNAVAILABLE: session 'idle' has ended: the server is shutting down" in idle.next().error
+    assert server.process.wait(60) == 0
+    assert wait_until_gone(pids, 20)
     assert server.shared_memory() == []
     assert server.info["state"] == "stopped"
 
@@ -97,12 +97,14 @@ def test_a_signal_in_mid_conversation_ends_in_good_order(start_server: Callable[
 def test_an_open_unit_is_answered_before_the_end(start_server: Callable[..., Any]) -> None:
     server = start_server()
     stream = server.stream()
-    stream.ask("s", 0, options={"solver_steps": 16})
-    for unit in (1, 2):
-        stream.send("s", unit)
-    server.process.send_signal(signal.SIGTERM)
-    assert [stream.next(10).unit for _ in range(2)] == [1, 2]
-    assert server.process.wait(30) == 0
+    stream.ask("s", 0)
+    with server.held():
+        for unit in (1, 2, 3):
+            stream.send("s", unit)
+        assert "RESOURCE_EXHAUSTED" in stream.next().error, "the two before it are with the server"
+        server.process.send_signal(signal.SIGTERM)
+    assert [stream.next().unit for _ in range(2)] == [1, 2]
+    assert server.process.wait(60) == 0
 
 
 def test_a_killed_launcher_takes_its_server_along(start_server: Callable[..., Any]) -> None:
@@ -119,7 +121,7 @@ def test_a_new_launcher_cleans_up_after_a_killed_one(start_server: Callable[...,
     first.process.kill()
     for pid in pids:
         os.kill(pid, 9)
-    assert wait_until_gone(pids, 10)
+    assert wait_until_gone(pids, 20)
     assert first.shared_memory() != [], "this is what a crash leaves"
     second = start_server()
     assert second.process.pid != first.process.pid

@@ -327,8 +327,10 @@ async def test_real_time_goes_on_during_an_outage(start_fake, make_unit):
         responses = [r async for r in session]
         await playing
     assert [r.unit_index for r in responses] == sent
-    assert [r.unit_index for r in responses if r.lost] == [2]
-    assert session.course.skipped == 12 - len(sent) >= 2
-    assert sent == [0, 1, 2, *range(3 + session.course.skipped, 12)]
+    lost = [r.unit_index for r in responses if r.lost]
+    assert lost == list(range(2, 2 + len(lost))), "one, or more where this process itself stood still"
+    assert session.course.skipped == 12 - len(sent) >= 1
+    before = 2 + len(lost)
+    assert sent == [*range(before), *range(before + session.course.skipped, 12)]
     assert [s.index for s in fake.seen] == list(range(len(sent)))
     assert " ".join(s.text for s in fake.seen) == " ".join(f"t{i}" for i in range(12))

@@ -254,7 +254,7 @@ async def test_a_write_that_never_ends_is_a_deadline_error_too(start_fake):
     """The network is gone in the middle of a unit that is larger than gRPC's window, while an answer waits for it."""
     shape = UnitShape(samples=2560, height=1024, width=1024)
     fake, _ = await start_fake(shape=shape, delay=lambda unit: 0.3, stuck_after=0)
-    async with await DuplexClient.connect(fake.url) as client, client.session(timeout=0.6) as session:
+    async with await DuplexClient.connect(fake.url) as client, client.session(timeout=2.0) as session:
         await session.send(quiet(0, shape))
         blocked = asyncio.create_task(session.send(quiet(1, shape)))
         responses, error = await asyncio.wait_for(_collect(session), 20)
@@ -291,10 +291,10 @@ async def test_half_an_emoji_is_replaced_and_costs_no_unit(start_fake, make_unit
 
 async def test_a_user_who_pauses_is_not_a_timeout(start_fake, make_unit):
     fake, _ = await start_fake()
-    async with await DuplexClient.connect(fake.url) as client, client.session(timeout=0.2) as session:
+    async with await DuplexClient.connect(fake.url) as client, client.session(timeout=0.8) as session:
         await session.send(make_unit(0))
         assert (await anext(session)).unit_index == 0
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.5)
         await session.send(make_unit(1, end=True))
         responses, error = await _collect(session)
     assert ([r.unit_index for r in responses], error) == ([1], None)
@@ -302,9 +302,9 @@ async def test_a_user_who_pauses_is_not_a_timeout(start_fake, make_unit):
 
 async def test_a_consumer_that_pauses_is_not_a_timeout(start_fake, make_unit):
     fake, _ = await start_fake()
-    async with await DuplexClient.connect(fake.url) as client, client.session(timeout=0.3) as session:
+    async with await DuplexClient.connect(fake.url) as client, client.session(timeout=0.8) as session:
         sending = asyncio.create_task(_send_all(session, make_unit, 60))
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(1.5)
         responses, error = await _collect(session)
         await sending
     assert ([r.unit_index for r in responses], error) == (list(range(60)), None)
