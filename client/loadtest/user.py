@@ -92,44 +92,40 @@ async def talk(
     stop: set it and the user leaves without a word.
     """
     async with client.session(options=options, timeout=timeout) as session:
-        sending = asyncio.create_task(_send(session, log, media))
-        receiving = asyncio.create_task(_receive(session, log))
-        leaving = asyncio.create_task(stop.wait())
-        waiting = {sending, receiving, leaving}
+        others = asyncio.create_task(_send(session, log, media)), asyncio.create_task(_leave(session, stop))
         try:
-            while not (receiving.done() or leaving.done()):
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if sending.done():
-                    if sending.exception():
-                        break
-                    waiting.discard(sending)
-            if receiving.done():
-                await receiving
+            async for response in session:
+                _book(log, response)
         except DuplexError as error:
-            log.error = error
+            log.error = None if stop.is_set() else error
         finally:
-            for task in (sending, receiving, leaving):
+            for task in others:
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, DuplexError):
-                await sending  # what stops a sender has stopped the receiver, who has told
+                with contextlib.suppress(asyncio.CancelledError, DuplexError):
+                    await task
 
 
 async def _send(session: DuplexSession, log: UserLog, media: Media) -> None:
     pacer = Pacer()
     pacer.start = log.start
-    for index in range(log.planned):
-        unit = media.unit(log.number, index, end=index == log.planned - 1)
-        free = time.monotonic()
-        await pacer.wait(index)
-        woke, due = time.monotonic(), pacer.due(index)
-        record = UnitLog(index, due, woke, (woke - max(due, free)) * 1e3)
-        log.units.append(record)
-        record.sent = await session.send(unit)
+    try:
+        for index in range(log.planned):
+            unit = media.unit(log.number, index, end=index == log.planned - 1)
+            free = time.monotonic()
+            await pacer.wait(index)
+            woke, due = time.monotonic(), pacer.due(index)
+            record = UnitLog(index, due, woke, (woke - max(due, free)) * 1e3)
+            log.units.append(record)
+            record.sent = await session.send(unit)
+    except Exception as error:
+        if not isinstance(error, DuplexError):  # that the reader tells, after what came before it
+            await session.close()
+        raise
 
 
-async def _receive(session: DuplexSession, log: UserLog) -> None:
-    async for response in session:
-        _book(log, response)
+async def _leave(session: DuplexSession, stop: asyncio.Event) -> None:
+    await stop.wait()
+    await session.close()
 
 
 def _book(log: UserLog, response: UnitResponse) -> None:

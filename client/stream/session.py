@@ -57,6 +57,8 @@ class DuplexSession:
         on_resume: Callable[[Resumed], None] | None = None,
     ) -> None:
         self.session_id = session_id
+        # A stream that is held open shows the server that its client is gone. It cannot be the server's own default:
+        # perf_analyzer sends the next request of a sequence when the one before it has ended, and would wait for ever.
         self.options: dict[str, Any] = {"hold_open": True, **(options or {})}
         if reconnect is not None and self.options.setdefault("resume", True) is not True:
             raise ValueError(f"options.resume: expected true with reconnect, got {self.options['resume']!r}")

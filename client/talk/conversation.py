@@ -207,48 +207,33 @@ async def converse(
         if on_unit is not None:
             on_unit(record)
 
-    async with session:
-        playing = asyncio.create_task(session.play(_until(source.units(), stop), pacer, sent))
-        leaving = asyncio.create_task(_hang_up(session, stop))
+    broken: list[DuplexError] = []  # by the user's files
+
+    async def play() -> None:
         try:
-            await _listen(session, received, talk, playing)
+            await session.play(_until(source.units(), stop), pacer, sent)
+        except MediaError as error:
+            broken.append(DuplexError("ABORTED", str(error)))
+            await session.close()
+        except Exception as error:
+            if not isinstance(error, DuplexError):  # that the reader tells, after what came before it
+                await session.close()
+            raise
+
+    async with session:
+        others = asyncio.create_task(play()), asyncio.create_task(_hang_up(session, stop))
+        try:
+            async for response in session:
+                received(response)
+        except DuplexError as error:
+            talk.errors.append(broken[0] if broken else error)  # a refused unit too: those after it would be refused
         finally:
-            for task in (playing, leaving):
+            for task in others:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, DuplexError, MediaError):
+                with contextlib.suppress(asyncio.CancelledError, DuplexError):
                     await task
     talk.stopped = stop is not None and stop.is_set()
     return talk
-
-
-async def _listen(
-    session: DuplexSession,
-    received: Callable[[UnitResponse], None],
-    talk: Conversation,
-    playing: asyncio.Task[None],
-) -> None:
-    """Takes responses until the session is over. Errors of the session and of the user's files go to the record."""
-    while True:
-        answer = asyncio.ensure_future(anext(session))
-        waiting = {answer} if playing.done() else {answer, playing}
-        try:
-            while not answer.done():
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if playing.done() and playing in waiting:
-                    waiting = {answer}
-                    error = playing.exception()
-                    if isinstance(error, MediaError):
-                        raise DuplexError("ABORTED", str(error))
-                    if error is not None and not isinstance(error, DuplexError):
-                        raise error
-            received(answer.result())
-        except StopAsyncIteration:
-            return
-        except DuplexError as error:
-            talk.errors.append(error)  # a refused unit ends it too: the units after it would all be refused
-            return
-        finally:
-            answer.cancel()
 
 
 async def _hang_up(session: DuplexSession, stop: asyncio.Event | None) -> None:

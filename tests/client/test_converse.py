@@ -137,6 +137,14 @@ async def test_a_conversation_that_fails_on_the_way_exits_with_1_and_its_files(s
     assert "resume" not in fake.seen[0].options
 
 
+async def test_a_film_that_cannot_be_written_shows_in_the_exit_status(start_fake, tmp_path, capsys):
+    fake, _ = await start_fake()
+    (tmp_path / "conversation.mp4").mkdir()
+    assert await _cli("converse", "--url", fake.url, "--text", "hi", "--tail", "0.3", "--out", str(tmp_path)) == 1
+    assert "conversation.mp4: cannot be written" in capsys.readouterr().err
+    assert (tmp_path / "report.json").exists()
+
+
 async def test_a_lost_connection_is_mended_and_told(start_fake, tmp_path, capsys):
     fake, _ = await start_fake(leave_at=2)
     assert await _cli("converse", "--url", fake.url, "--text", "hi", "--tail", "1.2", "--out", str(tmp_path)) == 0
