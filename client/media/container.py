@@ -15,6 +15,7 @@ from typing import Any
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.stream import Disposition
 
 from ..stream.errors import MediaError
 
@@ -36,7 +37,7 @@ def stream_of(path: Path, container: InputContainer, kind: str) -> Any:
     """The best stream of `kind` ("audio", "video") that can be decoded; a cover is a picture only where there is no
     other. Raises MediaError if there is none."""
     found = [s for s in container.streams if s.type == kind and getattr(s, "codec_context", None) is not None]
-    moving = [s for s in found if "attached_pic" not in str(s.disposition).lower()]
+    moving = [s for s in found if not s.disposition & Disposition.attached_pic]
     best = container.streams.best(kind)  # pyright: ignore[reportArgumentType]
     for stream in (best, *moving, *found):
         if stream is not None and stream in (moving or found):

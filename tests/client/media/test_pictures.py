@@ -9,6 +9,7 @@ from itertools import islice
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from media_files import LOUD, grey, levels, tone, write_audio, write_film, write_text, write_video
 from PIL import Image, ImageOps
 
@@ -212,3 +213,19 @@ def test_hdr_films_have_the_colours_of_the_things_in_them(tmp_path, transfer, co
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     np.testing.assert_allclose(next(VideoFile(path, 64, 64).frames())[32, 32], expected, atol=20)
+
+
+def test_a_cover_is_shown_only_where_nothing_moves(tmp_path):
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as file:
+        cover = file.add_stream("mjpeg", rate=25)
+        cover.height, cover.width, cover.pix_fmt, cover.disposition = 64, 64, "yuvj420p", Disposition.attached_pic
+        film = file.add_stream("mpeg4", rate=25)
+        film.height, film.width, film.pix_fmt = 32, 32, "yuv420p"
+        for stream, shades, kind in ((cover, [250], "yuvj420p"), (film, [100] * 10, "yuv420p")):
+            for level in shades:
+                frame = av.VideoFrame.from_ndarray(grey(level, stream.height, stream.width), format="rgb24")
+                file.mux(stream.encode(frame.reformat(format=kind)))
+            file.mux(stream.encode(None))
+    video = VideoFile(path, 64, 64)
+    assert (video.seconds, abs(int(np.median(next(video.frames()))) - 100) < 5) == (0.4, True)

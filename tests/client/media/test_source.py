@@ -108,7 +108,7 @@ def test_a_cut_film_is_played_as_far_as_it_goes(tmp_path):
     assert len(list(source.units())) == source.count
 
 
-def test_a_cover_is_no_film_and_an_empty_sound_track_no_hindrance(tmp_path):
+def test_an_empty_sound_track_is_no_hindrance(tmp_path):
     film = write_film(tmp_path / "f.mkv", [], [(i / 25, 100) for i in range(20)])
     source = read_source(SHAPE, video=film, tail=0)
     assert source.count == 5
