@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from engine_builder.config import UNIT_MS
 from engine_builder.manifest import GPU_TARGETS, TENSORRT_MODULES, Manifest, ManifestError
 
@@ -25,15 +27,22 @@ from .launcher.supervisor import Supervisor, SupervisorOptions
 from .planner.capacity import measured_costs, sessions_on_time
 from .runtime.budget.admission import CPU_UTILISATION
 from .runtime.budget.probe import load_costs
+from .runtime.engines.devices import Devices
 from .runtime.engines.engine import TARGET, EngineError
-from .runtime.kv.pool import PoolError, PoolGeometry, free_bytes
-from .service.settings import DuplexSettings, RoleSettings
+from .runtime.engines.target import Role
+from .runtime.kv.pool import PoolError, PoolGeometry
+from .service.settings import DuplexSettings, RunSettings, StageSettings, save
 
+# Models by topology, with their roles: one device, or two.
+STAGES: dict[bool, dict[str, Role]] = {
+    False: {"stage": "both"},
+    True: {"thinker": "thinker", "performer": "performer"},
+}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 HELP = """\
-Starts NVIDIA Triton (the one of its container, else that of the nvidia-pytriton wheel) with the models duplex, thinker
-and performer, waits until they serve, and keeps them running: a dead or hung part makes readiness false, open streams
+Starts NVIDIA Triton (the one of its container, else that of the nvidia-pytriton wheel) with the model duplex and its
+stages, waits until they serve, and keeps them running: a dead or hung part makes readiness false, open streams
 get an error, and the server is restarted. Everything listens on 127.0.0.1 unless told otherwise.
 
   python -m triton_models.launch --engines build/engines/tiny
@@ -77,7 +86,6 @@ def verified(engines: Path, device: str = "") -> Manifest:
     manifest.verify(engines, target=manifest.target if manifest.target in GPU_TARGETS else TARGET)
     if manifest.target in GPU_TARGETS:
         from .gpu.serving import check_target
-        from .runtime.engines.devices import Devices
 
         try:
             check_target(manifest, Devices.parse(device))
@@ -101,24 +109,12 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
     status = run / "status"
     pages = args.pages or manifest.limits["pool_pages"]
     page_tokens = manifest.limits["page_tokens"]
-    role = RoleSettings(
-        engines=str(args.engines.resolve()),
-        status=str(status),
-        pool=f"{prefix}kv",
-        pages=pages,
-        page_tokens=page_tokens,
-        max_sessions=args.max_sessions,
-        threads=args.threads,
-        degrade=not args.keep_steps,
-        device=args.device,
-    )
     pool_bytes = check_pool(manifest, pages, args.device)
     sessions = 0
     if not args.admit_all:
         sessions = _capacity(args, manifest, pages)
     duplex = DuplexSettings(
-        engines=role.engines,
-        status=role.status,
+        engines=str(args.engines.resolve()),
         max_sessions=args.max_sessions,
         max_in_flight=args.max_in_flight,
         idle_ms=round(args.idle_seconds * 1000),
@@ -133,7 +129,23 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         device=args.device,
         admit_all=args.admit_all,
     )
-    fill_repository(run / "repository", manifest, role, duplex)
+    stages = {
+        name: StageSettings(
+            engines=duplex.engines,
+            role=role,
+            link=f"{prefix}kv",
+            pages=pages,
+            page_tokens=page_tokens,
+            max_sessions=args.max_sessions,
+            threads=args.threads,
+            degrade=not args.keep_steps,
+            orphan_seconds=2 * (args.idle_seconds + args.grace_seconds),  # longer than duplex keeps a silent session
+            device=args.device,
+        )
+        for name, role in STAGES[manifest.target in GPU_TARGETS and Devices.parse(args.device).apart].items()
+    }
+    settings = RunSettings(status=str(status), duplex=duplex, stages=stages)
+    fill_repository(run / "repository", manifest, settings)
     log = None if args.log_to_console else run / "server.log"
     if log is not None:
         log.unlink(missing_ok=True)
@@ -148,12 +160,13 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
         args.grpc_address,
         args.metrics_address,
         args.triton,
+        save(settings, run),
     )
     awake = None if args.no_awake else KeepAwake()
     keeps_awake = awake is not None and awake.possible()
     facts = {
         "name": args.name,
-        "engines": role.engines,
+        "engines": duplex.engines,
         "model": manifest.model.name,
         "weights": manifest.weights,
         "grpc": f"{reached(args.grpc_address)}:{grpc}",
@@ -207,11 +220,9 @@ def check_pool(manifest: Manifest, pages: int, device: str) -> int:
     """Bytes of the KV pool; LaunchError if it is known already that it cannot be made."""
     geometry = PoolGeometry.of(manifest.model, pages, manifest.limits["page_tokens"])
     if manifest.target not in GPU_TARGETS:
-        size = geometry.total_bytes
-        if size > free_bytes():
-            raise LaunchError(
-                f"--pages {pages}: expected {size / 2**20:.0f} MiB free in /dev/shm, got {free_bytes() / 2**20:.0f}"
-            )
+        size, free = geometry.bytes, psutil.virtual_memory().available
+        if size > free:
+            raise LaunchError(f"--pages {pages}: expected {size / 2**20:.0f} MiB of memory, got {free / 2**20:.0f}")
         return size
     if manifest.target in TENSORRT_MODULES and pages != manifest.limits["pool_pages"]:
         raise LaunchError(
@@ -224,16 +235,11 @@ def check_pool(manifest: Manifest, pages: int, device: str) -> int:
 
 
 def _say_devices(device: str) -> None:
-    from .gpu.serving import mps_is_on
-    from .runtime.engines.devices import Devices
-
     devices = Devices.parse(device)
     _say(
         f"on {devices.describe()}"
         + ("; all sizes of call are prepared first" if devices.gpus else ", far from real time")
     )
-    if len(devices.gpus) == 1 and not mps_is_on():
-        _say("thinker and performer take turns on the GPU; they overlap under CUDA MPS (nvidia-cuda-mps-control -d)")
 
 
 def pick_ports(wanted: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Everything that touches Triton's Python backend, shared by the three model.py.
+"""Everything that touches Triton's Python backend, shared by the two model.py.
 
 BLS calls are plain `exec` from the threads of the units, to models that are *not* decoupled but answer later, from
 their worker thread, through the response sender of the request (allowed since Triton 24.06). So `execute` never blocks
@@ -10,11 +10,10 @@ while this form went through 150,000. It is also the faster one: 0.4 ms a call i
 from __future__ import annotations
 
 import gc
-import json
 import logging
-import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -23,22 +22,15 @@ import orjson
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
 from ..runtime.duplex.contract import UnitRequest, UnitResponse
-from ..runtime.messages import SessionError
-from ..runtime.worker import Worker
+from ..runtime.messages import Job, SessionError
 from . import wire
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _TRITON_CODES = {"INVALID_ARGUMENT": "INVALID_ARG", "RESOURCE_EXHAUSTED": "UNAVAILABLE", "ABORTED": "CANCELLED"}
 
-MESSAGE = "message"  # the one tensor of `thinker` and `performer`, both ways
+MESSAGE = "message"  # the one tensor of a stage, both ways
 
 _log = logging.getLogger(__name__)
-
-
-def parameters(args: Mapping[str, str]) -> dict[str, str]:
-    """The string parameters of a model's configuration."""
-    config = json.loads(args["model_config"])
-    return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
 
 
 def settle() -> None:
@@ -79,16 +71,16 @@ class TritonReply:
         self._sender = sender
         self._open = True
         self._lock = threading.Lock()
-        self._prepared: tuple[tuple[int, str, str] | None, list[Any]] = None, []
-
-    def prepare(self, unit: int, state: str, text: str) -> None:
-        self._prepared = (unit, state, text), _words(unit, state, text)
 
     def send(self, response: UnitResponse) -> None:
-        said = response.unit, response.state, response.text
-        words = self._prepared[1] if self._prepared[0] == said else _words(*said)
-        media = [pb_utils.Tensor(name, np.ascontiguousarray(getattr(response, name))) for name in ("pcm", "frames")]
-        outputs = [*words, *media, _text("info", orjson.dumps(response.info))]
+        outputs = [
+            pb_utils.Tensor("unit_index", np.array([response.unit], np.int64)),
+            _text("state", response.state.encode()),
+            _text("text", response.text.encode()),
+            pb_utils.Tensor("pcm", np.ascontiguousarray(response.pcm)),
+            pb_utils.Tensor("frames", np.ascontiguousarray(response.frames)),
+            _text("info", orjson.dumps(response.info)),
+        ]
         self._do(lambda: self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs)))
 
     def fail(self, error: SessionError) -> None:
@@ -114,62 +106,44 @@ class TritonReply:
 
 
 class JobServer:
-    """Runs BLS requests as jobs of a worker and answers each when its outcome is told.
+    """Runs BLS requests as jobs of a stage and answers each when its future ends. Who is not `duplex` is refused.
 
     Answers go out from a thread of their own: a response copies its arrays and waits for the server, which is no work
-    for the thread that runs the engines. Only if no other job is here that thread answers itself: it keeps nobody
-    waiting, and a thread less has to wake up.
+    for a thread that runs engines.
     """
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._jobs = 0  # that are not answered
-        self._lock = threading.Lock()
-        self._done: queue.SimpleQueue[tuple[Any, object] | None] = queue.SimpleQueue()  # bounded by the worker's
-        self._thread = threading.Thread(target=self._answer, name="answers", daemon=True)
-        self._thread.start()
+    def __init__(self, submit: Callable[[Job], Future[Any]], secret: bytes) -> None:
+        self._submit, self._secret = submit, secret
+        self._answers = ThreadPoolExecutor(1, "answers")
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             sender = request.get_response_sender()
-            with self._lock:
-                self._jobs += 1
             try:
-                job = _unpack(request.inputs())
+                job = wire.decode_job(request.inputs()[0].as_numpy(), self._secret)
             except Exception as error:
-                self._finish(sender, error)
+                self._answers.submit(_send_outcome, sender, error)
             else:
-                self._worker.serve(job, partial(self._finish, sender))
+                self._submit(job).add_done_callback(partial(self._finish, sender))
 
     def stop(self) -> None:
-        self._done.put(None)
-        self._thread.join(5.0)
+        self._answers.shutdown()
 
-    def _finish(self, sender: Any, outcome: object) -> None:
-        with self._lock:
-            self._jobs -= 1
-            alone = self._jobs == 0
-        if alone:
-            _send_outcome(sender, outcome)
-        else:
-            self._done.put((sender, outcome))
-
-    def _answer(self) -> None:
-        while (item := self._done.get()) is not None:
-            _send_outcome(*item)
+    def _finish(self, sender: Any, future: Future[Any]) -> None:
+        self._answers.submit(_send_outcome, sender, future.exception() or future.result())
 
 
 class Caller:
-    """BLS calls of one model, from any thread: `caller(job)` is its result, or raises SessionError."""
+    """BLS calls of one stage, from any thread: `caller(job)` is its result, or raises SessionError."""
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    def __init__(self, model: str, secret: bytes) -> None:
+        self._model, self._secret = model, secret
 
-    def __call__(self, job: object) -> Any:
+    def __call__(self, job: Job) -> Any:
         request = pb_utils.InferenceRequest(
             model_name=self._model,
             requested_output_names=[MESSAGE],
-            inputs=_pack(job),
+            inputs=[pb_utils.Tensor(MESSAGE, wire.encode(job, self._secret))],
         )
         try:
             response = request.exec()
@@ -177,7 +151,7 @@ class Caller:
             raise wire.read_error(str(error), self._model) from None
         if response.has_error():
             raise wire.read_error(response.error().message(), self._model)
-        return _unpack(response.output_tensors())
+        return wire.decode_result(response.output_tensors()[0].as_numpy().copy())
 
 
 def _send_outcome(sender: Any, outcome: object) -> None:
@@ -188,34 +162,22 @@ def _send_outcome(sender: Any, outcome: object) -> None:
         _log.warning("a result could not be sent: %s", error)
 
 
-def _response(outcome: object) -> Any:
+def _response(outcome: Any) -> Any:
     if not isinstance(outcome, Exception):
         try:
-            return pb_utils.InferenceResponse(output_tensors=_pack(outcome))
+            return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(MESSAGE, wire.encode(outcome))])
         except Exception as error:
             outcome = error
+    if isinstance(outcome, wire.Refused):
+        outcome = SessionError("INVALID_ARGUMENT", str(outcome))
     if not isinstance(outcome, SessionError):
         _log.error("a job failed", exc_info=outcome)
         outcome = SessionError("INTERNAL", f"{type(outcome).__name__}: {outcome}")
     return _failure(outcome)
 
 
-def _words(unit: int, state: str, text: str) -> list[Any]:
-    """The outputs of a response that are known when its unit was thought."""
-    index = pb_utils.Tensor("unit_index", np.array([unit], np.int64))
-    return [index, _text("state", state.encode()), _text("text", text.encode())]
-
-
 def _text(name: str, value: bytes) -> Any:
     return pb_utils.Tensor(name, np.array([value], np.object_))
-
-
-def _pack(message: object) -> list[Any]:
-    return [pb_utils.Tensor(MESSAGE, wire.encode(message))]
-
-
-def _unpack(tensors: Sequence[Any]) -> Any:
-    return wire.decode(read_tensors(tensors)[MESSAGE])
 
 
 def _failure(error: SessionError) -> Any:

@@ -1,7 +1,6 @@
-"""What the serving runtime asks for on a GPU: engines of any GPU target, and the link that fits them.
+"""What the serving runtime asks for on a GPU: engines of any GPU target, pools and solvers that fit them.
 
-A role has a CUDA stream of its own, so that perceive and think overlap with perform and render (between processes on
-one GPU only under CUDA MPS; without it the driver lets them take turns).
+A role has a CUDA stream of its own, so that perceive and think overlap with perform and render.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import sysconfig
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,42 +21,36 @@ from engine_builder.manifest import GPU_TARGETS, TENSORRT_MODULES, Manifest
 from ..runtime.engines.devices import CPU, Devices, installed_gpus
 from ..runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet
 from ..runtime.engines.solver import HostSolver, Solver
-from ..runtime.engines.target import wait_for
-from ..runtime.kv.pool import Pool
+from ..runtime.engines.target import Role
+from ..runtime.kv.pool import Pool, PoolError
 from .cuda.cuda_runtime import CudaRuntime
 from .cuda.device_pool import DevicePool, Memory, MirroredPool
 from .cuda.host_runtime import HostRuntime
 from .rehearsal import rehearse
 
-PEER = "-peer"  # suffix of the performer's pool if it has one of its own
+# Loading the engines of the other stage comes first: gigabytes are read and hashed. Triton gives a model 300 s.
+WAIT_SECONDS = 240.0
 _PERFORMER_PRIORITY, _THINKER_PRIORITY = 0, -1  # the thinker's calls are short and feed the performer's batch
 
 
 @dataclass(frozen=True)
-class DeviceLink:
-    """The KV link of GPU engines (`runtime.link.Link`)."""
+class DeviceTarget:
+    """`runtime.engines.target.Target` of GPU engines."""
 
     precision: str
     devices: Devices
 
-    def create(self, name: str, config: ModelConfig, pages: int, page_tokens: int) -> Pool:
-        """The thinker's pool; with devices apart, together with the performer's, for which it waits."""
-        memory = _memory(self.devices.thinker)
-        pool = DevicePool.create(name, config, pages, page_tokens, self.precision, memory)
-        if not self.devices.apart:
+    def pool(self, role: Role, name: str, config: ModelConfig, pages: int, page_tokens: int) -> Pool:
+        memory = _memory(self.devices.performer if role == "performer" else self.devices.thinker)
+        named = name if role == "performer" else ""
+        pool = DevicePool.create(config, pages, page_tokens, self.precision, memory, named)
+        if role != "thinker":
             return pool
         try:
-            return MirroredPool(pool, wait_for(lambda: DevicePool.open(name + PEER, config, memory)))
+            return MirroredPool(pool, _wait_for(name, config, memory))
         except BaseException:
             pool.close()
-            pool.unlink()
             raise
-
-    def open(self, name: str, config: ModelConfig, pages: int, page_tokens: int) -> Pool:
-        memory = _memory(self.devices.performer)
-        if self.devices.apart:
-            return DevicePool.create(name + PEER, config, pages, page_tokens, self.precision, memory)
-        return wait_for(lambda: DevicePool.open(name, config, memory))
 
     def solver(self, engine: Any, pool: Pool, slots: int) -> Solver:
         """On the device where the engine can keep units there; a plan of TensorRT takes them anew at every step."""
@@ -99,7 +93,7 @@ def load_engines(engine_dir: Path, steps: Sequence[str], device: str = "") -> En
 
         streams = (CudaRuntime(int(where), priority=p) for p in (_THINKER_PRIORITY, _PERFORMER_PRIORITY))
         engines = load_plans(engine_dir, steps, *streams)
-    return replace(engines, link=DeviceLink(manifest.precision, devices))
+    return replace(engines, target=DeviceTarget(manifest.precision, devices))
 
 
 def check_target(manifest: Manifest, devices: Devices) -> None:
@@ -137,9 +131,16 @@ def check_target(manifest: Manifest, devices: Devices) -> None:
         )
 
 
-def mps_is_on() -> bool:
-    """True if CUDA MPS runs here, under which two processes use one GPU at the same time."""
-    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
+def _wait_for(name: str, config: ModelConfig, memory: Memory) -> DevicePool:
+    """The performer's pool, once its stage has made it; its last PoolError after WAIT_SECONDS."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return DevicePool.open(name, config, memory)
+        except PoolError:  # not there yet, or not complete
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _memory(name: str) -> Memory:

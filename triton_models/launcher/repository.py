@@ -11,21 +11,24 @@ from string import Template
 from engine_builder.config import FRAMES_PER_UNIT
 from engine_builder.manifest import Manifest
 
-from ..service import settings
-from ..service.settings import DuplexSettings, RoleSettings
+from ..service.settings import RunSettings
 
 TEMPLATES = Path(__file__).parents[1] / "repository"
-MODELS = ("duplex", "thinker", "performer")
+MODELS = ("duplex", "thinker", "performer")  # what tells its state; the last two may be one stage
 CONFIG = "config.pbtxt"
 
 
-def fill_repository(target: Path, manifest: Manifest, role: RoleSettings, duplex: DuplexSettings) -> None:
-    """Writes the repository of the three models to `target`, which is replaced.
+def fill_repository(target: Path, manifest: Manifest, run: RunSettings) -> None:
+    """Writes the repository of `duplex` and the stages of a run to `target`, which is replaced.
 
-    Sizes come from the manifest's model. `duplex` also carries facts that clients read: weights, precision, rates.
+    Sizes come from the manifest's model. Parameters are what clients read: weights, precision, rates, limits.
     """
-    config = manifest.model
+    config, duplex = manifest.model, run.duplex
     facts = {
+        "max_in_flight": str(duplex.max_in_flight),
+        "idle_ms": str(duplex.idle_ms),
+        "grace_ms": str(duplex.grace_ms),
+        "max_sessions": str(duplex.max_sessions),
         "model": config.name,
         "weights": manifest.weights,
         "precision": manifest.precision,
@@ -39,15 +42,15 @@ def fill_repository(target: Path, manifest: Manifest, role: RoleSettings, duplex
         "width": config.video.width,
         # Longer than any session of ours may be silent, so that the batcher never forgets one that we still know.
         "sequence_idle_us": 2_000 * (duplex.idle_ms + duplex.grace_ms),
-        "parameters": parameters({**settings.write(duplex), **facts}),
+        "parameters": parameters(facts),
     }
-    inner = {"parameters": parameters(settings.write(role))}
     if target.exists():
         shutil.rmtree(target)
-    for model in MODELS:
-        shutil.copytree(TEMPLATES / model, target / model, ignore=shutil.ignore_patterns("__pycache__"))
-        template = (TEMPLATES / model / CONFIG).read_text()
-        (target / model / CONFIG).write_text(fill(template, public if model == "duplex" else inner))
+    for model in ("duplex", *run.stages):
+        template = TEMPLATES / ("duplex" if model == "duplex" else "stage")
+        shutil.copytree(template, target / model, ignore=shutil.ignore_patterns("__pycache__"))
+        variables = public if model == "duplex" else {"model": model}
+        (target / model / CONFIG).write_text(fill((template / CONFIG).read_text(), variables))
 
 
 def fill(template: str, variables: Mapping[str, object]) -> str:

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import psutil
 
+from ..service.settings import ENVIRONMENT
 from .installation import ServerError, find_server
 
 SHM = Path("/dev/shm")
+TREE = Path(__file__).parents[2]  # where this package lies
 _ERROR = re.compile(r"E\d{4} .*(?<!has not been initialized.\")$|error:")  # glog's E1122; no GPU is no error
 EXIT_TIMEOUT = 1  # seconds that Triton gives open streams at its end; our sessions were drained before
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -44,6 +46,7 @@ class ServerPlan:
 
     backends: where links to the wheel's backend go.  log: None leaves output to the launcher's own.
     prefix: all its shared memory has names that begin so.  triton: installation directory, None finds one.
+    settings: file of `service.settings`, which the models find by their environment.
     Triton's HTTP listens on loopback always: it is for the launcher's questions.
     """
 
@@ -55,6 +58,7 @@ class ServerPlan:
     grpc_address: str = LOOPBACK
     metrics_address: str = LOOPBACK
     triton: Path | None = None
+    settings: Path | None = None
 
     def command(self) -> list[str]:
         """The command line. `ServerError` if there is no tritonserver for this Python."""
@@ -101,6 +105,7 @@ class ServerProcess:
         command = self.plan.command()
         environment = {
             **os.environ,
+            ENVIRONMENT: str(self.plan.settings),
             # Stubs take the first interpreter environment on PATH and the libpython that it belongs to.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "LD_LIBRARY_PATH": os.pathsep.join(
@@ -115,7 +120,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=self.plan.repository.parent,  # stubs look for modules there first
+                cwd=TREE,  # stubs look for modules there first: they run the code that started them
                 start_new_session=True,  # Ctrl-C must reach the launcher alone, which drains first
                 preexec_fn=_end_with_parent,
             )

@@ -1,23 +1,29 @@
-"""What the three models say to each other. Plain typed records; `wire.py` turns them into tensors and back.
+"""What the models say to each other: typed records, whose field types are also the schema that bytes are checked by.
 
-Times are `time.monotonic_ns()`: CLOCK_MONOTONIC is shared by the processes of one machine, so a deadline that the
-duplex model sets means the same to the performer.
-
-Nobody changes a message once it is made. They are not frozen all the same: making a frozen one takes twice as long, and
-a dozen are made for each unit while no engine works.
+`backend/wire.py` turns them into bytes and back. Times are `time.monotonic_ns()`: CLOCK_MONOTONIC is shared by the
+processes of one machine, so a deadline that the duplex model sets means the same to a stage.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 
+MAX_PROMPT_BYTES = 16_384  # of a persona prompt, checked before anything tokenises it
+MAX_TEXT_BYTES = 4096  # typed text of one unit, UTF-8: more than anybody types in 160 ms, a paste of a page included
+MAX_QUEUED_TEXT = 1024  # typed tokens that may wait in the thinker for later units
+
+Name = Annotated[str, Meta(min_length=1, max_length=400)]  # of a session
+Count = Annotated[int, Meta(ge=0, le=2**62)]  # epochs, units, positions, times
+Steps = Annotated[int, Meta(ge=1, le=1024)]
 
 # What a session error may be, in the words of gRPC.
 CODES = (
@@ -43,8 +49,11 @@ class SessionError(Exception):
         self.message = message
 
 
-@dataclass(slots=True)
-class HistoryView:
+class Message(msgspec.Struct, frozen=True, eq=False, array_like=True, tag=True, forbid_unknown_fields=True):
+    """Packed as a list: its class, then its fields in their order."""
+
+
+class HistoryView(Message, frozen=True):
     """One session's visible history as the performer and the step graphs see it.
 
     page_ids int64 [P] and ranges int64 [P, 2]: key j of page p is visible iff ranges[p, 0] <= j < ranges[p, 1].
@@ -54,114 +63,106 @@ class HistoryView:
     ranges: Int64
 
 
-@dataclass(slots=True)
-class OpenJob:
+class OpenJob(Message, frozen=True):
     """Opens a session in the thinker: pages are reserved and the persona prompt is prefilled."""
 
-    session: str
-    epoch: int
-    prompt: str = ""
-    seed: int = 0
-    retention: object = "full"  # JSON form; `retention.parse` validates it
+    session: Name
+    epoch: Count
+    prompt: Annotated[str, Meta(max_length=MAX_PROMPT_BYTES)] = ""
+    seed: Annotated[int, Meta(ge=0)] = 0
+    retention: Any = "full"  # JSON form; `retention.parse` validates it
 
 
-@dataclass(slots=True)
-class PerceiveJob:
+class PerceiveJob(Message, frozen=True):
     """User unit `unit`: pcm float32 [N], frames uint8 [4, H, W, 3]."""
 
-    session: str
-    epoch: int
-    unit: int
+    session: Name
+    epoch: Count
+    unit: Count
     pcm: Float32
     frames: UInt8
 
 
-@dataclass(slots=True)
-class ThinkJob:
+class ThinkJob(Message, frozen=True):
     """Runs the context block and the slots of `unit`; its perception must be there (or comes along as `perceive`).
 
     z_video [n_v, c_v] and z_audio [n_a, c_a]: clean latents of the unit before, which open the block; unit 0 has none.
     latest_ns: the unit is late unless its call starts by then; None: nothing is known of a deadline.
+    steps, deadline_ns: of the solver, which starts without another call where it lives in the same stage.
     """
 
-    session: str
-    epoch: int
-    unit: int
-    text: str = ""
+    session: Name
+    epoch: Count
+    unit: Count
+    text: Annotated[str, Meta(max_length=MAX_TEXT_BYTES)] = ""
     perceive: PerceiveJob | None = None
     z_video: Float32 | None = None
     z_audio: Float32 | None = None
-    latest_ns: int | None = None
+    latest_ns: Count | None = None
+    steps: Steps = 1
+    deadline_ns: Count = 0
 
 
-@dataclass(slots=True)
-class ThinkResult:
-    session: str
-    epoch: int
-    unit: int
-    state: str
-    text: str
-    history: HistoryView  # after the K/V of this unit was committed
-    origin: int  # prompt tokens; RoPE origin of the session
-    seed: int
-    slots: tuple[int, ...]  # emitted token ids
-    ms: dict[str, float] = field(default_factory=dict)  # perceive, think
-    handed: bool = False  # the performer has its HandOver already
+class ThinkResult(Message, frozen=True):
+    """history: where the K/V of the session is, for a performer of another stage; None where it was handed over.
 
-
-@dataclass(slots=True)
-class HandOver:
-    """What the performer must know of a unit that was thought: where its history is. `sent_ns`: when it left."""
-
-    session: str
-    epoch: int
-    unit: int
-    seed: int
-    origin: int
-    history: HistoryView
-    sent_ns: int = 0
-
-
-@dataclass(slots=True)
-class PerformJob:
-    """Solves one unit over its history and renders it. `deadline_ns`: when the solver should be done.
-
-    history: None if the job comes ahead of its HandOver, which brings `seed`, `origin` and the history.
+    `seal` vouches for that history: pages that a message names are taken only with the seal of who owns them.
     """
 
-    session: str
-    epoch: int
-    unit: int
-    seed: int
-    steps: int
-    deadline_ns: int
-    origin: int
+    session: Name
+    epoch: Count
+    unit: Count
+    state: str
+    text: str
+    history: HistoryView | None
+    origin: Count  # prompt tokens; RoPE origin of the session
+    seed: Annotated[int, Meta(ge=0)]
+    slots: tuple[Count, ...]  # emitted token ids
+    ms: dict[str, float] = {}  # perceive, think
+    seal: bytes = b""
+
+
+class PerformJob(Message, frozen=True):
+    """Solves one unit over its history and renders it. `deadline_ns`: when the solver should be done.
+
+    history: None asks for the unit that the thinker of the same stage handed over when it was thought.
+    """
+
+    session: Name
+    epoch: Count
+    unit: Count
+    seed: Annotated[int, Meta(ge=0)]
+    steps: Steps
+    deadline_ns: Count
+    origin: Count
     history: HistoryView | None = None
-    sent_ns: int = 0  # of the hand-over
+    seal: bytes = b""
 
 
-@dataclass(slots=True)
-class PerformResult:
+class PerformResult(Message, frozen=True):
     """Clean latents of one unit: z_video [n_v, c_v], z_audio [n_a, c_a]; `steps` may be fewer than asked when late.
 
     pcm float32 [N] and frames uint8 [4, H, W, 3] are what the renderer made of them; None before it did.
     """
 
-    session: str
-    epoch: int
-    unit: int
+    session: Name
+    epoch: Count
+    unit: Count
     z_video: Float32
     z_audio: Float32
-    steps: int
-    solved_ns: int = 0  # when the last solver step was done
+    steps: Count
+    solved_ns: Count = 0  # when the last solver step was done
     pcm: Float32 | None = None
     frames: UInt8 | None = None
-    ms: dict[str, float] = field(default_factory=dict)  # queue, perform, render
+    ms: dict[str, float] = {}  # queue, perform, render
 
 
-@dataclass(slots=True)
-class CloseJob:
-    """Frees everything the session holds in the thinker; closing an unknown session is no error."""
+class CloseJob(Message, frozen=True):
+    """Frees everything the session holds in a stage; closing an unknown session is no error."""
 
-    session: str
-    epoch: int
+    session: Name
+    epoch: Count
+
+
+Job = OpenJob | PerceiveJob | ThinkJob | PerformJob | CloseJob
+Result = ThinkResult | PerformResult | float | None

@@ -10,13 +10,11 @@ import numpy as np
 
 from engine_builder.config import FRAMES_PER_UNIT, UNIT_MS, ModelConfig
 
-from .messages import Float32, UInt8
+from .messages import MAX_TEXT_BYTES, Float32, UInt8
 
 # Full scale is 1.0. Float senders overshoot it (inter-sample peaks, gain before a limiter): 4.0 leaves 12 dB for that,
 # and still catches the usual mistake, int16 samples that were cast and not scaled.
 MAX_PCM = 4.0
-MAX_QUEUED_TEXT = 1024  # typed tokens of a session that may wait for later units
-MAX_TEXT_BYTES = 4096  # typed text of one unit, UTF-8: more than anybody types in 160 ms, a paste of a page included
 
 
 def pcm(value: np.ndarray, config: ModelConfig) -> Float32:

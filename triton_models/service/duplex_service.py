@@ -18,7 +18,7 @@ from ..runtime.duplex.options import OptionLimits
 from ..runtime.duplex.tracing import Tracer
 from ..runtime.engines.tokenizer import TextTokenizer
 from ..runtime.metrics import Metrics
-from .settings import DuplexSettings
+from .settings import RunSettings
 from .status import Heartbeat, read_notice
 
 NOTICE_SECONDS = 0.1  # how often the watch looks for a notice, and shows that no lock is held for ever
@@ -29,8 +29,9 @@ _log = logging.getLogger(__name__)
 class DuplexService:
     """Runs a `Duplex` from `start` to `stop`. Call `serve` in the order of arrival."""
 
-    def __init__(self, settings: DuplexSettings, call_thinker: Call, call_performer: Call) -> None:
+    def __init__(self, run: RunSettings, call_thinker: Call, call_performer: Call) -> None:
         """Reads sizes and tokenizer of the engine directory; raises ManifestError or ValueError if they are not it."""
+        settings = run.duplex
         directory = Path(settings.engines)
         manifest = Manifest.load(directory)
         manifest.verify(directory, steps=())
@@ -60,10 +61,10 @@ class DuplexService:
             idle_ns=settings.idle_ms * 1_000_000,
             grace_ns=settings.grace_ms * 1_000_000,
         )
-        self._directory, self._poll_seconds = Path(settings.status), settings.poll_ms / 1000
+        self._directory, self._poll_seconds = Path(run.status), settings.poll_ms / 1000
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self._heartbeat = Heartbeat(self._directory, "duplex", self.status)
+        self._heartbeat = Heartbeat(self._directory, {"duplex": self.status})
         self._turned, self._state = time.monotonic(), self._duplex.status()
 
     @property

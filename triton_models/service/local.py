@@ -1,35 +1,36 @@
-"""Thinker and performer in one process over one pool, without Triton: for tests, evaluation and benchmarks.
+"""A server without Triton: the same `Duplex` over the same stage, with direct calls. For tests, evaluation, benches.
 
     with LocalRuntime.load(engine_dir) as runtime:
         session = await runtime.open(prompt="..", seed=1)
         output = await session.step(pcm, frames, text="hello")
 
-The workers are the ones that serve; only the way between them is shorter. Sessions that are stepped concurrently share
-batches. Nothing paces the units: they run as fast as the engines do.
+Sessions that are stepped concurrently share batches. Nothing paces the units: they run as fast as the engines do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import time
+import json
+import threading
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine_builder.config import UNIT_MS
+from msgspec import structs
 
 from ..runtime.budget.costs import CostTable
-from ..runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineSet
+from ..runtime.duplex.contract import UnitRequest, UnitResponse
+from ..runtime.duplex.duplex import Duplex
+from ..runtime.duplex.options import OptionLimits
+from ..runtime.engines.engine import EngineSet
 from ..runtime.engines.tokenizer import TextTokenizer
-from ..runtime.kv.pages import BlockManager
 from ..runtime.messages import (
     CloseJob,
     Float32,
-    OpenJob,
-    PerceiveJob,
+    Job,
     PerformJob,
     PerformResult,
     SessionError,
@@ -37,17 +38,14 @@ from ..runtime.messages import (
     ThinkResult,
     UInt8,
 )
-from ..runtime.performer.performer import Performer
-from ..runtime.performer.renderer import Renderer
 from ..runtime.performer.scheduler import StepScheduler
-from ..runtime.performer.worker import PerformerWorker
-from ..runtime.thinker.thinker import Thinker
-from ..runtime.thinker.worker import ThinkerWorker
-from ..runtime.worker import Job
 from .load import load_engines
+from .stage import STEPS, Stage
 
 DEFAULT_PAGES = 1024
 DEFAULT_PAGE_TOKENS = 16
+MAX_SESSIONS = 64
+IDLE_NS = 3600 * 10**9  # nobody is at the other end who could have gone
 
 _numbers = itertools.count()
 
@@ -78,7 +76,7 @@ class AgentUnit:
 
 
 class LocalRuntime:
-    """Both workers over a private pool. Use it as a context manager, or call `start` and `close`."""
+    """A `Duplex` and its stage. Use it as a context manager, or call `start` and `close`."""
 
     def __init__(
         self,
@@ -88,43 +86,44 @@ class LocalRuntime:
         page_tokens: int = DEFAULT_PAGE_TOKENS,
         costs: CostTable | None = None,
         scheduler: StepScheduler | None = None,
+        **duplex: Any,
     ) -> None:
         """costs: measured costs make the scheduler skip solver steps when late; without them it never does
         scheduler: another batching policy with the interface of `StepScheduler`
+        duplex: as for `Duplex`, admission for one
         """
-        self.config = engines.config
-        name = f"wst-local-{os.getpid()}-{next(_numbers)}"
-        self.pool = engines.link.create(name, self.config, pages, page_tokens)
-        try:
-            self.blocks = BlockManager(pages, page_tokens)
-            tokenizer = TextTokenizer.load(engines.tokenizer_path, self.config.language)
-            self.thinker = Thinker(engines, self.pool, self.blocks, tokenizer)
-            # Calls that cost nothing never make a neighbour late, so every tick takes all rows that fit.
-            table = costs or CostTable.linear({"perform": (0.0, 0.0)})
-            if scheduler is None:
-                scheduler = StepScheduler(table, engines.max_batch, degrade=costs is not None)
-            self.performer = Performer(engines, self.pool, scheduler)
-            self.think_worker = ThinkerWorker(self.thinker)
-            self.perform_worker = PerformerWorker(self.performer, Renderer(engines, self.performer.metrics))
-        except BaseException:
-            self._free_pool()
-            raise
+        self.config = config = engines.config
+        # Calls that cost nothing never make a neighbour late, so every tick takes all rows that fit.
+        table = costs or CostTable.linear({"perform": (0.0, 0.0)})
+        policy = scheduler or StepScheduler(table, engines.max_batch, degrade=costs is not None)
+        self.stage = Stage(engines, pages=pages, page_tokens=page_tokens, scheduler=lambda *_: policy)
+        self.pool, self.blocks = self.stage.pool, self.stage.blocks
+        self._sessions: dict[str, LocalSession] = {}
+        self._tokenizer = TextTokenizer.load(engines.tokenizer_path, config.language)
+        given: dict[str, Any] = {
+            "limits": OptionLimits(solver_steps=config.solver.steps, max_solver_steps=config.solver.max_steps),
+            "degrade": False,
+            "max_sessions": MAX_SESSIONS,
+            "max_in_flight": 2,
+            "ahead_units": None,
+            "idle_ns": IDLE_NS,
+            "grace_ns": 0,
+        }
+        self.duplex = Duplex(config, self._call, self._call, self._tokens, **(given | duplex))
 
     @classmethod
     def load(cls, engine_dir: Path, *, threads: int = 1, device: str = "", **options: Any) -> LocalRuntime:
         """Loads a verified engine directory (`device`: see `service.load`); `options` as for the constructor."""
-        return cls(load_engines(engine_dir, (*THINKER_STEPS, *PERFORMER_STEPS), threads, device), **options)
+        return cls(load_engines(engine_dir, STEPS["both"], threads, device), **options)
 
     def start(self) -> None:
-        self.think_worker.start()
-        self.perform_worker.start()
+        self.stage.start()
 
     def close(self) -> None:
-        """Stops the workers, which fails what is under way, and frees the pool."""
-        self.perform_worker.stop()
-        self.think_worker.stop()
-        self.thinker.close_all()
-        self._free_pool()
+        """Ends the sessions and the threads, which fails what is under way, and frees the pool."""
+        self.duplex.abandon("the runtime is shutting down")
+        self.duplex.stop()
+        self.stage.stop()
 
     def __enter__(self) -> LocalRuntime:
         self.start()
@@ -142,19 +141,9 @@ class LocalRuntime:
         steps: int | None = None,
         name: str | None = None,
     ) -> LocalSession:
-        """Opens a session; `steps` are solver steps a unit (None: the model's). Raises SessionError."""
-        session = LocalSession(
-            self, name or f"local-{next(_numbers)}", next(_numbers), steps or self.config.solver.steps
-        )
-        await self.call_thinker(OpenJob(session.name, session.epoch, prompt, seed, retention))
-        return session
-
-    async def call_thinker(self, job: Job) -> Any:
-        """Runs one job; with `call_performer`, what `Duplex` takes to serve sessions over this runtime."""
-        return await asyncio.wrap_future(self.think_worker.submit(job))
-
-    async def call_performer(self, job: Job) -> Any:
-        return await asyncio.wrap_future(self.perform_worker.submit(job))
+        """A session, which begins with its first unit; `steps` are solver steps a unit (None: the model's)."""
+        options = {"prompt": prompt, "seed": seed, "retention": retention, "hold_open": True}
+        return LocalSession(self, name or f"local-{next(_numbers)}", options, steps or self.config.solver.steps)
 
     def converse(self, units: Iterable[UserUnit], **options: Any) -> list[AgentUnit]:
         """One whole session, start to end, for callers without an event loop; `options` as for `open`."""
@@ -167,69 +156,96 @@ class LocalRuntime:
 
     def stats(self) -> dict[str, float]:
         """Counters and timings of both roles, names prefixed with `thinker.` and `performer.`."""
-        roles = {"thinker": self.thinker.stats(), "performer": self.performer.stats()}
-        return {f"{role}.{name}": value for role, values in roles.items() for name, value in values.items()}
+        return {f"{r}.{name}": v for r, part in self.stage.parts.items() for name, v in part.figures().items()}
 
-    def _free_pool(self) -> None:
-        self.pool.close()
-        self.pool.unlink()
+    def _tokens(self, text: str) -> int:
+        return len(self._tokenizer.encode(text))
+
+    def _call(self, job: Job) -> Any:
+        """What BLS is in a server. Keeps of a unit what no client is told, and hears of the end of a session."""
+        session = self._sessions.get(job.session.partition(":")[2].rpartition("#")[0])
+        if session is not None and isinstance(job, ThinkJob | PerformJob):
+            job = structs.replace(job, steps=session.steps)
+        try:
+            result = self.stage.submit(job).result()
+        finally:
+            if session is not None and isinstance(job, CloseJob):
+                session.closes.release()
+        if session is not None and isinstance(result, ThinkResult):
+            session.thought = result
+        if session is not None and isinstance(result, PerformResult):
+            session.solved = result
+        return result
 
 
 class LocalSession:
-    """One conversation of a `LocalRuntime`. A unit that failed or was cancelled half-way ends it: close it then."""
+    """One conversation of a `LocalRuntime`, and the `Reply` to all its units. A unit that was cancelled half-way leaves
+    it out of step: close it then. `steps` may change between units."""
 
-    def __init__(self, runtime: LocalRuntime, name: str, epoch: int, steps: int) -> None:
-        self.name, self.epoch, self.steps = name, epoch, steps
+    def __init__(self, runtime: LocalRuntime, key: str, options: dict[str, object], steps: int) -> None:
+        self.key, self.steps = key, steps
         self.unit = 0  # the next one
-        self._z: tuple[Float32 | None, Float32 | None] = (None, None)  # of the unit before
-        self._runtime = runtime
+        self.thought: ThinkResult | None = None  # of the last unit
+        self.solved: PerformResult | None = None
+        self._runtime, self._options = runtime, options
+        self.closes = threading.Semaphore(0)  # close calls that came back: two, one a role
+        self._answer: Future[UnitResponse] = Future()
+        self._begun = self._gone = False
+        runtime._sessions[self.key] = self
 
     async def step(self, pcm: Float32, frames: UInt8, text: str = "") -> AgentUnit:
         """One user unit in, one agent unit out. Raises SessionError."""
-        begin = time.monotonic_ns()
-        unit = self.unit
-        heard = PerceiveJob(self.name, self.epoch, unit, pcm, frames)
-        thought: ThinkResult = await self._runtime.call_thinker(
-            ThinkJob(self.name, self.epoch, unit, text, heard, *self._z)
-        )
-        performed: PerformResult = await self._runtime.call_performer(
-            PerformJob(
-                session=self.name,
-                epoch=self.epoch,
-                unit=unit,
-                seed=thought.seed,
-                steps=self.steps,
-                deadline_ns=begin + UNIT_MS * 1_000_000,
-                origin=thought.origin,
-                history=thought.history,
-            )
-        )
-        if performed.pcm is None or performed.frames is None:
-            raise SessionError("INTERNAL", f"unit {unit}: expected pcm and frames of the performer, got none")
-        self._z = performed.z_video, performed.z_audio
+        start, self._answer = self.unit == 0, Future()
+        options = json.dumps(self._options | {"solver_steps": self.steps}).encode() if start else b""
+        request = UnitRequest(self.key, start, False, self.unit, pcm, frames, text.encode(), options)
+        self._runtime.duplex.serve(request, self)
+        self._begun |= self._runtime.duplex.table.get(self.key) is not None
+        answer = await asyncio.wrap_future(self._answer)
+        if self.thought is None or self.solved is None:
+            raise SessionError("INTERNAL", f"unit {self.unit}: expected the results of a stage, got none")
         self.unit += 1
-        total = (time.monotonic_ns() - begin) / 1e6
         return AgentUnit(
-            unit=unit,
-            state=thought.state,
-            text=thought.text,
-            slots=thought.slots,
-            pcm=performed.pcm,
-            frames=performed.frames,
-            z_video=performed.z_video,
-            z_audio=performed.z_audio,
-            steps=performed.steps,
-            ms={**thought.ms, **performed.ms, "total": total},
+            unit=answer.unit,
+            state=answer.state,
+            text=answer.text,
+            slots=self.thought.slots,
+            pcm=answer.pcm,
+            frames=answer.frames,
+            z_video=self.solved.z_video,
+            z_audio=self.solved.z_audio,
+            steps=self.solved.steps,
+            ms=answer.info["ms"],
         )
 
     async def close(self) -> None:
-        """Frees everything; twice is no error. The performer lets go before the pages can have another owner."""
-        job = CloseJob(self.name, self.epoch)
-        await self._runtime.call_performer(job)
-        await self._runtime.call_thinker(job)
+        """Goes away, as a client does, and waits until everything is freed; twice is no error."""
+        begun, self._begun, self._gone = self._begun, False, True
+        if begun:
+            self._runtime.duplex.poll()
+            await asyncio.get_running_loop().run_in_executor(None, self._freed)
+        self._runtime._sessions.pop(self.key, None)
+
+    def _freed(self) -> None:
+        for _ in range(2):
+            self.closes.acquire()
 
     async def __aenter__(self) -> LocalSession:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+    # -- Reply -------------------------------------------------------------------------------------------------
+    def send(self, response: UnitResponse) -> None:
+        if not self._answer.done():
+            self._answer.set_result(response)
+
+    def fail(self, error: SessionError) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(error)
+
+    def finish(self) -> None:
+        """The session is over, or this unit: `send` and `fail` have said so."""
+
+    def cancelled(self) -> bool:
+        return self._gone

@@ -1,35 +1,38 @@
-"""The parameters in config.pbtxt of the three models, as typed records: the launcher writes, the models read them."""
+"""What the launcher tells the models of a run, in a file that the user of the server alone may read.
+
+The file's name is in the environment of the server, and not in config.pbtxt: whoever may ask Triton for a model's
+configuration would learn paths, and the secret by which a stage knows the duplex model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import TypeVar
+import os
+import secrets
+from pathlib import Path
 
-Settings = TypeVar("Settings", "RoleSettings", "DuplexSettings")
+import msgspec
+
+from ..runtime.engines.target import Role
+
+ENVIRONMENT = "WAN_STREAMER_RUN"
+FILE = "settings.json"
 
 
-@dataclass(frozen=True)
-class RoleSettings:
-    """Of `thinker` and `performer`."""
-
+class StageSettings(msgspec.Struct, frozen=True, kw_only=True):
     engines: str  # engine directory
-    status: str  # directory of the status files
-    pool: str  # name of the KV pool in shared memory
-    pages: int  # the null page included
+    role: Role
+    link: str  # name of the KV link between two stages
+    pages: int  # of the KV pool, the null page included
     page_tokens: int
     max_sessions: int
     threads: int  # of each engine
     degrade: bool  # late units may get fewer solver steps
-    device: str = ""  # of GPU engines: see gpu.devices.Devices
+    orphan_seconds: float  # a session of which nothing is heard for so long is closed
+    device: str = ""  # of GPU engines: see `runtime.engines.devices`
 
 
-@dataclass(frozen=True)
-class DuplexSettings:
-    """Of `duplex`."""
-
+class DuplexSettings(msgspec.Struct, frozen=True, kw_only=True):
     engines: str
-    status: str
     max_sessions: int
     max_in_flight: int  # unanswered units of one session
     idle_ms: int  # a session that sends nothing ends after this time
@@ -45,23 +48,31 @@ class DuplexSettings:
     admit_all: bool = False  # up to max_sessions, whatever `sessions` says
 
 
-def read(kind: type[Settings], parameters: Mapping[str, str]) -> Settings:
-    """From Triton's string parameters. ValueError names one that is missing or no integer."""
-    values: dict[str, str | int | bool] = {}
-    for field in fields(kind):
-        text = parameters.get(field.name)
-        if text is None:
-            raise ValueError(f"{field.name}: expected among the parameters of the model, got {sorted(parameters)}")
-        if field.type == "str":
-            values[field.name] = text
-        elif not text.isdecimal():
-            raise ValueError(f"{field.name}: expected an integer, got {text!r}")
-        else:
-            values[field.name] = bool(int(text)) if field.type == "bool" else int(text)
-    return kind(**values)  # pyright: ignore[reportArgumentType]
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Of all models of one server. `stages` by model name, in the order think, perform."""
+
+    status: str  # directory of the status files
+    duplex: DuplexSettings
+    stages: dict[str, StageSettings]
+    secret: str = msgspec.field(default_factory=lambda: secrets.token_hex(32))  # of 32 bytes
+
+    @property
+    def key(self) -> bytes:
+        return bytes.fromhex(self.secret)
 
 
-def write(settings: RoleSettings | DuplexSettings) -> dict[str, str]:
-    """The parameters that `read` turns into `settings`."""
-    values = ((field.name, getattr(settings, field.name)) for field in fields(settings))
-    return {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in values}
+def save(settings: RunSettings, run: Path) -> Path:
+    """Writes the file of a run directory; returns its path."""
+    path = run / FILE
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(settings)))
+    return path
+
+
+def load() -> RunSettings:
+    """In a model: the settings of its server. ValueError says how it was to be started."""
+    path = os.environ.get(ENVIRONMENT)
+    if path is None:
+        raise ValueError(f"{ENVIRONMENT}: expected the settings of a run; start the server with triton_models.launch")
+    return msgspec.json.decode(Path(path).read_bytes(), type=RunSettings)

@@ -31,14 +31,21 @@ class Notice:
 
 
 class Heartbeat:
-    """Writes `directory/name.json` = {"pid", "beat", ..snapshot()} every BEAT_SECONDS from a thread of its own.
+    """Writes `directory/name.json` = {"pid", "beat", ..snapshot()} of each part every BEAT_SECONDS from a thread of its
+    own, and calls `also`.
 
-    `beat` is `time.monotonic()`. A snapshot that raises stops the beat: what cannot describe itself is out of order.
+    `beat` is `time.monotonic()`. A snapshot that raises stops the beat: what cannot describe itself is out of order. A
+    disk that is full does not: the next beat may find room.
     """
 
-    def __init__(self, directory: Path, name: str, snapshot: Callable[[], Mapping[str, Any]]) -> None:
-        self._path = directory / f"{name}.json"
-        self._snapshot = snapshot
+    def __init__(
+        self,
+        directory: Path,
+        snapshots: Mapping[str, Callable[[], Mapping[str, Any]]],
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._snapshots = {directory / f"{name}.json": snapshot for name, snapshot in snapshots.items()}
+        self._also = also
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -47,22 +54,28 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the beat and removes the file."""
+        """Ends the beat and removes the files."""
         self._stop.set()
         self._thread.join(2.0)
-        self._path.unlink(missing_ok=True)
+        for path in self._snapshots:
+            path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
                 self._write()
+                self._also()
             except Exception:
-                _log.exception("%s: the heartbeat stops", self._path)
+                _log.exception("the heartbeat stops")
                 return
 
     def _write(self) -> None:
-        status = {**self._snapshot(), "pid": os.getpid(), "beat": time.monotonic()}
-        replace_json(self._path, status)
+        for path, snapshot in self._snapshots.items():
+            status = {**snapshot(), "pid": os.getpid(), "beat": time.monotonic()}
+            try:
+                replace_json(path, status)
+            except OSError as error:
+                _log.warning("a status was not written: %s", error)
 
 
 def read_status(directory: Path, name: str) -> dict[str, Any] | None:

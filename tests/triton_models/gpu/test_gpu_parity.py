@@ -111,7 +111,7 @@ pool = DevicePool.open(sys.argv[1], config, CudaRuntime())
 print(float(torch.as_tensor(pool.k, device="cuda")[:, 3, :4].double().sum()))
 pool.close()
 """
-    with DevicePool.create(name, config, 8, PAGE_TOKENS, "float32", cuda) as pool:
+    with DevicePool.create(config, 8, PAGE_TOKENS, "float32", cuda, name) as pool:
         pool.write([Span(3, 0, 4)], k, -k, np.arange(4))
         done = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True, check=True)
         assert float(done.stdout) == pytest.approx(k.astype(float).sum(), abs=1e-3)

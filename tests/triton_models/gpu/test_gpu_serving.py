@@ -60,8 +60,8 @@ def test_a_conversation_is_that_of_the_cpu_engines(mini_engines: Path, torch_eng
 def test_after_the_rehearsal_every_tick_is_one_launch(torch_engines: Path) -> None:
     engines = load_engines(torch_engines, (*THINKER_STEPS, *PERFORMER_STEPS), device="0")
     with LocalRuntime(engines, pages=256, page_tokens=PAGE_TOKENS) as runtime:
-        solver = engines.link.solver(engines["perform"], runtime.pool, 4)
-        engines.link.rehearse(engines, runtime.pool, solver)
+        solver = engines.target.solver(engines["perform"], runtime.pool, 4)
+        engines.target.rehearse(engines, runtime.pool, solver)
         call = SolverCall(engines.config, solver, scattered_view(runtime.pool, 100))
         call(3)
         with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import subprocess
@@ -25,15 +26,18 @@ from triton_models.gpu import serving
 from triton_models.gpu.cuda.cuda_runtime import CudaRuntime, DeviceArray
 from triton_models.gpu.cuda.device_pool import DevicePool
 from triton_models.gpu.rehearsal import rehearse
+from triton_models.gpu.torch_cuda import weights
 from triton_models.gpu.torch_cuda.engine import tensor_of
+from triton_models.gpu.torch_cuda.weights import read_tensors
 from triton_models.runtime.budget import probe as cost_probe
 from triton_models.runtime.engines.devices import Devices
 from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet
-from triton_models.runtime.engines.target import HostLink
+from triton_models.runtime.engines.target import HostTarget
 from triton_models.runtime.kv.pages import Span
-from triton_models.runtime.kv.pool import SHM_DIRECTORY
 from triton_models.service.load import load_engines
 from triton_models.service.local import AgentUnit, LocalRuntime, UserUnit
+from triton_models.service.settings import StageSettings
+from triton_models.service.stage import Stage
 
 pytestmark = pytest.mark.engine
 PAGES, PAGE_TOKENS = 8, 16
@@ -71,7 +75,7 @@ class ModelStep:
 def the_model_itself(directory: Path, engines: EngineSet) -> EngineSet:
     """The engines of a checkpoint as its own step functions, with everything else as in `engines`."""
     specs = step_specs(load_checkpoint(directory))
-    return replace(engines, engines={step: ModelStep(spec) for step, spec in specs.items()}, link=HostLink())
+    return replace(engines, engines={step: ModelStep(spec) for step, spec in specs.items()}, target=HostTarget())
 
 
 def user_unit(engines: EngineSet, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +112,35 @@ def test_conversations_are_those_of_the_model(directories):
         assert np.abs(ours.frames.astype(int) - theirs.frames).max() <= 1
 
 
+def test_a_stage_holds_the_weights_once(directories, monkeypatch):
+    """Two processes would hold two copies of them on a GPU (house 0)."""
+    tables = []
+
+    def counted(path, device):
+        tensors = read_tensors(path, device)
+        tables.append(tensors["embed"])
+        return tensors
+
+    monkeypatch.setattr(weights, "read_tensors", counted)
+    settings = StageSettings(
+        engines=str(directories / "torch-cuda"),
+        role="both",
+        link="",
+        pages=64,
+        page_tokens=PAGE_TOKENS,
+        max_sessions=2,
+        threads=1,
+        degrade=False,
+        orphan_seconds=60.0,
+        device="cpu",
+    )
+    Stage.of(settings, bytes(32)).stop()
+    assert len(tables) == 1
+    gc.collect()
+    copies = {t.data_ptr() for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape == tables[0].shape}
+    assert copies == {tables[0].data_ptr()}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="host memory plays the device's part")
 def test_new_kv_goes_from_engine_to_pool_on_the_device(directories):
     engines = serving.load_engines(directories / "torch-cuda", ("think",), "cpu")
@@ -124,7 +157,7 @@ def test_new_kv_goes_from_engine_to_pool_on_the_device(directories):
     shape = (manifest.model.backbone.layers, PAGES, PAGE_TOKENS, 2, 16)
     empty = {pool: np.zeros(shape, dtype=np.float32) for pool in ("k_pool", "v_pool")}
     expected = engines["think"].run({**inputs, **empty})
-    with DevicePool.create(name, manifest.model, PAGES, PAGE_TOKENS, "float32", cuda) as pool:
+    with DevicePool.create(manifest.model, PAGES, PAGE_TOKENS, "float32", cuda, name) as pool:
         reader = DevicePool.open(name, manifest.model, CudaRuntime(api=cuda.api))
         out = engines["think"].run({**inputs, "k_pool": reader.k, "v_pool": reader.v})
         assert out["finite"].tolist() == [True]
@@ -145,7 +178,7 @@ def test_the_rehearsal_meets_every_size(directories):
     """After it no call of the serving runtime makes a graph, and the pool is as it was."""
     engines = load_engines(directories / "torch-cuda", (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu")
     with LocalRuntime(engines, pages=64, page_tokens=PAGE_TOKENS) as runtime:
-        solver = engines.link.solver(engines["perform"], runtime.pool, 4)
+        solver = engines.target.solver(engines["perform"], runtime.pool, 4)
         rehearse(engines, runtime.pool, solver)
         think, perceive = engines["think"], engines["perceive"]
         assert {(key[0], key[1], key[6][-1]) for key in think._calls} == {(r, 64, i) for r in (1, 2) for i in (1, 5)}
@@ -187,7 +220,6 @@ def test_costs_are_measured_over_the_pool_that_serves(directories, monkeypatch):
     assert all(c.ms > 0 for c in table.costs)
     assert cost_probe.load_costs(directory, 1, "cpu") is not None
     assert cost_probe.load_costs(directory, 1) is None  # those of a GPU are others
-    assert not list(SHM_DIRECTORY.glob("wst-probe-*"))
     assert cost_probe._rounded_batches(6) == [1, 2, 3, 4, 5, 6]
     assert cost_probe._rounded_batches(16) == [1, 2, 3, 4, 5, 8, 9, 16]
 

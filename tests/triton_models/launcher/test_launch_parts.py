@@ -14,21 +14,45 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from engine_builder.config import ModelConfig
 from engine_builder.manifest import Manifest
 from triton_models import launch
 from triton_models.launcher import server_process
 from triton_models.launcher.health import HealthServer, Readiness
-from triton_models.launcher.repository import MODELS, TEMPLATES, fill, fill_repository, parameters
-from triton_models.service import settings
-from triton_models.service.settings import DuplexSettings, RoleSettings
+from triton_models.launcher.repository import TEMPLATES, fill, fill_repository, parameters
+from triton_models.service import settings, status
+from triton_models.service.settings import DuplexSettings, RunSettings, StageSettings
 from triton_models.service.status import Heartbeat, Notice, read_notice, read_status, write_notice
 
 pytestmark = pytest.mark.unit
 
-ROLE = RoleSettings("/engines", "/status", "wst-kv", 64, 16, 4, 1, False)
-DUPLEX = DuplexSettings("/engines", "/status", 4, 2, 30_000, 20_000, 500, 100, 16, 1, 0, True)
+STAGE = StageSettings(
+    engines="/engines",
+    role="both",
+    link="wst-kv",
+    pages=64,
+    page_tokens=16,
+    max_sessions=4,
+    threads=1,
+    degrade=False,
+    orphan_seconds=100.0,
+)
+DUPLEX = DuplexSettings(
+    engines="/engines",
+    max_sessions=4,
+    max_in_flight=2,
+    idle_ms=30_000,
+    grace_ms=20_000,
+    poll_ms=500,
+    pages=100,
+    page_tokens=16,
+    threads=1,
+    sessions=0,
+    degrade=True,
+)
+RUN = RunSettings(status="/status", duplex=DUPLEX, stages={"stage": STAGE})
 
 
 def manifest() -> Manifest:
@@ -50,22 +74,32 @@ def manifest() -> Manifest:
 def test_the_repository_has_the_shapes_of_the_model(tmp_path: Path) -> None:
     target = tmp_path / "repository"
     (target / "stale").mkdir(parents=True)
-    fill_repository(target, manifest(), ROLE, DUPLEX)
-    assert sorted(path.name for path in target.iterdir()) == sorted(MODELS)
+    fill_repository(target, manifest(), RUN)
+    assert sorted(path.name for path in target.iterdir()) == ["duplex", "stage"]
     text = (target / "duplex" / "config.pbtxt").read_text()
     assert text.count('name: "pcm" data_type: TYPE_FP32 dims: [ 2560 ]') == 2
     assert text.count('name: "frames" data_type: TYPE_UINT8 dims: [ 4, 64, 64, 3 ]') == 2
     assert "max_sequence_idle_microseconds: 100000000" in text, "twice idle and grace time"
     assert r'key: "weights" value: { string_value: "random, \"seed 0\"" }' in text
-    assert 'key: "pool" value: { string_value: "wst-kv" }' in (target / "thinker" / "config.pbtxt").read_text()
-    for model in MODELS:
-        assert "$" not in (target / model / "config.pbtxt").read_text()
-        assert (target / model / "1" / "model.py").read_text() == (TEMPLATES / model / "1" / "model.py").read_text()
+    assert 'key: "max_in_flight" value: { string_value: "2" }' in text, "clients read it"
+    for model in target.iterdir():
+        config = (model / "config.pbtxt").read_text()
+        assert f'name: "{model.name}"' in config
+        assert "$" not in config
+        for secret in (RUN.secret, "/engines", "/status", "wst-kv"):  # any client may ask Triton for this (H1)
+            assert secret not in config
+        assert (model / "1" / "model.py").read_text() == (TEMPLATES / model.name / "1" / "model.py").read_text()
+
+
+def test_two_devices_are_two_stages_of_one_template(tmp_path: Path) -> None:
+    stages = {role: structs.replace(STAGE, role=role) for role in ("thinker", "performer")}
+    fill_repository(tmp_path / "repository", manifest(), structs.replace(RUN, stages=stages))
+    assert sorted(path.name for path in (tmp_path / "repository").iterdir()) == ["duplex", "performer", "thinker"]
 
 
 def test_model_files_are_thin() -> None:
-    for model in MODELS:
-        assert len((TEMPLATES / model / "1" / "model.py").read_text().splitlines()) < 50
+    for path in TEMPLATES.glob("*/1/model.py"):
+        assert len(path.read_text().splitlines()) < 50
 
 
 def test_a_forgotten_variable_is_named() -> None:
@@ -81,23 +115,42 @@ def test_parameters_that_would_break_out_are_quoted_or_refused() -> None:
         parameters({"a": "\x00"})
 
 
-@pytest.mark.parametrize("given", [ROLE, DUPLEX])
-def test_settings_round_trip(given: RoleSettings | DuplexSettings) -> None:
-    assert settings.read(type(given), settings.write(given)) == given
+def test_settings_are_read_by_their_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(settings.ENVIRONMENT, raising=False)
+    with pytest.raises(ValueError, match="start the server with triton_models"):
+        settings.load()
+    for _ in range(2):  # a restart replaces them
+        path = settings.save(RUN, tmp_path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv(settings.ENVIRONMENT, str(path))
+    assert settings.load() == RUN
+    assert len(RUN.key) == 32
+    assert RUN.key != RunSettings(status="/status", duplex=DUPLEX, stages={}).key, "a secret for each run"
 
 
-def test_bad_settings_are_named() -> None:
-    values = settings.write(ROLE)
-    with pytest.raises(ValueError, match="pages: expected an integer, got 'many'"):
-        settings.read(RoleSettings, {**values, "pages": "many"})
-    del values["pool"]
-    with pytest.raises(ValueError, match="pool: expected among the parameters"):
-        settings.read(RoleSettings, values)
+def test_a_full_disk_stops_no_heart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher takes a server for dead that writes nothing: house 5.5."""
+    beats: list[str] = []
+
+    def replace_json(path: Path, _: object) -> None:
+        beats.append(path.name)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(status, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(status, "replace_json", replace_json)
+    heartbeat = Heartbeat(tmp_path, {"thinker": dict, "performer": dict})
+    heartbeat.start()
+    end = time.monotonic() + 10
+    while len(beats) < 8:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    heartbeat.stop()
+    assert set(beats) == {"thinker.json", "performer.json"}
 
 
 def test_a_heartbeat_can_be_read_and_stops(tmp_path: Path) -> None:
     count = iter(range(1000))
-    heartbeat = Heartbeat(tmp_path, "thinker", lambda: {"turn": next(count)})
+    heartbeat = Heartbeat(tmp_path, {"thinker": lambda: {"turn": next(count)}})
     assert read_status(tmp_path, "thinker") is None
     heartbeat.start()
     first = read_status(tmp_path, "thinker")
@@ -120,7 +173,7 @@ def test_a_snapshot_that_fails_stops_the_beat(tmp_path: Path) -> None:
             raise RuntimeError("lost a page")
         return {}
 
-    heartbeat = Heartbeat(tmp_path, "thinker", snapshot)
+    heartbeat = Heartbeat(tmp_path, {"thinker": snapshot})
     heartbeat.start()
     state["fail"] = True
     heartbeat._thread.join(10)

@@ -7,7 +7,6 @@ that a leak between rows or sessions changes a number and batched must equal sol
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +21,12 @@ from engine_builder.tokenizer import tiny_tokenizer
 from triton_models.runtime.engines.engine import EngineSet
 from triton_models.runtime.engines.tokenizer import TextTokenizer
 from triton_models.runtime.kv.pages import BlockManager
-from triton_models.runtime.kv.pool import KVPool
+from triton_models.runtime.kv.pool import HostPool
 from triton_models.runtime.messages import (
     CloseJob,
-    HandOver,
     OpenJob,
     PerceiveJob,
+    PerformJob,
     PerformResult,
     SessionError,
     ThinkJob,
@@ -134,10 +133,10 @@ def fake_engines(max_batch: int = 3) -> EngineSet:
 class Bench:
     """A thinker over fake engines with short-hands to drive it; jobs carry epoch 1 unless they say otherwise."""
 
-    def __init__(self, name: str, pages: int, max_batch: int, **options: Any) -> None:
+    def __init__(self, pages: int, max_batch: int, **options: Any) -> None:
         self.config = FAKE_CONFIG
         self.engines = fake_engines(max_batch)
-        self.pool = KVPool.create(name, FAKE_CONFIG, pages, PAGE_TOKENS)
+        self.pool = HostPool(FAKE_CONFIG, pages, PAGE_TOKENS)
         self.blocks = BlockManager(pages, PAGE_TOKENS)
         self.tokenizer = TextTokenizer(tiny_tokenizer(FAKE_CONFIG.language), FAKE_CONFIG.language)
         self.thinker = Thinker(self.engines, self.pool, self.blocks, self.tokenizer, **options)
@@ -180,24 +179,20 @@ class Bench:
         assert isinstance(thought, ThinkResult), thought
         return thought
 
-    def history(self, thought: ThinkResult | HandOver) -> np.ndarray:
+    def history(self, thought: ThinkResult | PerformJob) -> np.ndarray:
         """K of layer 0 that a result's view shows, in order."""
         view = thought.history
+        assert view is not None
         pages = zip(view.page_ids, view.ranges, strict=True)
         return np.concatenate([self.pool.k[0, page, first:end, 0, 0] for page, (first, end) in pages])
 
 
 @pytest.fixture
-def pool_name() -> str:
-    return f"wst-test-{os.getpid()}"
-
-
-@pytest.fixture
-def make_bench(pool_name: str) -> Iterator[Callable[..., Bench]]:
+def make_bench() -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
     def make(pages: int = 256, max_batch: int = 3, **options: Any) -> Bench:
-        made.append(Bench(f"{pool_name}-{len(made)}", pages, max_batch, **options))
+        made.append(Bench(pages, max_batch, **options))
         return made[-1]
 
     yield make
@@ -207,7 +202,6 @@ def make_bench(pool_name: str) -> Iterator[Callable[..., Bench]]:
         assert not bench.pool.k.any(), "freed pages are scrubbed"
         assert not bench.pool.v.any(), "freed pages are scrubbed"
         bench.pool.close()
-        bench.pool.unlink()
 
 
 @pytest.fixture

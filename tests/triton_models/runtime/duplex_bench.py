@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from triton_models.runtime.duplex.contract import UnitRequest, UnitResponse
 from triton_models.runtime.duplex.duplex import Duplex
 from triton_models.runtime.messages import (
     CloseJob,
-    HandOver,
     HistoryView,
     OpenJob,
     PerceiveJob,
@@ -112,27 +111,17 @@ class Gate:
 
 @dataclass
 class Models:
-    """Both models. `log` has every job in the order of its start; `gates` hold a stage back; `errors` are raised.
-
-    A perform job starts when its unit was handed over, which the end of its think does unless `hands_over` is False.
-    """
+    """Both models. `log` has every job in the order of its start; `gates` hold a stage back; `errors` are raised."""
 
     clock: Callable[[], int]
     log: list[tuple[str, Any]] = field(default_factory=list)
     gates: dict[tuple[str, int], Gate] = field(default_factory=dict)
     errors: dict[tuple[str, int], Exception] = field(default_factory=dict)
     steps: int = 4
-    hands_over: bool = True
-    doors: dict[tuple[str, int], Gate] = field(default_factory=dict)  # of perform jobs, by session and unit
-    handed: dict[tuple[str, int], HandOver] = field(default_factory=dict)
 
     def call(self, job: Any) -> Any:
         what = type(job).__name__.removesuffix("Job").lower()
         unit = getattr(job, "unit", 0)
-        if isinstance(job, PerformJob):
-            self.door(job).wait()
-            if (handed := self.handed.pop((job.session, unit), None)) is not None:
-                job = replace(job, seed=handed.seed, origin=handed.origin, history=handed.history)
         self.log.append((what, job))
         if gate := self.gates.get((what, unit)):
             gate.wait()
@@ -142,15 +131,7 @@ class Models:
             case ThinkJob():
                 history = HistoryView(np.array([1 + unit], np.int64), np.array([[0, 1]], np.int64))
                 ms = {"perceive": 1.0, "think": 2.0}
-                if self.hands_over:
-                    self.hand(HandOver(job.session, job.epoch, unit, 7, 3, history))
-                text = f"t{unit}"
-                return ThinkResult(
-                    job.session, job.epoch, unit, "listen", text, history, 3, 7, (3,), ms, self.hands_over
-                )
-            case HandOver():
-                self.hand(job)
-                return None
+                return ThinkResult(job.session, job.epoch, unit, "listen", f"t{unit}", history, 3, 7, (3,), ms, b"seal")
             case PerformJob():
                 z = np.full((2, 2), unit, np.float32)
                 pcm, frames = np.full(4, unit, np.float32), np.zeros((1, 1, 1, 3), np.uint8)
@@ -158,20 +139,8 @@ class Models:
                 return PerformResult(job.session, job.epoch, unit, z, z, self.steps, self.clock(), pcm, frames, ms)
             case PerceiveJob():
                 return 1.0
-            case CloseJob():
-                for (session, _), door in list(self.doors.items()):
-                    if session == job.session:
-                        door.set()
+            case CloseJob() | OpenJob():
                 return None
-            case OpenJob():
-                return None
-
-    def door(self, job: Any) -> Gate:
-        return self.doors.setdefault((job.session, job.unit), Gate())
-
-    def hand(self, handed: HandOver) -> None:
-        self.handed[handed.session, handed.unit] = handed
-        self.door(handed).set()
 
     def jobs(self, what: str) -> list[Any]:
         return [job for kind, job in list(self.log) if kind == what]
@@ -223,7 +192,7 @@ class DuplexBench:
         options = {"ahead_units": None, **options}  # units come as quickly as tests go, unless it is about that
         self.duplex = Duplex(CONFIG, self.models.call, self.models.call, len, clock=self.clock, **options)
         self.threads = CountingThreads()
-        self.duplex._loop._thinking = self.duplex._loop._performing = self.threads
+        self.duplex._loop._threads = self.threads
 
     def unit(
         self,
@@ -263,11 +232,11 @@ class DuplexBench:
             # A thread that was notified is no waiter any more, even before it wakes up.
             talks = [*self.duplex._conversations.values(), *self.duplex._freeing]
             waiting = sum(len(talk.changed._waiters) for talk in talks)  # pyright: ignore
-            held = sum(gate.waiting for gate in [*self.models.gates.values(), *self.models.doors.values()])
+            held = sum(gate.waiting for gate in list(self.models.gates.values()))
             return self.threads.under_way != waiting + held
 
     def close(self) -> None:
-        for gate in [*self.models.gates.values(), *self.models.doors.values()]:
+        for gate in list(self.models.gates.values()):
             gate.set()
         self.duplex.abandon("the test is over")
         self.settled()

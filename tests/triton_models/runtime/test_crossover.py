@@ -160,7 +160,7 @@ def test_no_session_leaks_into_another(mini_engines: Path) -> None:
 
         outcomes = asyncio.run(all_at_once())
         stats = crowd.stats()
-        crowd.thinker.check_integrity()
+        crowd.blocks.check_integrity()
         assert (stats["thinker.sessions"], stats["thinker.pages.used"], stats["performer.jobs"]) == (0, 0, 0)
         assert not crowd.pool.k.any()
         assert not crowd.pool.v.any()

@@ -6,7 +6,6 @@ they answered is recorded; the oracle gets the same conversation in one piece.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from triton_models.runtime.engines.engine import Engine, EngineSet
 from triton_models.runtime.engines.tokenizer import TextTokenizer
 from triton_models.runtime.kv import retention
 from triton_models.runtime.kv.pages import BlockManager
-from triton_models.runtime.kv.pool import KVPool
+from triton_models.runtime.kv.pool import HostPool
 from triton_models.runtime.messages import (
     CloseJob,
     OpenJob,
@@ -131,12 +130,11 @@ class Duo:
             max_batch=whole.max_batch,
             tokenizer_path=whole.tokenizer_path,
         )
-        self.pool = KVPool.create(f"wst-test-{os.getpid()}-parity", whole.config, pages, PAGE_TOKENS)
-        self.view = KVPool.open(self.pool.name, whole.config)
+        self.pool = HostPool(whole.config, pages, PAGE_TOKENS)
         self.tokenizer = TextTokenizer.load(whole.tokenizer_path, whole.config.language)
         self.thinker = Thinker(engines, self.pool, self.blocks, self.tokenizer)
         scheduler = StepScheduler(CostTable.linear({"perform": (1.0, 0.1)}), whole.max_batch, degrade=False)
-        self.performer = Performer(engines, self.view, scheduler)
+        self.performer = Performer(engines, self.pool, scheduler)
         self.renderer = Renderer(engines)
         self.z: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of the unit before
 
@@ -147,9 +145,7 @@ class Duo:
         self.thinker.close_all()
         self.thinker.check_integrity()
         assert not self.pool.k.any()
-        for pool in (self.view, self.pool):
-            pool.close()
-            pool.unlink()
+        self.pool.close()
 
     def run(self, scripts: tuple[Script, ...], policy: object, units: int) -> dict[str, Log]:
         self.names = [script.name for script in scripts]
@@ -319,7 +315,7 @@ def test_the_pool_holds_what_the_oracle_computes(
     assert log.thought is not None
     view = log.thought.history
     pages = zip(view.page_ids, view.ranges, strict=True)
-    stored = np.concatenate([duo.view.k[:, page, first:end] for page, (first, end) in pages], axis=1)
+    stored = np.concatenate([duo.pool.k[:, page, first:end] for page, (first, end) in pages], axis=1)
     np.testing.assert_allclose(stored[:, len(log.prompt) :], torch.cat(order, dim=1).numpy(), atol=TOLERANCE)
 
 

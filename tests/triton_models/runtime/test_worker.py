@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from outcomes import error_of
-from workers import WAIT, Bench, Gate, at_rest, perform_job, performing, until_stopping
+from workers import WAIT, Bench, Gate, perform_job, performing, until_stopping
 
 from triton_models.runtime.messages import (
     CloseJob,
@@ -45,68 +43,6 @@ def test_a_unit_goes_through_both_workers(bench: Bench, started: Callable[[Worke
         worker.submit(CloseJob("a", 1)).result(WAIT)
     assert bench.blocks.used == 0
     assert len(performer._renderer) == 0
-
-
-def test_a_job_that_is_alone_needs_no_other_thread(bench: Bench, started: Callable[[Worker], Any]) -> None:
-    thinker, performer = started(ThinkerWorker(bench.thinker)), started(performing(bench))
-    done: list[tuple[str, Any]] = []
-
-    def here(outcome: Any) -> None:
-        done.append((threading.current_thread().name, outcome))
-
-    thinker.submit(OpenJob("a", 1)).result(WAIT)
-    performer.submit(perform_job("a")).result(WAIT)  # the performer knows a session from its first unit on
-    at_rest(thinker, performer)
-    thinker.serve(bench.asks("a", 0), here)
-    performer.serve(perform_job("a", 1), here)
-    me = threading.current_thread().name
-    assert [(name, type(result)) for name, result in done] == [(me, ThinkResult), (me, PerformResult)]
-    thinker.submit(OpenJob("b", 1)).result(WAIT)
-    performer.submit(perform_job("b")).result(WAIT)
-    both = threading.Barrier(3)
-    thinker.serve(bench.asks("b", 0), lambda outcome: (here(outcome), both.wait(WAIT)))
-    performer.serve(perform_job("b", 1), lambda outcome: (here(outcome), both.wait(WAIT)))
-    both.wait(WAIT)
-    assert {name for name, _ in done[2:]} == {"thinker", "performer"}
-
-
-def test_the_thread_takes_over_when_company_comes(bench: Bench, started: Callable[[Worker], Any]) -> None:
-    worker = started(performing(bench))
-    worker.submit(perform_job("a")).result(WAIT)
-    at_rest(worker)
-    gate = Gate(bench.fake("perform"))
-    done: list[str] = []
-    serving = threading.Thread(
-        target=worker.serve,
-        args=(perform_job("a", 1, steps=8), lambda outcome: done.append(threading.current_thread().name)),
-    )
-    serving.start()
-    assert gate.entered.wait(WAIT)  # inside the first step
-    other = worker.submit(perform_job("b", steps=1))
-    gate.open()
-    assert isinstance(other.result(WAIT), PerformResult)
-    serving.join(WAIT)
-    end = time.monotonic() + WAIT
-    while not done:
-        assert time.monotonic() < end
-        time.sleep(0.001)
-    assert done == ["performer"]
-    assert 2 in bench.fake("perform").batches, "they shared a step"
-
-
-def test_a_crash_of_a_job_that_is_alone_is_its_error(
-    bench: Bench, started: Callable[[Worker], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker = started(ThinkerWorker(bench.thinker))
-    worker.submit(OpenJob("a", 1)).result(WAIT)
-    at_rest(worker)
-    failed: list[Any] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(bench.thinker, "think", lambda jobs: 1 // 0)
-        worker.serve(bench.asks("a", 0), failed.append)
-    assert "the thinker failed" in error_of(failed[0], "INTERNAL")
-    worker.serve(bench.hear("a", 0), failed.append)
-    assert isinstance(failed[1], float)
 
 
 def test_a_full_queue_refuses_jobs_and_takes_closes(bench: Bench, started: Callable[[Worker], Any]) -> None:

@@ -41,13 +41,6 @@ def until_stopping(worker: Worker) -> None:
         time.sleep(0.001)
 
 
-def at_rest(*workers: Worker) -> None:
-    """Until no thread takes a turn: a result comes before the end of its turn."""
-    for worker in workers:
-        with worker._turning:
-            pass
-
-
 class Gate:
     """Holds an engine inside a call until it is opened, so that jobs pile up behind it."""
 

@@ -1,8 +1,8 @@
-"""The KV pool in GPU memory: the KV link where thinker and performer share a device, or sit on two.
+"""The KV pool in GPU memory, and the KV link between two devices.
 
-One device: the thinker allocates, the performer maps the same memory through CUDA IPC, and only page ids travel. Two
-devices (`MirroredPool`): the performer keeps a pool of its own under the same page ids; the thinker copies what it
-writes from its pool to that one, device to device. The interface is that of `runtime.kv_pool.KVPool`.
+On one device both roles use one `DevicePool` of their stage. With two (`MirroredPool`) the performer's stage keeps a
+pool of its own under the same page ids; the thinker maps it through CUDA IPC and copies what it writes from its pool to
+that one, device to device. The interface is that of `runtime.kv.pool.Pool`.
 
 How to map a pool is written to a small file in /dev/shm: magic, geometry as JSON, the two IPC handles. Every method
 that changes the pool returns when the change is done, so that the message that follows it may name the pages.
@@ -25,13 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_builder.config import ModelConfig
-from triton_models.runtime.kv import pool as kv_pool
-from triton_models.runtime.kv.pool import NULL_PAGE, PageRun, PoolError, PoolGeometry
+from triton_models.runtime.kv.pool import NULL_PAGE, PageRun, PoolError, PoolGeometry, check_spans
 
 from .cuda_runtime import IPC_HANDLE_BYTES, ITEM_BYTES, CudaError, CudaRuntime, DeviceArray
 from .host_runtime import HostRuntime
 
 Memory = CudaRuntime | HostRuntime
+
+SHM_DIRECTORY = Path("/dev/shm")
 
 _MAGIC = b"WSTGPU01"
 _PREFIX = struct.Struct("<8s32sI")  # magic, SHA-256 of the rest, its length
@@ -81,34 +82,30 @@ class DevicePool:
 
     @classmethod
     def create(
-        cls, name: str, config: ModelConfig, num_pages: int, page_tokens: int, dtype: str, cuda: Memory
+        cls, config: ModelConfig, num_pages: int, page_tokens: int, dtype: str, cuda: Memory, name: str = ""
     ) -> DevicePool:
-        """Allocates a zeroed pool and publishes how to map it. `PoolError` if the name is taken or memory is short."""
+        """Allocates a zeroed pool; with a name another process may map it.
+
+        `PoolError` if the name is taken or memory is short.
+        """
         geometry = PoolGeometry.of(config, num_pages, page_tokens)
-        path = _path(name)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            raise PoolError(f"pool {name}: expected an unused name, got one that exists ({path})") from None
         arrays: list[DeviceArray] = []
         try:
-            arrays.append(k := cuda.shareable(geometry.shape, dtype))
-            arrays.append(v := cuda.shareable(geometry.shape, dtype))
-            card = PoolCard(geometry, dtype, cuda.bus(), (cuda.export(k), cuda.export(v)))
-            os.write(descriptor, card.pack())
+            take = cuda.shareable if name else cuda.allocate
+            arrays.append(k := take(geometry.shape, dtype))
+            arrays.append(v := take(geometry.shape, dtype))
+            if name:
+                _publish(name, PoolCard(geometry, dtype, cuda.bus(), (cuda.export(k), cuda.export(v))))
         except BaseException as error:
-            path.unlink(missing_ok=True)
             for array in arrays:
                 cuda.free(array)
             if not isinstance(error, CudaError | OSError):
                 raise
             size = pool_bytes(geometry, dtype) / 2**30
             raise PoolError(
-                f"pool {name}: expected {size:.2f} GiB of device memory for {num_pages} pages of {page_tokens} tokens, "
+                f"pool: expected {size:.2f} GiB of device memory for {num_pages} pages of {page_tokens} tokens, "
                 f"got: {error}; serve with fewer pages (--pages; engines of TensorRT: --pool-pages of the build)"
             ) from None
-        finally:
-            os.close(descriptor)
         return cls(name, geometry, cuda, k, v, owner=True)
 
     @classmethod
@@ -132,9 +129,9 @@ class DevicePool:
     def write(self, spans: Sequence[PageRun], k_new: Any, v_new: Any, token_indices: NDArray[np.int64]) -> None:
         """Copies tokens `token_indices` of k_new and v_new [L, T, Hkv, D] to `spans`, in order.
 
-        They are `DeviceArray`s in the pool's precision, or float32 arrays of the host. `ValueError` as in `KVPool`.
+        They are `DeviceArray`s in the pool's precision, or float32 arrays of the host. `ValueError` as in `HostPool`.
         """
-        _check_spans(self.geometry, spans, len(token_indices))
+        check_spans(self.geometry, spans, len(token_indices))
         self.cuda.bind_thread()
         keep: list[Any] = []  # host copies that must live until the transfer is over
         for pool, new in ((self.k, k_new), (self.v, v_new)):
@@ -177,7 +174,7 @@ class DevicePool:
 
     def copy_spans(self, source: DevicePool, spans: Sequence[PageRun]) -> None:
         """Copies token positions from the same place of another pool of this geometry, from any device."""
-        _check_spans(self.geometry, spans, sum(span.count for span in spans))
+        check_spans(self.geometry, spans, sum(span.count for span in spans))
         self.cuda.bind_thread()
         for pool, other in ((self.k, source.k), (self.v, source.v)):
             item, layer, page, token = pool.item_bytes, *pool.strides[:3]
@@ -188,27 +185,23 @@ class DevicePool:
         self.cuda.synchronize()
 
     def close(self) -> None:
-        """Frees or unmaps the memory; may be called twice. Other processes must have unmapped it before the owner."""
+        """Frees or unmaps the memory; may be called twice. Others must have unmapped it before the owner frees it."""
         if not self._open:
             return
         self._open = False
+        if self.owner and self.name:
+            _path(self.name).unlink(missing_ok=True)
         for array in (self.k, self.v):
             if self.owner:
                 self.cuda.free(array)
             else:
                 self.cuda.close_import(array)
 
-    def unlink(self) -> None:
-        """Removes the name. Only the owner does, and twice is no error."""
-        if self.owner:
-            kv_pool.unlink(self.name)
-
     def __enter__(self) -> DevicePool:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-        self.unlink()
 
 
 class MirroredPool:
@@ -231,10 +224,6 @@ class MirroredPool:
     def write(self, spans: Sequence[PageRun], k_new: Any, v_new: Any, token_indices: NDArray[np.int64]) -> None:
         """Writes to the local pool, then copies the same places to the other device."""
         self.local.write(spans, k_new, v_new, token_indices)
-        self.mirror(spans)
-
-    def mirror(self, spans: Sequence[PageRun]) -> None:
-        """Copies places that an engine wrote in place."""
         self.remote.copy_spans(self.local, spans)
 
     def scrub(self, pages: Iterable[int]) -> None:
@@ -245,9 +234,6 @@ class MirroredPool:
     def close(self) -> None:
         self.remote.close()
         self.local.close()
-
-    def unlink(self) -> None:
-        self.local.unlink()
 
 
 @dataclass(frozen=True)
@@ -273,22 +259,21 @@ def to_bits(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def _check_spans(geometry: PoolGeometry, spans: Sequence[PageRun], tokens: int) -> None:
-    held = sum(span.count for span in spans)
-    if held != tokens:
-        raise ValueError(f"spans: expected room for {tokens} tokens, got {held}")
-    for span in spans:
-        inside = span.offset >= 0 and span.count >= 0 and span.offset + span.count <= geometry.page_tokens
-        if not (NULL_PAGE < span.page < geometry.num_pages and inside):
-            raise ValueError(
-                f"spans: expected pages 1..{geometry.num_pages - 1} of {geometry.page_tokens} tokens, got {span}"
-            )
+def _publish(name: str, card: PoolCard) -> None:
+    """Writes how to map a pool. PoolError if the name is taken."""
+    path = _path(name)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise PoolError(f"pool {name}: expected an unused name, got one that exists ({path})") from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(card.pack())
 
 
 def _path(name: str) -> Path:
     if not _NAME.fullmatch(name) or name.startswith("."):
         raise PoolError(f"pool name: expected letters, digits, '.', '_' and '-', got {name!r}")
-    return kv_pool.SHM_DIRECTORY / name
+    return SHM_DIRECTORY / name
 
 
 def pool_bytes(geometry: PoolGeometry, dtype: str) -> int:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -132,9 +131,9 @@ def _on_device(engines: EngineSet, limits: Mapping[str, int], progress: Progress
         inputs = {b: step_inputs(config, engines.state_sizes, step, b, 0) for b in batches}
         costs += best(step, call=lambda b, step=step, inputs=inputs: engines[step].run(inputs[b]))
     page_tokens = int(limits["page_tokens"])
-    pool = engines.link.create(f"wst-{secrets.token_hex(8)}-probe", config, int(limits["pool_pages"]), page_tokens)
+    pool = engines.target.pool("both", "", config, int(limits["pool_pages"]), page_tokens)
     try:
-        solver = engines.link.solver(engines["perform"], pool, engines.max_batch)
+        solver = engines.target.solver(engines["perform"], pool, engines.max_batch)
         for pages in sorted({min(SHORT_PAGES, int(limits["max_pages"])), int(limits["max_pages"])}):
             history = pages * page_tokens
             for name in ("think", "slot"):
@@ -147,7 +146,6 @@ def _on_device(engines: EngineSet, limits: Mapping[str, int], progress: Progress
             solving.close()
     finally:
         pool.close()
-        pool.unlink()
     return costs
 
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..messages import CloseJob, Float32, SessionError, ThinkResult
+from ..messages import CloseJob, Float32, SessionError
 from .contract import Call, Reply, UnitRequest
 from .output import Output
 from .table import Accepted, Session
@@ -107,7 +107,7 @@ class Conversation:
 
 @dataclass(eq=False)
 class UnitWork:
-    """One accepted unit on its way through the stages. Each thread of it writes what it brought about.
+    """One accepted unit on its way through the stages.
 
     arrival_ns: when the unit came; of one that came ahead of its time (`Accepted.due_ns`), when it was due.
     """
@@ -118,5 +118,4 @@ class UnitWork:
     text: str
     arrival_ns: int
     think_ns: int = 0  # when its think call was made
-    thought: ThinkResult | None = None
     spans: list[Span] = field(default_factory=list)  # of its calls, if they are traced

@@ -23,7 +23,7 @@ from engine_builder.config import ModelConfig
 
 from .. import validate
 from ..budget.admission import Admission
-from ..messages import CloseJob, SessionError
+from ..messages import MAX_QUEUED_TEXT, CloseJob, SessionError
 from .contract import Call, Reply, UnitRequest, UnitResponse
 from .conversation import Conversation, Farewell, UnitWork
 from .loop import UnitLoop
@@ -145,7 +145,7 @@ class Duplex:
     def _check_room(self, request: UnitRequest, tokens: int) -> None:
         session = self.table.get(request.key)
         waiting = self._conversations[session.name].typed if session is not None else 0
-        room = validate.MAX_QUEUED_TEXT - waiting
+        room = MAX_QUEUED_TEXT - waiting
         if tokens > room:
             raise SessionError(
                 "INVALID_ARGUMENT", f"text: expected at most {room} more tokens ({waiting} wait), got {tokens}"

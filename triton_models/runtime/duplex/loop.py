@@ -1,24 +1,23 @@
-"""One unit's way through the two models (DESIGN 4).
+"""One unit's way through the stages (DESIGN 4).
 
     request k --> accept --> perceive(k) --> think(k) --KV slice--> perform(k) --> z_k --> render(k) --> response k
                              '------ thinker -------'               '------- performer -------'
     request k+1 --> accept --> perceive(k+1), while k is performed and rendered --> think(k+1) takes z_k along
 
-`UnitLoop._think` and `UnitLoop._perform` are that line. Both calls of a unit are made when its think starts: the
-performer's waits there for the thinker, which hands the slice over without coming back here. A unit has a thread for
-each of its calls, and the performer's answers the client, because every step from thread to thread costs a wake-up.
+`UnitLoop._think` and `UnitLoop._perform` are that line: a think call and a perform call, from the unit's one thread,
+which also answers the client. Where both go to one stage, the thinker has handed the slice over before it answers, and
+the perform call only waits for what is being solved meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from ..messages import HandOver, OpenJob, PerceiveJob, PerformJob, PerformResult, SessionError, ThinkJob, ThinkResult
+from ..messages import OpenJob, PerceiveJob, PerformJob, PerformResult, SessionError, ThinkJob, ThinkResult
 from . import tracing
 from .contract import Call, Measure, UnitResponse
 from .conversation import Conversation, Over, UnitWork
@@ -26,9 +25,6 @@ from .meter import UNIT_NS
 from .output import measures
 
 SMOOTHING = 0.1  # weight of the newest measurement in the running estimates of what is still to come
-# The performer's call waits for the thinker's, which the two would slow down on their way if they were made at once
-# (0.3 ms on two cores). A think that is quicker than this hands over to a job that is still to come.
-HEAD_START = 0.001
 
 _log = logging.getLogger(__name__)
 
@@ -54,29 +50,27 @@ class UnitLoop:
         self._call_thinker, self._call_performer = call_thinker, call_performer
         self._to_answer, self._fail = answer, fail
         self._degrade, self._traced, self._clock = degrade, traced, clock
-        # Apart: if units that wait for an earlier one had all the threads, that one could not go on.
-        self._thinking = ThreadPoolExecutor(threads, "think")
-        self._performing = ThreadPoolExecutor(threads, "perform")
+        self._threads = ThreadPoolExecutor(threads, "unit")
         # Running estimates, for deadlines: from the last solver step, and from the think call, to the response.
         self._after_solver_ns = self._after_think_ns = 0.0
 
     def start(self, work: UnitWork) -> None:
-        self.run(self._carry, self._think, work)
+        self.run(self._carry, work)
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
         """Runs it in a thread of the units; after `stop` it does nothing."""
-        _submit(self._thinking, function, *args)
+        with suppress(RuntimeError):  # it was shut down
+            self._threads.submit(function, *args)
 
     def stop(self) -> None:
         """Takes no more work."""
-        for pool in (self._thinking, self._performing):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _carry(self, stage: Callable[[UnitWork], None], work: UnitWork) -> None:
-        """One of the two threads of a unit. A failure ends its session."""
+    def _carry(self, work: UnitWork) -> None:
+        """The thread of a unit. A failure ends its session."""
         talk, unit = work.talk, work.accepted.unit
         try:
-            stage(work)
+            self._perform(work, *self._think(work))
         except Over:
             pass
         except SessionError as error:
@@ -85,8 +79,8 @@ class UnitLoop:
             _log.exception("unit %d of session %r failed", unit, talk.session.key)
             self._fail(talk, SessionError("INTERNAL", f"unit {unit}: {type(error).__name__}: {error}"))
 
-    def _think(self, work: UnitWork) -> None:
-        """perceive and think, each as soon as the unit before allows it. `_perform` goes on with the unit."""
+    def _think(self, work: UnitWork) -> tuple[ThinkJob, ThinkResult]:
+        """perceive and think, each as soon as the unit before allows it."""
         talk, request = work.talk, work.request
         options, unit = talk.session.options, work.accepted.unit
         name, epoch = talk.session.name, talk.epoch
@@ -106,26 +100,33 @@ class UnitLoop:
 
         work.think_ns = self._clock()
         z_video, z_audio = talk.z or (None, None)
-        latest = work.arrival_ns + UNIT_NS - round(self._after_think_ns)
-        thinking = ThinkJob(name, epoch, unit, work.text, heard, z_video, z_audio, latest)
-        _submit(self._performing, self._carry, self._perform, work)
-        thought: ThinkResult = self._call(work, self._call_thinker, thinking)
-        work.thought = thought
-        talk.reach(thought=unit)
-        if not thought.handed:
-            handed = HandOver(name, epoch, unit, thought.seed, thought.origin, thought.history)
-            self._call(work, self._call_performer, handed)
-
-    def _perform(self, work: UnitWork) -> None:
-        """perform and render: the job waits in the performer for the thinker, and this thread for its result."""
-        talk, unit = work.talk, work.accepted.unit
         due = work.arrival_ns + UNIT_NS
-        time.sleep(HEAD_START)
-        steps, deadline = talk.session.options.solver_steps, due - round(self._after_solver_ns)
-        solving = PerformJob(talk.session.name, talk.epoch, unit, seed=0, steps=steps, deadline_ns=deadline, origin=0)
+        latest, deadline = due - round(self._after_think_ns), due - round(self._after_solver_ns)
+        job = ThinkJob(
+            name,
+            epoch,
+            unit,
+            work.text,
+            heard,
+            z_video,
+            z_audio,
+            max(0, latest),
+            options.solver_steps,
+            max(0, deadline),
+        )
+        thought: ThinkResult = self._call(work, self._call_thinker, job)
+        talk.reach(thought=unit)
+        return job, thought
+
+    def _perform(self, work: UnitWork, job: ThinkJob, thought: ThinkResult) -> None:
+        """perform and render, and the answer to the client."""
+        talk, unit, due = work.talk, work.accepted.unit, work.arrival_ns + UNIT_NS
+        name, seed, origin = talk.session.name, thought.seed, thought.origin
+        solving = PerformJob(
+            name, talk.epoch, unit, seed, job.steps, job.deadline_ns, origin, thought.history, thought.seal
+        )
         solved: PerformResult = self._call(work, self._call_performer, solving)
-        talk.wait_for("thought", unit)
-        if solved.pcm is None or solved.frames is None or work.thought is None:
+        if solved.pcm is None or solved.frames is None:
             raise SessionError("INTERNAL", f"unit {unit}: expected pcm and frames of the performer, got none")
         talk.reach(solved=unit, z=(solved.z_video, solved.z_audio))
         talk.wait_for("answered", unit - 1)
@@ -133,10 +134,10 @@ class UnitLoop:
         now = self._clock()
         self._after_solver_ns += SMOOTHING * (now - solved.solved_ns - self._after_solver_ns)
         self._after_think_ns += SMOOTHING * (now - work.think_ns - self._after_think_ns)
-        taken = measures(solved.steps, steps, now - due if self._degrade else 0)
+        taken = measures(solved.steps, job.steps, now - due if self._degrade else 0)
         pcm, frames = talk.output.shorten(solved.pcm, solved.frames, taken)
-        info = self._info(work, work.thought, solved, taken, now)
-        self._to_answer(work, UnitResponse(unit, work.thought.state, work.thought.text, pcm, frames, info))
+        info = self._info(work, thought, solved, taken, now)
+        self._to_answer(work, UnitResponse(unit, thought.state, thought.text, pcm, frames, info))
 
     def _call(self, work: UnitWork, call: Call, job: object) -> Any:
         if not self._traced:
@@ -159,8 +160,3 @@ class UnitLoop:
             "steps": solved.steps,
             "degradation": taken,
         }
-
-
-def _submit(pool: ThreadPoolExecutor, function: Callable[..., None], *args: Any) -> None:
-    with suppress(RuntimeError):  # it was shut down
-        pool.submit(function, *args)

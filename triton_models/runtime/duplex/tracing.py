@@ -122,9 +122,10 @@ def spans(job: object, result: object, begin: int, end: int) -> list[Span]:
         encode = {"engine_ms": result.ms["perceive"]}
         return [Span("encode", begin, parted, encode), Span("think", parted, end, think)]
     if isinstance(job, PerformJob) and isinstance(result, PerformResult):
+        # Solving began with the hand-over, perhaps just before the call: what is shown begins with the call.
         solved = min(max(begin, result.solved_ns), end)
         parted = max(begin, solved - round(result.ms["perform"] * 1e6))
-        begin = max(begin, parted - round(result.ms["queue"] * 1e6))  # the call came ahead of its hand-over
+        begin = max(begin, parted - round(result.ms["queue"] * 1e6))
         exchange, solve = {"queue_ms": result.ms["queue"]}, {"engine_ms": result.ms["perform"], "steps": result.steps}
         decode = {"engine_ms": result.ms.get("render", 0.0)}
         return [

@@ -15,7 +15,7 @@ from engine_builder.manifest import Manifest
 
 from ..messages import SessionError
 from ..metrics import Metrics
-from .target import HostLink, Link
+from .target import HostTarget, Target
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -48,8 +48,8 @@ class Engine(Protocol):
 class OnnxEngine:
     """A step run by ONNX Runtime on the CPU.
 
-    Inputs are taken without a copy as long as they are C-contiguous, which the arrays of a `KVPool` are, read-only ones
-    too: a 192 MiB pool adds no measurable time to a call, and IO binding saves 3 microseconds, so `run` stays plain.
+    Inputs are taken without a copy as long as they are C-contiguous, which the arrays of a `HostPool` are: a 192 MiB
+    pool adds no measurable time to a call, and IO binding saves 3 microseconds, so `run` stays plain.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -95,7 +95,7 @@ class EngineSet:
     tokenizer_path: Path
     manifest: Manifest | None = None  # None: made by hand, as tests do
     max_pages: int | None = None  # pages of history that a row may have; None: any number
-    link: Link = field(default_factory=HostLink)
+    target: Target = field(default_factory=HostTarget)
 
     def __getitem__(self, step: str) -> Engine:
         try:

@@ -1,6 +1,6 @@
 """Pages of the KV pool: who owns which (`BlockManager`) and where each token of a session lives (`PageTable`).
 
-Policy only. Tensors are the business of `kv_pool.py`; whoever frees pages here must scrub them there before the next
+Policy only. Tensors are the business of `pool.py`; whoever frees pages here must scrub them there before the next
 `allocate`. The thinker is the only allocator and runs in one thread, so nothing here locks.
 
 A session has up to three streams of tokens, each contiguous over a list of pages:

@@ -7,7 +7,6 @@ its own tau. Noisy latents live here from the join to the last step; their K/V i
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -17,14 +16,12 @@ from .. import validate
 from ..engines.engine import EngineError, EngineSet, call_failed
 from ..engines.solver import Solver, SolverFull
 from ..kv.pool import Pool
-from ..messages import CloseJob, Float32, PerformJob, PerformResult, SessionError
+from ..messages import CloseJob, PerformJob, PerformResult, SessionError
 from ..metrics import Metrics
 from . import noise
 from .scheduler import StepScheduler
 
 MAX_UNITS = 256  # in flight at once, unless a solver is given
-MAX_STARTS = 1024  # sessions whose next unit is prepared
-
 
 Key = tuple[str, int, int]  # session, epoch, unit
 Outcome = tuple[PerformJob, PerformResult | SessionError]
@@ -50,14 +47,6 @@ class _Solve:
     engine_ns: int = 0  # of the engine calls it had a row in
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What a unit starts from: its noise and RoPE. It depends on `of` (seed, origin, unit) and on nothing else."""
-
-    of: tuple[int, int, int]
-    tensors: tuple[Float32, Float32, Float32, Float32]  # x_video, x_audio, cos, sin
-
-
 class Performer:
     """Solves units over `pool`, which it only reads. One thread calls a Performer."""
 
@@ -71,15 +60,12 @@ class Performer:
     ) -> None:
         self.config = engines.config
         self.metrics = Metrics()
-        self._solver = solver or engines.link.solver(engines["perform"], pool, MAX_UNITS)
+        self._solver = solver or engines.target.solver(engines["perform"], pool, MAX_UNITS)
         self._pool = pool
         self._scheduler = scheduler
         self._clock = clock
         self._layout = UnitLayout.of(self.config)
-        self._schedules: dict[int, list[float]] = {}  # taus by steps, of which a solver has few
         self._solves: dict[Hashable, _Solve] = {}
-        self._solved: deque[PerformJob] = deque(maxlen=MAX_STARTS)  # whose next units are not prepared yet
-        self._starts: OrderedDict[str, _Start] = OrderedDict()  # of next units, by session
         self.held_back = False  # the last tick ran nothing although jobs are here: the scheduler waits for company
 
     @property
@@ -98,14 +84,14 @@ class Performer:
             raise SessionError("INVALID_ARGUMENT", f"unit {job.unit}: expected a history, got a job without one")
         try:
             validate.history(history.page_ids, history.ranges, geometry.num_pages, geometry.page_tokens)
-            taus = self._schedules.get(job.steps) or self._schedule(job.steps)
-            start = self._starts.pop(job.session, None)
-            if start is None or start.of != (job.seed, job.origin, job.unit):
-                start = self._start_of(job.seed, job.origin, job.unit)
+            taus = self.config.solver.taus(job.steps)
+            x_video, x_audio = noise.latents(self.config, job.seed, job.unit)
+            positions = self._layout.noisy_positions(job.origin, job.unit)
+            cos, sin = rope_tables(self.config.backbone, positions)
         except ValueError as error:
             raise SessionError("INVALID_ARGUMENT", str(error)) from None
         try:
-            slot = self._solver.put(*start.tensors, history)
+            slot = self._solver.put(x_video, x_audio, cos, sin, history)
         except SolverFull as error:
             raise SessionError("RESOURCE_EXHAUSTED", str(error)) from None
         except EngineError as error:
@@ -114,30 +100,8 @@ class Performer:
         self._solves[key] = _Solve(job, taus, slot, joined_ns=now)
         self._scheduler.join(key, deadline_ns=job.deadline_ns, steps=job.steps, now_ns=now)
 
-    def prepare(self) -> None:
-        """Makes what the next unit of each session that was just solved starts from, while there is time."""
-        while self._solved:
-            job = self._solved.popleft()
-            if job.unit < noise.MAX_SEED:
-                self._starts[job.session] = self._start_of(job.seed, job.origin, job.unit + 1)
-                self._starts.move_to_end(job.session)
-        while len(self._starts) > MAX_STARTS:
-            self._starts.popitem(last=False)
-
-    def _schedule(self, steps: int) -> list[float]:
-        """Raises ValueError for more steps than the solver takes."""
-        taus = self._schedules[steps] = self.config.solver.taus(steps)
-        return taus
-
-    def _start_of(self, seed: int, origin: int, unit: int) -> _Start:
-        """Raises ValueError for numbers out of range."""
-        x_video, x_audio = noise.latents(self.config, seed, unit)
-        cos, sin = rope_tables(self.config.backbone, self._layout.noisy_positions(origin, unit))
-        return _Start((seed, origin, unit), (x_video, x_audio, cos, sin))
-
     def leave(self, job: CloseJob) -> list[Outcome]:
         """Drops what a session still has here, before its pages are freed; returns those jobs as ABORTED."""
-        self._starts.pop(job.session, None)
         gone = [key for key, s in self._solves.items() if s.job.session == job.session and s.job.epoch <= job.epoch]
         error = SessionError("ABORTED", f"session {job.session!r} was closed")
         return [(self._drop(key).job, error) for key in gone]
@@ -191,7 +155,6 @@ class Performer:
             solve = self._solves.get(key)
             if solve is not None:
                 finished.append((solve.job, self._result(solve, end)))
-                self._solved.append(solve.job)
                 self._drop(key)
         return finished
 
@@ -213,7 +176,7 @@ class Performer:
 
     def _result(self, solve: _Solve, now: int) -> PerformResult | SessionError:
         job = solve.job
-        ms = {"queue": (solve.started_ns - (job.sent_ns or solve.joined_ns)) / 1e6, "perform": solve.engine_ns / 1e6}
+        ms = {"queue": (solve.started_ns - solve.joined_ns) / 1e6, "perform": solve.engine_ns / 1e6}
         z_video, z_audio = self._solver.take(solve.slot)
         if not validate.finite(z_video, z_audio):
             return _not_finite(job)

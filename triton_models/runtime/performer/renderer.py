@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import structs
 
 from ..engines.codec_step import CodecStep
 from ..engines.engine import EngineSet
-from ..messages import Float32, PerformResult, SessionError, UInt8
+from ..messages import Float32, PerformResult, SessionError
 from ..metrics import Metrics
 
 
@@ -43,10 +44,6 @@ class Renderer:
     def __len__(self) -> int:
         return len(self._voices)
 
-    def alone(self, session: str) -> bool:
-        """Whether no other session is open here."""
-        return len(self._voices) == 1 and session in self._voices
-
     def render(self, solved: Sequence[PerformResult]) -> list[PerformResult | SessionError]:
         """Decodes clean latents: results of the solver with pcm and frames. At most one of a session in a call."""
         results: list[PerformResult | SessionError] = list(solved)
@@ -64,7 +61,7 @@ class Renderer:
                 continue
             out, ms = outcome
             voice.state, voice.rendered = out["state_out"], u.unit
-            results[i] = _shown(u, out["pcm"], out["frames"], {**u.ms, "render": ms})
+            results[i] = structs.replace(u, pcm=out["pcm"], frames=out["frames"], ms={**u.ms, "render": ms})
         return results
 
     def close(self, session: str, epoch: int) -> None:
@@ -98,8 +95,3 @@ class Renderer:
             raise SessionError("RESOURCE_EXHAUSTED", f"sessions: all {self._max_sessions} of this renderer are open")
         voice = self._voices[solved.session] = _Voice(solved.epoch, self._zeros)
         return voice
-
-
-def _shown(u: PerformResult, pcm: Float32, frames: UInt8, ms: dict[str, float]) -> PerformResult:
-    """What `replace` does as well, in three times the time."""
-    return PerformResult(u.session, u.epoch, u.unit, u.z_video, u.z_audio, u.steps, u.solved_ns, pcm, frames, ms)

@@ -1,9 +1,6 @@
 """The uses of the `think` engine: prompt chunks, the context blocks of a batch, and their slots token by token.
 
 Every pass commits its K/V at once, row by row, and a row whose numbers are not finite commits nothing.
-
-Between two engine calls the caches of the processor are cold, and every function that was not called just before costs
-microseconds: what can be made once (a unit's RoPE, the inputs that all slots share) is made once.
 """
 
 from __future__ import annotations
@@ -24,9 +21,10 @@ from ..kv.retention import Kind
 from ..kv.tables import join, page_multiple, stack, stack_tables
 from ..messages import Float32, Int64, SessionError
 from ..validate import finite
-from .session import Rope, ThinkerSession, UnitRope
+from .sessions import ThinkerSession
 
 Tensors = dict[str, Any]  # of an engine call; K and V may be on a device
+Rope = tuple[Float32, Float32]  # cos and sin [1, T, D / 2] of a pass of T tokens
 Groups = Sequence[tuple[Kind, Int64]]  # which tokens of a pass are kept, by what they are to retention
 
 _SLOT: Groups = [("language", np.zeros(1, dtype=np.int64))]  # the one token of a slot pass
@@ -39,19 +37,10 @@ class ThinkRow:
     session: ThinkerSession
     unit: int
     text: list[int]  # typed ids of this unit, at most language.text_tokens
+    ropes: list[Rope] = field(default_factory=list)  # of the block, then of each slot
     slots: list[int] = field(default_factory=list)  # fed and committed so far
     token: int = -1  # chosen and not fed yet
     error: SessionError | None = None
-
-
-@dataclass(eq=False)
-class _Feed:
-    """Rows whose slots are fed together, and what their passes share."""
-
-    rows: Sequence[ThinkRow]
-    tables: Sequence[PageTable] = ()
-    ropes: Sequence[Rope] = ()  # of each slot
-    inputs: Tensors = field(default_factory=dict)  # of an engine call; each slot puts its own `ids` and RoPE there
 
 
 class ThinkPass:
@@ -67,7 +56,6 @@ class ThinkPass:
         language = self.config.language
         self._state_ids = language.state_ids
         self._not_text = [i for i in language.special_ids if i != language.eou_id]  # never chosen for a text slot
-        self._slot_inputs: dict[int, Tensors] = {}  # by rows: see `_shared`
         self._untyped = np.full((1, language.text_tokens + 1), language.pad_id, dtype=np.int64)
         self._untyped[0, -1] = language.query_id
         typed = range(language.text_tokens + 1)
@@ -82,8 +70,7 @@ class ThinkPass:
         ids = np.array([session.prompt[start : start + count]], dtype=np.int64)
         tokens = ids.shape[1]
         cos, sin = rope_tables(self.config.backbone, np.arange(start, start + tokens)[None])
-        inputs = {"ids": ids, "rope_cos": cos, "rope_sin": sin, "block_mask": np.tri(tokens, dtype=bool)[None]}
-        out = self._run([session.table], self._shared(1) | inputs)
+        out = self._run([session.table], self._words(ids, (cos, sin), np.tri(tokens, dtype=bool)[None]))
         if not _finite_rows(out, 1)[0]:
             raise SessionError("INTERNAL", f"prompt of session {session.id!r}: the think engine gave NaN or Inf")
         spans = session.table.append("prompt", -1, tokens)
@@ -91,32 +78,23 @@ class ThinkPass:
 
     def think(self, rows: Sequence[ThinkRow]) -> None:
         """Block and slots of each row: fills `row.slots` (the state first) or `row.error`."""
+        lay, language = self.layout, self.config.language
+        for row in rows:
+            start = row.session.origin + row.unit * lay.span
+            cos, sin = rope_tables(self.config.backbone, np.arange(start, start + lay.span)[None])
+            parts = [slice(lay.slot_offset), *(slice(at, at + 1) for at in range(lay.slot_offset, lay.span))]
+            row.ropes = [(cos[:, part], sin[:, part]) for part in parts]
         self._blocks(rows)
-        feed, language = _Feed([]), self.config.language
         for slot in range(language.slots):
             live = [row for row in rows if row.error is None and row.token != language.eou_id]
             if not live:
                 break
-            if len(live) != len(feed.rows):  # rows drop out and never come back
-                feed = self._feed(live)
-            self._slot(feed, slot)
-
-    def prepare(self, session: ThinkerSession, unit: int) -> None:
-        """RoPE of `unit`, unless it is there: what depends on nothing but the unit can be made before it comes."""
-        if session.rope is None or session.rope.unit != unit:
-            lay = self.layout
-            start = session.origin + unit * lay.span
-            cos, sin = rope_tables(self.config.backbone, np.arange(start, start + lay.span)[None])
-            parts = [slice(lay.slot_offset), *(slice(at, at + 1) for at in range(lay.slot_offset, lay.span))]
-            block, *slots = [(cos[:, part], sin[:, part]) for part in parts]
-            session.rope = UnitRope(unit, block, slots)
+            self._slot(live, slot)
 
     def _blocks(self, rows: Sequence[ThinkRow]) -> None:
         """Context blocks `[z^v | z^a | e^v | e^a | text, padded | query]`; the logits choose the state."""
-        for row in rows:
-            self.prepare(row.session, row.unit)
         sessions = [row.session for row in rows]
-        cos, sin = _join_ropes([session.rope.block for session in sessions if session.rope is not None])
+        cos, sin = _join_ropes([row.ropes[0] for row in rows])
         inputs = {
             "z_video": stack([session.z_video for session in sessions]),
             "z_audio": stack([session.z_audio for session in sessions]),
@@ -158,19 +136,12 @@ class ThinkPass:
         mask[padding, padding] = True  # .. but itself, so that every softmax has a key
         return mask
 
-    def _feed(self, rows: Sequence[ThinkRow]) -> _Feed:
-        """What all slot passes of the same rows share."""
-        by_row = [row.session.rope.slots for row in rows if row.session.rope is not None]
-        ropes = by_row[0] if len(rows) == 1 else [_join_ropes(of_slot) for of_slot in zip(*by_row, strict=True)]
-        return _Feed(rows, [row.session.table for row in rows], ropes, self._shared(len(rows)).copy())
-
-    def _slot(self, feed: _Feed, slot: int) -> None:
+    def _slot(self, rows: Sequence[ThinkRow], slot: int) -> None:
         """Feeds slot token number `slot` of rows whose block is committed; the logits choose the next token."""
-        rows, inputs = feed.rows, feed.inputs
-        for b, row in enumerate(rows):
-            inputs["ids"][b, 0] = row.token
-        inputs["rope_cos"], inputs["rope_sin"] = feed.ropes[slot]
-        out = self._run(feed.tables, inputs)
+        ids = np.array([[row.token] for row in rows], dtype=np.int64)
+        ropes = _join_ropes([row.ropes[1 + slot] for row in rows])
+        mask = np.ones((len(rows), 1, 1), dtype=bool)  # a token sees itself
+        out = self._run([row.session.table for row in rows], self._words(ids, ropes, mask))
         fine = _finite_rows(out, len(rows))
         for b, row in enumerate(rows):
             self._commit(row, b, out, fine[b], _SLOT)
@@ -209,19 +180,13 @@ class ThinkPass:
         finally:
             self.engine_ms += (time.perf_counter() - begin) * 1e3
 
-    def _shared(self, rows: int) -> Tensors:
-        """The inputs that all slot passes of so many rows share, made once: parts of a block, of zero tokens each, the
-        mask of a token that sees itself, and a place for the ids, which a pass fills in."""
-        if rows not in self._slot_inputs:
-            c = self.config
-            widths = {"z_video": c.video.latent_dim, "z_audio": c.audio.latent_dim}
-            widths |= {"e_video": c.backbone.hidden_size, "e_audio": c.backbone.hidden_size}
-            self._slot_inputs[rows] = {
-                **{name: np.zeros((rows, 0, width), np.float32) for name, width in widths.items()},
-                "ids": np.zeros((rows, 1), dtype=np.int64),
-                "block_mask": np.ones((rows, 1, 1), dtype=bool),
-            }
-        return self._slot_inputs[rows]
+    def _words(self, ids: Int64, rope: Rope, mask: np.ndarray) -> Tensors:
+        """Inputs of a pass of words alone, ids [B, T]: the other parts of a block have zero tokens."""
+        c, rows = self.config, len(ids)
+        widths = {"z_video": c.video.latent_dim, "z_audio": c.audio.latent_dim}
+        widths |= {"e_video": c.backbone.hidden_size, "e_audio": c.backbone.hidden_size}
+        nothing = {name: np.zeros((rows, 0, width), np.float32) for name, width in widths.items()}
+        return {**nothing, "ids": ids, "rope_cos": rope[0], "rope_sin": rope[1], "block_mask": mask}
 
 
 def _join_ropes(ropes: Sequence[Rope]) -> Rope:

@@ -1,20 +1,110 @@
-"""The open sessions of a thinker: the one place where their pages are given back, and the check of who may work."""
+"""What the thinker holds of each conversation: its unit clock, who may work, the one way its pages go back."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
+
+from engine_builder.config import ModelConfig
+
 from ..engines.engine import EngineSet
-from ..engines.tokenizer import TextTokenizer
+from ..engines.tokenizer import TextStream, TextTokenizer
 from ..kv import retention
 from ..kv.pages import BlockManager, PageTable, TooManyPages
 from ..kv.pool import Pool
-from ..messages import OpenJob, PerceiveJob, SessionError, ThinkJob
-from .session import ThinkerSession
+from ..messages import MAX_QUEUED_TEXT, Float32, OpenJob, PerceiveJob, SessionError, ThinkJob
 
 Job = TypeVar("Job", PerceiveJob, ThinkJob)
 Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class ThinkerSession:
+    """Pages, codec states and the last latents of one session. The counters name the unit each stage finished last.
+
+    `failure` is set once the history was touched and the unit could not be completed: such a session only closes.
+    """
+
+    id: str
+    epoch: int
+    seed: int
+    prompt: list[int]
+    table: PageTable
+    text_stream: TextStream
+    encoder_state: Float32  # [Sp]
+    z_video: Float32  # z of the unit before `thought`, [n_v, c_v]
+    z_audio: Float32  # [n_a, c_a]
+    e_video: Float32  # e of unit `perceived`, [n_ev, d]
+    e_audio: Float32  # [n_ea, d]
+    typed: deque[int] = field(default_factory=deque)  # at most MAX_QUEUED_TEXT
+    ready: bool = False  # the prompt is in the history
+    perceived: int = -1
+    thought: int = -1
+    perceive_ms: float = 0.0
+    failure: SessionError | None = None
+
+    @classmethod
+    def new(
+        cls,
+        config: ModelConfig,
+        state_sizes: dict[str, int],
+        *,
+        id: str,
+        epoch: int,
+        seed: int,
+        prompt: list[int],
+        table: PageTable,
+        text_stream: TextStream,
+    ) -> ThinkerSession:
+        """A session before its first unit: all states and z_{-1} are zeros (DESIGN 3)."""
+
+        def zeros(*shape: int) -> Float32:
+            return np.zeros(shape, dtype=np.float32)
+
+        v, a, d = config.video, config.audio, config.backbone.hidden_size
+        return cls(
+            id=id,
+            epoch=epoch,
+            seed=seed,
+            prompt=prompt,
+            table=table,
+            text_stream=text_stream,
+            encoder_state=zeros(state_sizes["perceive"]),
+            z_video=zeros(v.tokens, v.latent_dim),
+            z_audio=zeros(a.tokens, a.latent_dim),
+            e_video=zeros(v.perceive_tokens, d),
+            e_audio=zeros(a.perceive_tokens, d),
+        )
+
+    @property
+    def origin(self) -> int:
+        """RoPE position at which unit 0 begins: the number of prompt tokens."""
+        return len(self.prompt)
+
+    def check_perceive(self, unit: int) -> None:
+        """ValueError unless `unit` is the one to perceive: e has one place, so think(unit - 1) comes first."""
+        _expect("perceive", unit, self.perceived + 1)
+        _expect_stage("perceive", unit, "think", self.thought, unit - 1)
+
+    def check_think(self, unit: int) -> None:
+        """ValueError unless e of `unit` is here."""
+        _expect("think", unit, self.thought + 1)
+        _expect_stage("think", unit, "perceive", self.perceived, unit)
+
+    def queue_text(self, ids: list[int]) -> None:
+        """Appends typed text; ValueError if more would wait than MAX_QUEUED_TEXT tokens."""
+        room = MAX_QUEUED_TEXT - len(self.typed)
+        if len(ids) > room:
+            raise ValueError(f"text: expected at most {room} more tokens ({len(self.typed)} wait), got {len(ids)}")
+        self.typed.extend(ids)
+
+    def take_text(self, count: int) -> list[int]:
+        """Up to `count` typed tokens for the unit at hand; the rest waits for later units."""
+        return [self.typed.popleft() for _ in range(min(count, len(self.typed)))]
 
 
 class ThinkerSessions:
@@ -108,3 +198,13 @@ class ThinkerSessions:
         held = sum(session.table.pages for session in self)
         if held != self._blocks.used:
             raise RuntimeError(f"pages: sessions hold {held}, the block manager says {self._blocks.used}")
+
+
+def _expect(stage: str, unit: int, expected: int) -> None:
+    if unit != expected:
+        raise ValueError(f"unit: expected {expected}, the next one to {stage}, got {unit}")
+
+
+def _expect_stage(stage: str, unit: int, before: str, done: int, needed: int) -> None:
+    if done < needed:
+        raise ValueError(f"unit: {stage} {unit} expected {before} {needed} before it, got {before} up to {done}")

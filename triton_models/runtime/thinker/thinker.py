@@ -16,17 +16,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from msgspec import structs
+
 from .. import validate
 from ..engines.codec_step import CodecStep
 from ..engines.engine import EngineSet, call_failed
 from ..engines.tokenizer import TextTokenizer
 from ..kv.pages import BlockManager
 from ..kv.pool import Pool
-from ..messages import CloseJob, HandOver, OpenJob, PerceiveJob, SessionError, ThinkJob, ThinkResult
+from ..messages import CloseJob, OpenJob, PerceiveJob, PerformJob, SessionError, ThinkJob, ThinkResult
 from ..metrics import Metrics
 from .passes import ThinkPass, ThinkRow
-from .session import ThinkerSession
-from .sessions import ThinkerSessions
+from .sessions import ThinkerSession, ThinkerSessions
 
 PROMPT_CHUNK = 64  # prompt tokens of one think call: about the cost of a few blocks, so an opening delays nobody long
 
@@ -43,16 +44,19 @@ class Thinker:
         blocks: BlockManager,
         tokenizer: TextTokenizer,
         max_sessions: int = 1024,
-        hand_over: Callable[[HandOver], bool] | None = None,
+        hand_over: Callable[[PerformJob], None] | None = None,
+        seal: Callable[[ThinkResult], bytes] | None = None,
     ) -> None:
-        """hand_over: tells the performer where the history of a thought unit is; False if it could not."""
+        """hand_over: takes a thought unit to the performer of this stage; None: results say where its history is
+        seal: of such a result, for the performer of another stage
+        """
         self.config = engines.config
         self.metrics = Metrics()
         self._engines = engines
         self._pool = pool
         self._blocks = blocks
         self._tokenizer = tokenizer
-        self._hand_over = hand_over
+        self._hand_over, self._seal = hand_over, seal
         self._pass = ThinkPass(engines, pool)
         self._encoder = CodecStep(engines, "perceive", ("e_audio", "e_video", "state_out"), self.metrics)
         self._sessions = ThinkerSessions(engines, pool, blocks, tokenizer, max_sessions)
@@ -177,12 +181,6 @@ class Thinker:
                 results[i] = self._fail(row.session, error) if error else self._thought(job, row, ms)
         return [results[i] for i in range(len(jobs))]
 
-    def prepare(self) -> None:
-        """Makes what the next units will need, while there is time."""
-        for session in self._sessions:
-            if session.ready and session.failure is None:
-                self._pass.prepare(session, session.thought + 1)
-
     def _begin(self, session: ThinkerSession, job: ThinkJob) -> ThinkRow:
         """Checks the job, queues its text and evicts: after this the history has moved to `job.unit`."""
         session.check_think(job.unit)
@@ -203,25 +201,24 @@ class Thinker:
         return ThinkRow(session, job.unit, session.take_text(self.config.language.text_tokens))
 
     def _thought(self, job: ThinkJob, row: ThinkRow, ms: float) -> ThinkResult:
-        session, history, handed = row.session, row.session.table.view(), False
+        session, history = row.session, row.session.table.view()
         session.thought = row.unit
+        name, seed, origin = session.id, session.seed, session.origin
         if self._hand_over is not None:  # before anything else: the performer waits for it
-            now = time.monotonic_ns()
-            over = HandOver(session.id, job.epoch, row.unit, session.seed, session.origin, history, now)
-            handed = self._hand_over(over)
-        return ThinkResult(
-            session=session.id,
+            self._hand_over(PerformJob(name, job.epoch, row.unit, seed, job.steps, job.deadline_ns, origin, history))
+        thought = ThinkResult(
+            session=name,
             epoch=job.epoch,
             unit=row.unit,
             state=self.config.language.state_name(row.slots[0]),
             text=session.text_stream.feed(row.slots[1:]),
-            history=history,
-            origin=session.origin,
-            seed=session.seed,
+            history=None if self._hand_over is not None else history,
+            origin=origin,
+            seed=seed,
             slots=tuple(row.slots),
             ms={"perceive": session.perceive_ms, "think": ms},
-            handed=handed,
         )
+        return thought if self._seal is None else structs.replace(thought, seal=self._seal(thought))
 
     # -- inside ------------------------------------------------------------------------------------------------
     def _batches(self, rows: list[Item]) -> Iterator[list[Item]]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from ..messages import CloseJob, OpenJob, PerceiveJob, SessionError, ThinkJob
-from ..worker import Item, Job, Outcome, Worker, fail_items, resolve
+from ..worker import Item, Worker, fail_items, resolve
 from .gather import GatherWindow
 from .thinker import Thinker
 
@@ -34,7 +35,7 @@ class ThinkerWorker(Worker):
         self._thinker = thinker
         self._window = GatherWindow(gather_ns, thinker.max_batch, costs=costs)
         self._thinking: dict[str, Item] = {}  # think jobs in the gather window, by session
-        self._opening: list[tuple[OpenJob, Iterator[None], Outcome]] = []
+        self._opening: list[tuple[OpenJob, Iterator[None], Future[Any]]] = []
 
     def _wait_seconds(self) -> float | None:
         if self._opening:
@@ -42,23 +43,19 @@ class ThinkerWorker(Worker):
         wake = self._window.wake_ns()
         return None if wake is None else max(0.0, (wake - time.monotonic_ns()) / 1e9)
 
-    def _turn(self, items: Sequence[Item]) -> None:
+    def _round(self, items: Sequence[Item]) -> None:
         pending = list(items)
         while pending:  # jobs of one session keep their order: one of them in a round
             firsts: dict[str, Item] = {}
             later = [item for item in pending if firsts.setdefault(item[0].session, item) is not item]
-            self._round(list(firsts.values()))
+            self._take(list(firsts.values()))
             pending = later
         self._think()
-        opening, self._opening = self._opening, []
-        for job, steps, future in opening:
-            self._step_opening(job, steps, future)
+        if self._opening:  # one chunk of one prompt a round, in turns: many openings delay nobody longer than one
+            self._step_opening(*self._opening.pop(0))
 
-    def _round(self, items: list[Item]) -> None:
+    def _take(self, items: list[Item]) -> None:
         """At most one job of each session. Closes come first: they free pages that others may be waiting for."""
-        if len(items) == 1 and isinstance(items[0][0], ThinkJob) and self._alone(items[0][0]) and not self._thinking:
-            self._batch(items, ThinkJob, self._thinker.think)  # there is nobody to wait for
-            return
         if any(job.session in self._thinking and not isinstance(job, CloseJob) for job, _ in items):
             self._think(now=True)  # a session's next job comes after its think
         for job, future in items:
@@ -106,7 +103,7 @@ class ThinkerWorker(Worker):
         if not self._thinker.is_open(job.session):
             self._window.close(job.session)
 
-    def _step_opening(self, job: OpenJob, steps: Iterator[None], future: Outcome) -> None:
+    def _step_opening(self, job: OpenJob, steps: Iterator[None], future: Future[Any]) -> None:
         try:
             next(steps)
         except StopIteration:
@@ -126,12 +123,6 @@ class ThinkerWorker(Worker):
         while self._window.take(time.monotonic_ns() + self._window.window_ns):
             pass
         fail_items(list(thinking.values()), error)
-
-    def _alone(self, job: Job) -> bool:
-        return isinstance(job, ThinkJob | PerceiveJob) and self._thinker.open_sessions == 1
-
-    def _prepare(self) -> None:
-        self._thinker.prepare()
 
     def _idle(self) -> None:
         self._thinker.check_integrity()

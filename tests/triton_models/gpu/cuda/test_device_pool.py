@@ -15,9 +15,9 @@ import torch
 from engine_builder.config import preset
 from triton_models.gpu.cuda import cuda_runtime
 from triton_models.gpu.cuda.cuda_runtime import CudaError, CudaRuntime, DeviceArray
-from triton_models.gpu.cuda.device_pool import DevicePool, MirroredPool, PoolCard, to_bits
+from triton_models.gpu.cuda.device_pool import SHM_DIRECTORY, DevicePool, MirroredPool, PoolCard, to_bits
 from triton_models.runtime.kv.pages import Span
-from triton_models.runtime.kv.pool import SHM_DIRECTORY, KVPool, PoolError
+from triton_models.runtime.kv.pool import HostPool, PoolError
 
 pytestmark = pytest.mark.unit
 CONFIG = preset("tiny")
@@ -47,12 +47,10 @@ def new_kv(tokens: int = 12) -> list[np.ndarray]:
     return [rng.standard_normal((b.layers, tokens, b.kv_heads, b.head_dim), dtype=np.float32) for _ in range(2)]
 
 
-def test_it_holds_what_the_shared_memory_pool_holds(cuda, name):
+def test_it_holds_what_the_pool_of_a_cpu_holds(cuda, name):
     k, v = new_kv()
-    with (
-        KVPool.create(f"{name}-cpu", CONFIG, PAGES, PAGE_TOKENS) as expected,
-        DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda) as pool,
-    ):
+    expected = HostPool(CONFIG, PAGES, PAGE_TOKENS)
+    with DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name) as pool:
         for p in (expected, pool):
             p.write(SPANS, k, v, TOKENS)
             p.scrub([4])
@@ -67,13 +65,13 @@ def test_it_holds_what_the_shared_memory_pool_holds(cuda, name):
 
 def test_layers_that_lie_further_apart_than_a_pitch_may_be(cuda, name, monkeypatch):
     k, v = new_kv()
-    with DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda) as pool:
+    with DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name) as pool:
         pool.write(SPANS, k, v, TOKENS)
         pool.scrub([4])
         expected = contents(pool.k).copy()
     monkeypatch.setattr(cuda_runtime, "MAX_PITCH", 100)
     cuda.api.calls.clear()
-    with DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda) as pool:
+    with DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name) as pool:
         pool.write(SPANS, k, v, TOKENS)
         pool.scrub([4])
         assert (contents(pool.k) == expected).all()
@@ -87,7 +85,7 @@ def test_device_rows_are_copied_without_the_host(cuda, name):
     for array, values in zip(out, (k, v), strict=True):
         stacked = np.stack([np.zeros_like(values), values, values * 9], axis=1)
         ctypes.memmove(array.pointer, stacked.ctypes.data, stacked.nbytes)
-    with DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda) as pool:
+    with DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name) as pool:
         pool.write(SPANS, *(array.row(1, 1) for array in out), TOKENS)
         assert (contents(pool.k)[:, 2, 3] == k[:, 0]).all()
         assert (contents(pool.v)[:, 4] == v[:, [1, 2, 5, 6]]).all()
@@ -97,7 +95,7 @@ def test_device_rows_are_copied_without_the_host(cuda, name):
 
 def test_bfloat16_is_rounded_like_torch_rounds(cuda, name):
     k, v = new_kv()
-    with DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "bfloat16", cuda) as pool:
+    with DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "bfloat16", cuda, name) as pool:
         pool.write([Span(3, 0, 4)], k, v, np.arange(4))
         got = torch.from_numpy(contents(pool.k)[:, 3].astype(np.int32)).short().view(torch.bfloat16)
         assert got.equal(torch.from_numpy(k[:, :4]).bfloat16())
@@ -105,13 +103,12 @@ def test_bfloat16_is_rounded_like_torch_rounds(cuda, name):
 
 
 def test_another_process_maps_the_same_pages(cuda, name):
-    with DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda) as pool:
+    with DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name) as pool:
         reader = DevicePool.open(name, CONFIG, CudaRuntime(api=cuda.api))
         assert (reader.k.pointer, reader.v.pointer) == (pool.k.pointer, pool.v.pointer)
         assert reader.k.shape == (CONFIG.backbone.layers, PAGES, PAGE_TOKENS, 2, 64)
         reader.close()
         reader.close()
-        reader.unlink()  # not the owner: nothing happens
         assert (SHM_DIRECTORY / name).exists()
         assert cuda.api.imports == []
 
@@ -119,8 +116,8 @@ def test_another_process_maps_the_same_pages(cuda, name):
 def test_two_devices_mirror_what_is_written(cuda, name):
     k, v = new_kv()
     with (
-        DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda) as local,
-        DevicePool.create(f"{name}-b", CONFIG, PAGES, PAGE_TOKENS, "float32", cuda) as remote,
+        DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name) as local,
+        DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, f"{name}-b") as remote,
     ):
         pool = MirroredPool(local, remote)
         pool.write(SPANS, k, v, TOKENS)
@@ -128,7 +125,7 @@ def test_two_devices_mirror_what_is_written(cuda, name):
         assert (contents(remote.k) == contents(local.k)).all()
         assert (contents(remote.v) == contents(local.v)).all()
         cuda.api.calls.clear()
-        pool.mirror([Span(3, 0, 2)])
+        remote.copy_spans(local, [Span(3, 0, 2)])
         assert cuda.api.calls == ["cudaMemcpy2DAsync"] * 2 + ["cudaStreamSynchronize"]  # k and v, all layers at once
         pool.scrub([4, 1, 2])
         assert not contents(remote.v).any()
@@ -136,8 +133,8 @@ def test_two_devices_mirror_what_is_written(cuda, name):
 
 def test_pools_that_differ_are_not_mirrored(cuda, name):
     with (
-        DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda) as local,
-        DevicePool.create(f"{name}-b", CONFIG, PAGES + 1, PAGE_TOKENS, "float32", cuda) as remote,
+        DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name) as local,
+        DevicePool.create(CONFIG, PAGES + 1, PAGE_TOKENS, "float32", cuda, f"{name}-b") as remote,
         pytest.raises(PoolError, match="expected PoolGeometry"),
     ):
         MirroredPool(local, remote)
@@ -153,7 +150,7 @@ def test_pools_that_differ_are_not_mirrored(cuda, name):
     ],
 )
 def test_places_outside_the_pool_are_refused(cuda, name, spans, message):
-    with DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda) as pool:
+    with DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name) as pool:
         with pytest.raises(ValueError, match=message):
             pool.write(spans, *new_kv(), np.arange(4))
         with pytest.raises(ValueError, match=r"pages: expected 1\.\.5, got 0"):
@@ -165,12 +162,12 @@ def test_places_outside_the_pool_are_refused(cuda, name, spans, message):
 
 def test_names_and_owners(cuda, name):
     with pytest.raises(PoolError, match="pool name: expected letters"):
-        DevicePool.create("../etc", CONFIG, PAGES, PAGE_TOKENS, "float32", cuda)
+        DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, "../etc")
     with pytest.raises(PoolError, match="got no such file"):
         DevicePool.open(name, CONFIG, cuda)
-    with DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda):
+    with DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name):
         with pytest.raises(PoolError, match="expected an unused name"):
-            DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda)
+            DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name)
         with pytest.raises(PoolError, match="expected PoolGeometry"):
             DevicePool.open(name, preset("v0.1-0.6b"), cuda)
 
@@ -178,13 +175,13 @@ def test_names_and_owners(cuda, name):
 def test_a_full_device_leaves_nothing_behind(name):
     cuda = CudaRuntime(api=fake_cuda.FakeCuda(memory=100_000))
     with pytest.raises(PoolError, match=r"expected .* GiB of device memory .* cudaErrorMemoryAllocation"):
-        DevicePool.create(name, CONFIG, 20, PAGE_TOKENS, "float32", cuda)
+        DevicePool.create(CONFIG, 20, PAGE_TOKENS, "float32", cuda, name)
     assert cuda.api.used() == 0
     assert not (SHM_DIRECTORY / name).exists()
 
 
 def test_damaged_cards_are_refused(cuda, name):
-    with DevicePool.create(name, CONFIG, PAGES, PAGE_TOKENS, "float32", cuda):
+    with DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name):
         data = bytearray((SHM_DIRECTORY / name).read_bytes())
         data[-2] ^= 1
         with pytest.raises(PoolError, match="got a damaged one"):

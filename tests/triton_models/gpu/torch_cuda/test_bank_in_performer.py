@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -47,13 +46,12 @@ def engines(tmp_path_factory):
 @pytest.fixture
 def pool(engines):
     config, rng = engines.config, np.random.default_rng(2)
-    pool = engines.link.create(f"wst-test-{os.getpid()}-bank", config, PAGES, PAGE_TOKENS)
+    pool = engines.target.pool("both", "", config, PAGES, PAGE_TOKENS)
     b, tokens = config.backbone, (PAGES - 1) * PAGE_TOKENS
     k, v = rng.standard_normal((2, b.layers, tokens, b.kv_heads, b.head_dim), dtype=np.float32)
     pool.write([Span(page, 0, PAGE_TOKENS) for page in range(1, PAGES)], k, v, np.arange(tokens))
     yield pool
     pool.close()
-    pool.unlink()
 
 
 def drive(performer: Performer, clock: list[int]) -> dict[str, PerformResult]:
@@ -80,7 +78,7 @@ def drive(performer: Performer, clock: list[int]) -> dict[str, PerformResult]:
 def test_bank_and_host_memory_give_the_same_units(engines, pool):
     results = []
     for kind in (SolverBank, HostSolver):
-        solver = engines.link.solver(engines["perform"], pool, 4)
+        solver = engines.target.solver(engines["perform"], pool, 4)
         if kind is HostSolver:
             solver = HostSolver(engines["perform"].run, pool, pool.geometry.head_dim, 4)
         assert isinstance(solver, kind)

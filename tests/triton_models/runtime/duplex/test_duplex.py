@@ -149,18 +149,6 @@ def test_text_that_waits_in_the_thinker_counts(make: Callable[..., Bench]) -> No
     assert bench.unit("a", 1, text=b"y" * room).errors == []
 
 
-def test_a_slice_that_the_thinker_could_not_hand_over_goes_this_way(make: Callable[..., Bench]) -> None:
-    bench = make()
-    bench.models.hands_over = False
-    reply = bench.unit(7, 0, end=True)
-    within(reply.finished)
-    bench.settled()
-    assert reply.units == [0]
-    assert [what for what, _ in bench.models.log] == ["open", "think", "handover", "perform", "close", "close"]
-    performed = bench.models.jobs("perform")[0]
-    assert (performed.seed, performed.origin, performed.history.page_ids.tolist()) == (7, 3, [1])
-
-
 def test_no_unit_is_thought_with_the_latents_of_one_before(
     make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,7 +50,7 @@ def unit_of(
     now += 12 * MS
     ms = {"queue": 3.0, "perform": 15.0, "render": 4.0}
     solved = PerformResult(session, 1, unit, NONE, NONE, 2, now + 20 * MS, NONE[0], PICTURE, ms)
-    hops += spans(PerformJob(session, 1, unit, 0, 2, 0, 0), solved, begin, now + 25 * MS)  # waits for its hand-over
+    hops += spans(PerformJob(session, 1, unit, 0, 2, 0, 0), solved, begin, now + 25 * MS)
     now += 20 * MS
     tracer.answered(session, unit, INFO, begin, now + 6 * MS, hops)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from triton_models.runtime.budget.costs import CostTable
-from triton_models.runtime.kv.pool import KVPool
 from triton_models.runtime.messages import CloseJob, HistoryView, PerformJob, PerformResult, SessionError
 from triton_models.runtime.performer import noise
 from triton_models.runtime.performer.performer import Performer
@@ -213,15 +211,3 @@ def test_a_session_that_leaves_is_out_of_the_next_tick(stage: Stage) -> None:
     stage.performer.clear()
     assert stage.performer.pending == 0
     assert stage.performer.tick() == []
-
-
-def test_the_pool_may_be_a_read_only_mapping(make_bench: Callable[..., Bench]) -> None:
-    bench = make_bench()
-    bench.open("a")
-    thought = bench.unit("a", 0, level=0.5)
-    view = KVPool.open(bench.pool.name, bench.config)
-    performer = Performer(bench.engines, view, StepScheduler(CostTable.linear({"perform": (1.0, 0.0)}), 3))
-    performer.join(PerformJob("a", 1, 0, 0, 1, HOUR_NS, thought.origin, thought.history))
-    ((_, result),) = performer.tick()
-    assert z_of(result)[0] == pytest.approx(float(bench.history(thought).sum()), abs=1e-4)
-    view.close()

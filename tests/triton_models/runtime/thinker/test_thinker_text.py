@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from outcomes import error_of
 
-from triton_models.runtime.messages import ThinkJob, ThinkResult
-from triton_models.runtime.thinker.session import MAX_QUEUED_TEXT
+from triton_models.runtime.messages import MAX_QUEUED_TEXT, ThinkJob, ThinkResult
 
 pytestmark = pytest.mark.unit
 

@@ -1,7 +1,6 @@
 """The `duplex` model, the only public one: requests of the wire contract go into `runtime/duplex`.
 
-The loop runs in a thread of its own from start to end, so that sessions are watched and drained also while no request
-comes. Responses leave through the senders of their requests.
+Responses leave through the senders of their requests.
 """
 
 import locale
@@ -17,8 +16,9 @@ from triton_models.service.duplex_service import DuplexService  # noqa: E402
 
 class TritonPythonModel:
     def initialize(self, args):
-        given = settings.read(settings.DuplexSettings, backend.parameters(args))
-        self._service = DuplexService(given, backend.Caller("thinker"), backend.Caller("performer"))
+        run = settings.load()
+        callers = [backend.Caller(stage, run.key) for stage in run.stages]
+        self._service = DuplexService(run, callers[0], callers[-1])
         self._service.start()
         self._metrics = Exporter("duplex", self._service.status, self._service.metrics.take)
         self._metrics.start()
