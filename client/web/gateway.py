@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,30 +103,23 @@ async def _guard(
 ) -> web.StreamResponse:
     """Host and origin of every request; headers of every answer, errors too."""
     desk = request.app[DESK]
-    with _counted(desk, request):
-        try:
-            desk.access.check_place(request.headers)
-            if "Content-Encoding" in request.headers:
-                raise Refused(415, "content-encoding: expected none")
-            response = await handler(request)
-        except Refused as error:
-            response = desk.turn_away(error)
-        except web.HTTPException as error:
-            response = error
-        if not response.prepared:
-            response.headers.update(HEADERS)
-        if isinstance(response, web.HTTPException):
-            raise response
-        return response
-
-
-@contextlib.contextmanager
-def _counted(desk: Desk, request: web.Request) -> Iterator[None]:
     desk.busy.add(request.protocol)
     try:
-        yield
+        desk.access.check_place(request.headers)
+        if "Content-Encoding" in request.headers:
+            raise Refused(415, "content-encoding: expected none")
+        response = await handler(request)
+    except Refused as error:
+        response = desk.turn_away(error)
+    except web.HTTPException as error:
+        response = error
     finally:
         desk.busy.discard(request.protocol)
+    if not response.prepared:
+        response.headers.update(HEADERS)
+    if isinstance(response, web.HTTPException):
+        raise response
+    return response
 
 
 async def _index(request: web.Request) -> web.StreamResponse:

@@ -127,7 +127,8 @@ class Connection:
         async for message in self.ws:
             if self.reader is None or self.call is None:
                 break
-            await asyncio.sleep(budget.charge(1 + len(message.data or "") / EVENT_BYTES))
+            size = len(message.data) if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) else 0
+            await asyncio.sleep(budget.charge(1 + size / EVENT_BYTES))
             self.call.heard_at = time.monotonic()
             try:
                 if message.type is WSMsgType.TEXT:

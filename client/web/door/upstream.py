@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from client.stream import DuplexClient, DuplexError
@@ -44,20 +42,15 @@ class Upstream:
         if link is not self._link and not link.users:
             self._close(link)
 
-    @contextlib.asynccontextmanager
-    async def borrowed(self) -> AsyncIterator[DuplexClient]:
-        link = await self.take()
-        try:
-            yield link.client
-        finally:
-            self.give_back(link)
-
     async def is_ready(self) -> bool:
         try:
-            async with self.borrowed() as client:
-                return await client.is_ready()
+            link = await self.take()
         except DuplexError:
             return False
+        try:
+            return await link.client.is_ready()
+        finally:
+            self.give_back(link)
 
     def distrust(self) -> None:
         """A conversation lost the server: connect anew before the next one."""

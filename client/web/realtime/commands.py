@@ -14,7 +14,7 @@ from ..call.intake import MAX_TEXT_BYTES
 from ..media import Resampler
 from .items import ROLES, Item, new_id
 from .session import RealtimeSession
-from .wording import EventError
+from .wording import EventError, wrong
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +57,11 @@ class Commands:
             event_id = event.get("event_id")
             if not (event_id is None or (isinstance(event_id, str) and len(event_id) <= MAX_EVENT_ID)):
                 event_id = None
-                raise EventError("invalid_value", f"event_id: expected up to {MAX_EVENT_ID} characters", "event_id")
+                raise wrong("event_id", f"up to {MAX_EVENT_ID} characters")
             kind = event.get("type")
             handler = self._handlers.get(kind) if isinstance(kind, str) else None
             if handler is None:
-                known = ", ".join(self._handlers)
-                raise EventError("unknown_event", f"type: expected one of {known}; got {str(kind)[:80]!r}", "type")
+                raise wrong("type", f"one of {', '.join(self._handlers)}", kind or "none", "unknown_event")
             await handler(event)
         except EventError as error:
             self._session.emit_error(error, event_id)
@@ -78,7 +77,7 @@ class Commands:
     async def _update(self, event: Event) -> None:
         given = event.get("session")
         if not isinstance(given, dict):
-            raise EventError("invalid_value", "session: expected an object", "session")
+            raise wrong("session", "an object", given)
         session = self._session
         config, refused = session.config.updated(given, session.call.prompts.choose, started=session.call.started)
         if config.input.rate != self._up.source:
@@ -92,7 +91,7 @@ class Commands:
         key, last = event.get("session_id"), event.get("last_event_id")
         number = last.removeprefix("event_") if isinstance(last, str) else ""
         if not isinstance(key, str) or not number.isdecimal() or len(number) > 15:
-            raise EventError("invalid_value", "expected session_id, and last_event_id such as event_42", "session_id")
+            raise wrong("session_id", "it, and last_event_id such as event_42")
         if self._session.call.started:
             raise EventError("session_started", "session.resume: this session has begun; open a new connection for it")
         await self._resume(key, int(number))
@@ -143,8 +142,7 @@ class Commands:
         try:
             image = media.open_image(_base64(given, where))
             if not call.pixels.take(image.width * image.height):
-                size = f"{call.pixels.rate / 1e6:g} million pixels a second"
-                raise EventError("rate_limit_exceeded", f"{where}: expected at most {size}", where)
+                raise wrong(where, f"{call.pixels.rate:.0f} pixels a second at most", code="rate_limit_exceeded")
             return await media.decode_in_turn(image, call.shape)
         except ValueError as error:
             raise EventError("invalid_image", str(error), where) from None
@@ -154,12 +152,12 @@ class Commands:
         """Everything is read before anything is changed: a refused item leaves no trace."""
         given, session = event.get("item"), self._session
         if not isinstance(given, dict):
-            raise EventError("invalid_value", "item: expected an object", "item")
+            raise wrong("item", "an object", given)
         kind, role = given.get("type"), given.get("role")
         role = role if kind == "message" else kind
         if role not in ROLES:
             known = "a message with role user, assistant or system, a function_call or its output"
-            raise EventError("invalid_value", f"item: expected {known}, got {kind!s:.40} {role!s:.40}", "item")
+            raise wrong("item", known, f"{kind} {role}")
         chosen = given.get("id")
         item = Item(chosen if isinstance(chosen, str) else new_id("item"), str(role))
         session.items.check_id(item.id)
@@ -169,13 +167,12 @@ class Commands:
         else:
             item.given = {name: value for name, value in given.items() if name not in ("id", "object", "status")}
             if (size := len(json.dumps(item.given))) > MAX_REMEMBERED:
-                message = f"item: expected at most {MAX_REMEMBERED} characters, got {size}"
-                raise EventError("invalid_value", message, "item")
+                raise wrong("item", f"at most {MAX_REMEMBERED} characters", size)
         typed = [*self._typed, item.text] if item.role == "user" and item.text else self._typed
         size = sum(len(text.encode(errors="replace")) for text in typed)
         if size > MAX_TEXT_BYTES:
-            message = f"text: expected at most {MAX_TEXT_BYTES} bytes that wait for an answer, got {size}"
-            raise EventError("text_too_long", message, "item.content")
+            waiting = f"at most {MAX_TEXT_BYTES} bytes that wait for an answer"
+            raise wrong("item.content", waiting, size, "text_too_long")
         for where, sound in sounds:
             self._hear(sound, where)
         for picture in pictures:
@@ -190,7 +187,7 @@ class Commands:
         """Text into `item`; sounds, each with its place, and pictures."""
         content = given.get("content")
         if not isinstance(content, list) or not content or not all(isinstance(part, dict) for part in content):
-            raise EventError("invalid_value", "item.content: expected a list of parts", "item.content")
+            raise wrong("item.content", "a list of parts")
         sounds, pictures = [], []
         for place, part in enumerate(content):
             where = f"item.content[{place}]"
@@ -203,8 +200,7 @@ class Commands:
             elif kind == "input_image" and isinstance(url, str) and url.startswith(DATA_URL):
                 pictures.append(await self._picture(url.partition(",")[2], f"{where}.image_url"))
             else:
-                known = "input_text, input_audio or input_image (a data: URL) with content"
-                raise EventError("invalid_value", f"{where}: expected {known}", where)
+                raise wrong(where, "input_text, input_audio or input_image (a data: URL) with content")
         return sounds, pictures
 
     async def _item_retrieve(self, event: Event) -> None:

@@ -10,7 +10,7 @@ from client.stream import UnitShape
 from client.stream.units import FPS, UNIT_MS
 
 from ..media import G711_RATE, HIGHEST_RATE, LOWEST_RATE, Format
-from .wording import EventError, Wording
+from .wording import EventError, Wording, wrong
 
 CAPABILITIES = {
     "full_duplex": "the model hears and speaks at the same time and decides by itself, every 160 ms, whether it speaks",
@@ -67,7 +67,7 @@ class SessionConfig:
             try:
                 if path not in _FIELDS:
                     if path in _GROUPS and value is not None:
-                        raise _wrong(where, "an object", value)
+                        raise wrong(where, "an object", value)
                     new = replace(new, ignored=tuple(sorted({*new.ignored, path})))
                     continue
                 name, read = _FIELDS[path]
@@ -77,8 +77,7 @@ class SessionConfig:
                 if name != "options":
                     new = replace(new, **{name: value} if name else {})
                 elif started and value != self.options.get(path.removeprefix("wan.")):
-                    message = f"{where}: the model takes it before its first unit only"
-                    raise EventError("session_started", message, where)
+                    raise wrong(where, "it before the model's first unit", value, "session_started")
                 else:
                     new = replace(new, options={**new.options, path.removeprefix("wan."): value})
             except EventError as error:
@@ -142,7 +141,7 @@ class SessionConfig:
 def read_modality(where: str, value: Any) -> str:
     """audio or text, from a list of modalities."""
     if not isinstance(value, list) or not value or not all(each in ("audio", "text") for each in value):
-        raise _wrong(where, '["audio"] or ["text"]', value)
+        raise wrong(where, '["audio"] or ["text"]', value)
     return "audio" if "audio" in value else "text"
 
 
@@ -160,12 +159,12 @@ def _format(where: str, value: Any) -> Format:
     name, rate = (value.get("type", "audio/pcm"), value.get("rate")) if isinstance(value, dict) else (value, None)
     kind = _NAMES.get(name) if isinstance(name, str) else "pcm" if name is None else None
     if kind is None:
-        raise _wrong(where, f"one of {', '.join(_NAMES)}", value)
+        raise wrong(where, f"one of {', '.join(_NAMES)}", value)
     if kind != "pcm":
         return Format(kind, G711_RATE)
     rate = Format.rate if rate is None else rate
     if not isinstance(rate, int) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise _wrong(f"{where}.rate", f"{LOWEST_RATE} to {HIGHEST_RATE}", rate)
+        raise wrong(f"{where}.rate", f"{LOWEST_RATE} to {HIGHEST_RATE}", rate)
     return Format(kind, rate)
 
 
@@ -173,36 +172,36 @@ def _turn_detection(where: str, value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise _wrong(where, "an object or null", value)
+        raise wrong(where, "an object or null", value)
     kind = value.get("type", "server_vad")
     if kind == "none":
         return None
     if not isinstance(kind, str) or kind not in _DETECTION:
-        raise _wrong(f"{where}.type", "server_vad, semantic_vad or none", kind)
+        raise wrong(f"{where}.type", "server_vad, semantic_vad or none", kind)
     defaults = {**_DETECTION[kind], **_RESPONDS}
     return {"type": kind, **defaults, **{name: value[name] for name in defaults if name in value}}
 
 
 def _text(where: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise _wrong(where, "a string", value)
+        raise wrong(where, "a string", value)
     return value
 
 
 def _realtime(where: str, value: Any) -> None:
     if value != "realtime":
-        raise _wrong(where, "realtime", value)
+        raise wrong(where, "realtime", value)
 
 
 def _video(where: str, value: Any) -> bool:
     if value not in (None, "jpeg"):
-        raise _wrong(where, "jpeg or null", value)
+        raise wrong(where, "jpeg or null", value)
     return value == "jpeg"
 
 
 def _whole(where: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise _wrong(where, "a whole number from 0", value)
+        raise wrong(where, "a whole number from 0", value)
     return value
 
 
@@ -238,7 +237,3 @@ def _leaves(given: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{path}.")
         else:
             yield path[:80], value
-
-
-def _wrong(where: str, expected: str, got: object) -> EventError:
-    return EventError("invalid_value", f"{where}: expected {expected}, got {str(got)[:120]}", where)

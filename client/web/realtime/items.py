@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from .wording import EventError, Wording
+from .wording import Wording, wrong
 
 KEPT = 128
 MAX_ID = 64  # characters of an id that a client chose
@@ -78,7 +78,7 @@ class Items:
     def check_id(self, item_id: str) -> None:
         """Raises EventError for an id that is taken or too long."""
         if item_id in self._items or not 0 < len(item_id) <= MAX_ID:
-            raise EventError("invalid_value", f"item.id: expected a new id of up to {MAX_ID} characters", "item.id")
+            raise wrong("item.id", f"a new id of up to {MAX_ID} characters")
 
     def add(self, item: Item) -> Item:
         """Raises EventError for an id that is taken or too long."""
@@ -92,8 +92,7 @@ class Items:
         """purpose: retrieve, delete or truncate. Raises EventError when there is none."""
         item = self._items.get(given) if isinstance(given, str) else None
         if item is None:
-            code = f"item_{purpose}_invalid_item_id"
-            raise EventError(code, f"item_id: no item {str(given)[:80]!r} in this conversation", "item_id")
+            raise wrong("item_id", "an item of this conversation", repr(given), f"item_{purpose}_invalid_item_id")
         return item
 
     def delete(self, given: Any) -> Item:
@@ -104,12 +103,8 @@ class Items:
         """Records that `item_id` was played up to `end_ms`. Raises EventError for what cannot have been."""
         item = self.get(item_id, "truncate")
         if item.role != "assistant" or not item.audio_ms:
-            raise EventError("invalid_value", "item_id: expected a message of the agent with audio", "item_id")
+            raise wrong("item_id", "a message of the agent with audio")
         if not isinstance(end_ms, int | float) or isinstance(end_ms, bool) or not 0 <= end_ms <= item.audio_ms + 1:
-            raise EventError(
-                "invalid_value",
-                f"audio_end_ms: expected 0 to {item.audio_ms:.0f} (sent so far), got {end_ms!r:.40}",
-                "audio_end_ms",
-            )
+            raise wrong("audio_end_ms", f"0 to {item.audio_ms:.0f} (sent so far)", repr(end_ms))
         item.heard_ms = float(end_ms)
         return item

@@ -18,7 +18,7 @@ from .config import SessionConfig, read_modality
 from .floor import Floor
 from .items import Item, Items, new_id
 from .speech import Speech
-from .wording import EventError, Wording
+from .wording import EventError, Wording, wrong
 
 SILENT_UNITS = 19  # a response that was asked for ends empty when the model has not spoken for 3 s
 HELD_UNITS = 125  # of what the model says unasked, where the client wants to ask first
@@ -83,8 +83,7 @@ class RealtimeSession:
                 f"response: {self.speech.id} is in progress; cancel it or wait for response.done",
             )
         if given.get("conversation") == "none":
-            where = "response.conversation"
-            raise EventError("unsupported_value", f"{where}: expected auto, for there is one conversation", where)
+            raise wrong("response.conversation", "auto, for there is one conversation", "none", "unsupported_value")
         modality = self.config.modality
         for name in ("modalities", "output_modalities"):
             if given.get(name) is not None:

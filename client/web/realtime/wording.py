@@ -16,6 +16,12 @@ class EventError(Exception):
         self.param = param
 
 
+def wrong(where: str, expected: str, got: object = None, code: str = "invalid_value") -> EventError:
+    """An EventError for the field `where`."""
+    shown = f", got {str(got)[:120]}" if got is not None else ""
+    return EventError(code, f"{where}: expected {expected}{shown}", where)
+
+
 @dataclass(frozen=True)
 class Wording:
     """Names that differ between the spellings."""

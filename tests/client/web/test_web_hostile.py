@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import gzip
+import io
 import json
 import socket
 import sys
@@ -15,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from aiohttp import ClientSession, TCPConnector, WSMsgType, WSServerHandshakeError
+from PIL import Image
 
 from client.stream.units import UnitShape
 from client.web.call.outbox import LIMITS
@@ -193,6 +197,47 @@ async def test_a_flood_of_strangers_is_turned_away(start_fake, start_command):
     assert (set(wrong), set(foreign)) == ({401}, {403})
     assert stats["turned_away"] == {"token": 50, "origin": 50}
     assert stats["opened"] == 1
+    listener.check()
+
+
+def png(width: int, height: int) -> bytes:
+    """Zeros, which are small on the wire, whatever the size."""
+    out = io.BytesIO()
+    Image.new("1", (width, height)).save(out, "PNG")
+    return out.getvalue()
+
+
+async def test_picture_bombs_and_packed_bodies_cost_nothing(start_fake, start_command):
+    """H17 and H32: an image of 800 bytes took 4 GB, a body of 1 MB stopped everybody for two seconds."""
+    fake, _ = await start_fake()
+    gateway = await start_command(fake.url, *MANY)
+    listener = Listener()
+    large, out = Image.new("L", (4096, 4096)), io.BytesIO()
+    large.save(out, "JPEG")
+    bombs = [base64.b64encode(data).decode() for data in (png(250_000, 1), png(4096, 4096), out.getvalue())]
+
+    async def throw() -> None:
+        async with gateway.connect("/v1/realtime") as ws:
+            for bomb in bombs * 3:
+                await ws.send_json({"type": "wan.video.append", "image": bomb})
+            await ws.send_json({"type": "response.dance"})
+            while '"unknown_event"' not in (await ws.receive_str(timeout=30)):
+                pass
+
+    async with gateway.connect() as ws:
+        listening = asyncio.create_task(listener.listen(ws))
+        await listener.more(2)
+        before = gateway.memory()
+        await asyncio.gather(*(throw() for _ in range(4)))
+        packed = gzip.compress(bytes(256 * MIB), 1)
+        for _ in range(4):
+            headers = {"Content-Encoding": "gzip", "Connection": "close"}
+            with contextlib.suppress(ConnectionError):
+                async with gateway.http.post(f"{gateway.url}/healthz", data=packed, headers=headers) as response:
+                    assert response.status == 415
+        assert gateway.memory() - before < 128 * MIB
+        await listener.more(3)
+        listening.cancel()
     listener.check()
 
 

@@ -222,7 +222,7 @@ def test_items_are_bounded_and_playback_cannot_be_more_than_was_sent():
     for number in range(KEPT + 5):
         items.add(Item(f"i{number}", "assistant", "audio", pieces=[(0.0, "a "), (160.0, "b ")], audio_ms=320.0))
     assert items.last == f"i{KEPT + 4}"
-    with pytest.raises(EventError, match="no item 'i4'"):
+    with pytest.raises(EventError, match="an item of this conversation, got 'i4'"):
         items.get("i4", "retrieve")
     assert items.heard("i9", 160).heard_text == "a "
     for bad in (321.5, -1, True, "x", None):
