@@ -119,10 +119,11 @@ bench-gpu: $(VENV)/.ready  ## On an NVIDIA GPU: ceilings, step times, sessions o
 
 # ----------------------------------------------------------------------------------------------------------- checks
 .PHONY: lint
-lint: $(VENV)/.ready  ## ruff (style, errors), pyright (types), hadolint and the Compose schema (containers)
+lint: $(VENV)/.ready  ## ruff (style), pyright (types), import-linter (rooms), hadolint and the Compose schema (containers)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
 	$(VENV)/bin/hadolint build/Dockerfile tests/build/standin.Dockerfile
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec build/compose.yaml build/compose.gpu.yaml
 
