@@ -39,6 +39,8 @@ for others: a secret, the origin of the page, and TLS are required together
 the OpenAI SDK talks to the same port:
   AsyncOpenAI(base_url="http://127.0.0.1:8080/v1", api_key="<the secret or a token>").realtime.connect(model="duplex")
 
+figures for Prometheus: GET /metrics (with the secret as bearer token, where there is one)
+
 The secret may also come from the environment: {SECRET_VARIABLE}.
 """
 
@@ -75,7 +77,11 @@ def parser() -> argparse.ArgumentParser:
     )
     door.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate chain")
     door.add_argument("--tls-key", type=Path, metavar="PEM", help="its key")
-    door.add_argument("--behind-tls-proxy", action="store_true", help="a proxy in front does TLS; plain HTTP here")
+    door.add_argument(
+        "--behind-tls-proxy",
+        action="store_true",
+        help="a proxy in front does TLS and says in X-Forwarded-For who asks; plain HTTP here",
+    )
     return out
 
 

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -193,7 +193,7 @@ class Call:
                 both.create_task(self._speak(session))
                 both.create_task(self._listen(session))
         except* DuplexError as caught:
-            error = next(e for e in _leaves(caught) if isinstance(e, DuplexError))
+            error = next(e for e in caught.exceptions if isinstance(e, DuplexError))
         except* Exception as caught:
             log.error("conversation %s failed", self.key[:6], exc_info=caught)
             error = DuplexError("INTERNAL", "the gateway failed; its log says how")
@@ -299,11 +299,3 @@ class Call:
             self._outbox.close("ended")
         for listener in self.on_closed:
             listener(self)
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error

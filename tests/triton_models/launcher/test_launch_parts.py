@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,12 @@ def test_the_repository_has_the_shapes_of_the_model(tmp_path: Path) -> None:
         for secret in (RUN.secret, "/engines", "/status", "wst-kv"):  # any client may ask Triton for this (H1)
             assert secret not in config
         assert (model / "1" / "model.py").read_text() == (TEMPLATES / model.name / "1" / "model.py").read_text()
+
+
+def test_clients_read_which_prompts_the_checkpoint_knows(tmp_path: Path) -> None:
+    fill_repository(tmp_path, replace(manifest(), defaults={"prompts": ["english", "german"]}), RUN)
+    text = (tmp_path / "duplex" / "config.pbtxt").read_text()
+    assert r'key: "prompts" value: { string_value: "[\"english\", \"german\"]" }' in text
 
 
 def test_two_devices_are_two_stages_of_one_template(tmp_path: Path) -> None:
