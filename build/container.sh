@@ -48,12 +48,13 @@ engine() {
     "wan-streamer-triton/builder:$TARGET" build /checkpoint "/engines/$(basename "$ENGINES")" --target "$TARGET" ${BUILD_FLAGS:-}
 }
 
-# A new secret, unless there is one. UID 10001 of the container reads the file, the directory keeps others out.
+# A new secret, unless there is one. UID 10001 of the container reads the file: it gets it where that is allowed, else
+# anybody who gets through the directory may, and that is nobody.
 secret() {
   [ ! -s "$TOKEN_FILE" ] || return 0
   (umask 077 && mkdir -p "$(dirname "$TOKEN_FILE")")
-  head -c 24 /dev/urandom | base64 >"$TOKEN_FILE"
-  chmod 444 "$TOKEN_FILE"
+  (umask 077 && head -c 24 /dev/urandom | base64 >"$TOKEN_FILE")
+  chown 10001 "$TOKEN_FILE" 2>/dev/null || chmod 444 "$TOKEN_FILE"
 }
 
 need_docker

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.url:
             return _talk(args.url, args, console)
         console.print(f"starting a server with {escape(str(args.engines))} ...", style="dim", soft_wrap=True)
-        with server(args.engines, args.out / "server") as facts:
+        with server(args.engines, args.out / "server", "--awake") as facts:
             return _talk(facts["grpc"], args, console)
 
     return execute(run, console, ServerFailed)

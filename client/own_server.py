@@ -28,7 +28,7 @@ def server(engines: Path, run: Path, *arguments: str) -> Iterator[dict[str, Any]
     log = run / "launch.log"
     command = [sys.executable, "-m", "triton_models.launch", "--engines", str(engines), "--runs", str(run.parent)]
     command += ["--name", run.name, *arguments]
-    for port in ("grpc", "http", "metrics", "health"):
+    for port in ("grpc", "metrics", "health"):
         command += [f"--{port}-port", "0"]
     with log.open("w") as out:
         # A session of its own: Ctrl-C in the terminal ends the conversation first, and that the server in good order.

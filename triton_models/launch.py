@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
-import hashlib
-import importlib.util
+import contextlib
 import ipaddress
+import os
 import re
+import secrets
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
-
-import psutil
 
 from engine_builder.config import UNIT_MS
-from engine_builder.manifest import GPU_TARGETS, TENSORRT_MODULES, Manifest, ManifestError
+from engine_builder.manifest import GPU_TARGETS, Manifest, ManifestError
 
 from .launcher.awake import DEVICE, LINGER_SECONDS, KeepAwake
+from .launcher.checks import (
+    LaunchError,
+    check_descriptors,
+    check_pool,
+    check_trace,
+    lock_run,
+    reserve_ports,
+    verified,
+)
 from .launcher.repository import fill_repository
-from .launcher.server_process import LOOPBACK, Ports, ServerError, ServerPlan, reached
+from .launcher.server_process import HTTP_PORT, LOOPBACK, SHM, ServerError, ServerPlan, reached
 from .launcher.supervisor import Supervisor, SupervisorOptions
 from .planner.capacity import measured_costs, sessions_on_time
 from .runtime.budget.admission import CPU_UTILISATION
 from .runtime.budget.probe import load_costs
 from .runtime.engines.devices import Devices
-from .runtime.engines.engine import TARGET, EngineError
+from .runtime.engines.engine import EngineError
 from .runtime.engines.target import Role
-from .runtime.kv.pool import PoolError, PoolGeometry
+from .runtime.kv.pool import PoolError
 from .service.settings import DuplexSettings, RunSettings, StageSettings, save
 
 # Models by topology, with their roles: one device, or two.
@@ -39,6 +44,13 @@ STAGES: dict[bool, dict[str, Role]] = {
     True: {"thinker": "thinker", "performer": "performer"},
 }
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+# One value suits everybody; tests have others.
+MAX_IN_FLIGHT = 2  # unanswered units of a session
+POLL_SECONDS = 0.5  # a vanished client is noticed within this time
+IDLE_SECONDS = 30.0  # a session that sends nothing ends
+GRACE_SECONDS = 30.0  # one that lost its stream can be resumed
+THREADS = 1  # of each engine
+OPENABLE = ("http", "statistics")
 
 HELP = """\
 Starts NVIDIA Triton (the one of its container, else that of the nvidia-pytriton wheel) with the model duplex and its
@@ -49,80 +61,112 @@ get an error, and the server is restarted. Everything listens on 127.0.0.1 unles
   python -m client converse --audio hello.wav --out DIR   talk to it
   curl 127.0.0.1:8003/ready                               200 {"ready": true, ..} or 503 with the reason
 
-Ctrl-C or SIGTERM ends it in good order: units that were sent are answered, sessions are told, exit code 0. A second
-signal does not wait for that. What it writes goes to build/runs/NAME/: server.json (ports, pids, state), server.log,
-and the model repository that it filled in.
+Ctrl-C, SIGTERM or SIGHUP ends it in good order: units that were sent are answered, sessions are told, exit code 0. A
+second signal does not wait for that. However the launcher ends, its server ends with it. What it writes goes to
+build/runs/NAME/, for its user alone: server.json (ports, pids, state), server.log (bounded), and the model repository
+that it filled in.
+
+Clients have gRPC: inference, health, metadata and model configuration. Shared memory, repository, log, trace and
+statistics are shut to everybody, on loopback too, and there is no HTTP endpoint (--open opens one). Triton kills a
+model process that does not answer for about 1 s, a limit that it lets nobody raise: a machine that stalls longer (a
+suspended VM, a debugger) loses its sessions to a restart.
 """
-
-
-class LaunchError(ValueError):
-    """An argument that cannot work; the message says what was expected."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
+    mask = os.umask(0o077)
     try:
         if not _NAME.fullmatch(args.name):
             raise LaunchError(f"--name: expected letters, digits, '-' and '_' (at most 40), got {args.name!r}")
         manifest = verified(args.engines, args.device)
+        check_descriptors(args.max_sessions)
+        if args.trace:
+            check_trace(args.trace)
+        prefix = f"wst-{secrets.token_hex(8)}-"
         run = (args.runs / args.name).resolve()
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LaunchError(f"--runs {args.runs}: expected a directory that can be written to ({error})") from None
-        with _lock(run):
-            return _serve(args, manifest, run)
-    except (LaunchError, ManifestError, EngineError, PoolError, ServerError) as error:
-        print(f"triton_models.launch: {error}", file=sys.stderr)
+        with lock_run(run, prefix):
+            return _serve(args, manifest, run, prefix)
+    except (LaunchError, ManifestError, EngineError, PoolError, ServerError, OSError) as error:
+        with contextlib.suppress(OSError):
+            print(f"triton_models.launch: {error}", file=sys.stderr)
         return 2
+    finally:
+        os.umask(mask)
 
 
-def verified(engines: Path, device: str = "") -> Manifest:
-    """The manifest of an engine directory that this machine can serve; refuses before anything is loaded.
-
-    Raises ManifestError, LaunchError, or EngineError if a library or a GPU is missing.
-    """
-    manifest = Manifest.load(engines)
-    manifest.verify(engines, target=manifest.target if manifest.target in GPU_TARGETS else TARGET)
-    if manifest.target in GPU_TARGETS:
-        from .gpu.serving import check_target
-
-        try:
-            check_target(manifest, Devices.parse(device))
-        except ValueError as error:
-            raise LaunchError(f"--{error}") from None
-        return manifest
-    if device:
-        raise LaunchError(f"--device {device}: {engines} was built for {manifest.target}, which runs on any processor")
-    if importlib.util.find_spec(TARGET) is None:
-        raise LaunchError(
-            f"{engines}: built for {TARGET} {manifest.libraries.get(TARGET, '')}, expected that package, got none; "
-            "install it: pip install 'wan-streamer-triton[serve]'"
+def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str) -> int:
+    wanted = (
+        (args.grpc_address, args.grpc_port),
+        (args.metrics_address, args.metrics_port),
+        (args.metrics_address, args.health_port),
+    )
+    with contextlib.ExitStack() as reserved:
+        sockets = [reserved.enter_context(each) for each in reserve_ports(wanted)]
+        grpc, metrics = (each.getsockname()[1] for each in sockets[:2])
+        pages = args.pages or manifest.limits["pool_pages"]
+        pool_bytes = check_pool(manifest, pages, args.device)
+        sessions = 0 if args.admit_all else _capacity(args, manifest, pages)
+        status = SHM / f"{prefix}status"
+        settings = _settings(args, manifest, prefix, status, pages, sessions)
+        fill_repository(run / "repository", manifest, settings)
+        log = None if args.log_to_console else run / "server.log"
+        if log is not None:
+            log.unlink(missing_ok=True)
+        plan = ServerPlan(
+            run / "repository",
+            run / "backends",
+            log,
+            grpc,
+            metrics,
+            prefix,
+            args.grpc_address,
+            args.metrics_address,
+            frozenset(args.open),
+            save(settings, run),
         )
-    return manifest
+        awake = KeepAwake() if args.awake else None
+        keeps_awake = awake is not None and awake.possible()
+        facts = {
+            "name": args.name,
+            "engines": settings.duplex.engines,
+            "model": manifest.model.name,
+            "weights": manifest.weights,
+            "grpc": f"{reached(args.grpc_address)}:{grpc}",
+            "metrics": f"{reached(args.metrics_address)}:{metrics}",
+            "shm_prefix": prefix,
+            "awake": keeps_awake,
+            **({"http": f"{LOOPBACK}:{HTTP_PORT}"} if "http" in args.open else {}),
+        }
+        options = SupervisorOptions(drain_seconds=args.drain_seconds, max_restarts=args.max_restarts)
+        supervisor = Supervisor(plan, status, run / "server.json", facts, sockets[2], options, _say, awake)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: supervisor.stop())
+        _say(f"model {manifest.model.name}, weights: {manifest.weights}")
+        _say(f"KV pool: {pages} pages of {manifest.limits['page_tokens']} tokens, {pool_bytes / 2**20:.0f} MiB")
+        if manifest.target in GPU_TARGETS:
+            _say_devices(args.device)
+        if awake is not None:
+            _say("cores stay awake while a session is open" if keeps_awake else f"cores may sleep: {awake.problem}")
+        _say(f"gRPC {args.grpc_address}:{grpc}  metrics {args.metrics_address}:{metrics}/metrics")
+        _say(f"readiness http://{args.metrics_address}:{supervisor.health_port}/ready  log {log or 'here'}")
+        return supervisor.run()
 
 
-def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
-    grpc, http, metrics, health = pick_ports((args.grpc_port, args.http_port, args.metrics_port, args.health_port))
-    # Two checkouts may use one name, and all processes of a machine share /dev/shm.
-    prefix = f"wst-{args.name}-{hashlib.sha256(str(run).encode()).hexdigest()[:8]}-"
-    status = run / "status"
-    pages = args.pages or manifest.limits["pool_pages"]
-    page_tokens = manifest.limits["page_tokens"]
-    pool_bytes = check_pool(manifest, pages, args.device)
-    sessions = 0
-    if not args.admit_all:
-        sessions = _capacity(args, manifest, pages)
+def _settings(
+    args: argparse.Namespace, manifest: Manifest, prefix: str, status: Path, pages: int, sessions: int
+) -> RunSettings:
+    """What the models read."""
     duplex = DuplexSettings(
         engines=str(args.engines.resolve()),
         max_sessions=args.max_sessions,
-        max_in_flight=args.max_in_flight,
-        idle_ms=round(args.idle_seconds * 1000),
-        grace_ms=round(args.grace_seconds * 1000),
-        poll_ms=round(args.poll_seconds * 1000),
+        max_in_flight=MAX_IN_FLIGHT,
+        idle_ms=round(IDLE_SECONDS * 1000),
+        grace_ms=round(GRACE_SECONDS * 1000),
+        poll_ms=round(POLL_SECONDS * 1000),
         pages=pages,
-        page_tokens=page_tokens,
-        threads=args.threads,
+        page_tokens=manifest.limits["page_tokens"],
+        threads=THREADS,
         sessions=sessions,
         degrade=not args.keep_steps,
         trace=str(args.trace.resolve()) if args.trace else "",
@@ -135,66 +179,23 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path) -> int:
             role=role,
             link=f"{prefix}kv",
             pages=pages,
-            page_tokens=page_tokens,
+            page_tokens=duplex.page_tokens,
             max_sessions=args.max_sessions,
-            threads=args.threads,
-            degrade=not args.keep_steps,
-            orphan_seconds=2 * (args.idle_seconds + args.grace_seconds),  # longer than duplex keeps a silent session
+            threads=THREADS,
+            degrade=duplex.degrade,
+            orphan_seconds=2 * (IDLE_SECONDS + GRACE_SECONDS),  # longer than duplex keeps a silent session
             device=args.device,
         )
         for name, role in STAGES[manifest.target in GPU_TARGETS and Devices.parse(args.device).apart].items()
     }
-    settings = RunSettings(status=str(status), duplex=duplex, stages=stages)
-    fill_repository(run / "repository", manifest, settings)
-    log = None if args.log_to_console else run / "server.log"
-    if log is not None:
-        log.unlink(missing_ok=True)
-    if args.trace:  # restarts append
-        args.trace.unlink(missing_ok=True)
-    plan = ServerPlan(
-        run / "repository",
-        run / "backends",
-        log,
-        Ports(grpc, http, metrics),
-        prefix,
-        args.grpc_address,
-        args.metrics_address,
-        args.triton,
-        save(settings, run),
-    )
-    awake = None if args.no_awake else KeepAwake()
-    keeps_awake = awake is not None and awake.possible()
-    facts = {
-        "name": args.name,
-        "engines": duplex.engines,
-        "model": manifest.model.name,
-        "weights": manifest.weights,
-        "grpc": f"{reached(args.grpc_address)}:{grpc}",
-        "http": f"127.0.0.1:{http}",
-        "metrics": f"{reached(args.metrics_address)}:{metrics}",
-        "shm_prefix": prefix,
-        "awake": keeps_awake,
-    }
-    options = SupervisorOptions(drain_seconds=args.drain_seconds, max_restarts=args.max_restarts)
-    supervisor = Supervisor(plan, status, run / "server.json", facts, health, options, _say, awake)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: supervisor.stop())
-    _say(f"model {manifest.model.name}, weights: {manifest.weights}")
-    _say(f"KV pool: {pages} pages of {page_tokens} tokens, {pool_bytes / 2**20:.0f} MiB")
-    if manifest.target in GPU_TARGETS:
-        _say_devices(args.device)
-    if awake is not None:
-        _say("cores stay awake while a session is open" if keeps_awake else f"cores may sleep: {awake.problem}")
-    _say(f"gRPC {args.grpc_address}:{grpc}  HTTP 127.0.0.1:{http}  metrics {args.metrics_address}:{metrics}/metrics")
-    _say(f"readiness http://{args.metrics_address}:{supervisor.health_port}/ready  log {log or 'here'}")
-    return supervisor.run()
+    return RunSettings(status=str(status), duplex=duplex, stages=stages)
 
 
 def _capacity(args: argparse.Namespace, manifest: Manifest, pages: int) -> int:
     """Sessions that measured costs carry on time. LaunchError if they cannot be measured: none is let in unseen."""
-    if load_costs(args.engines, args.threads, args.device) is None:
+    if load_costs(args.engines, THREADS, args.device) is None:
         _say("measuring what each step costs, once for these engines and this machine")
-    costs = measured_costs(args.engines, args.threads, args.device)
+    costs = measured_costs(args.engines, THREADS, args.device)
     if costs is None:
         raise LaunchError(
             f"{args.engines}: expected step costs, which say how many sessions are on time, and they could not be "
@@ -216,24 +217,6 @@ def _capacity(args: argparse.Namespace, manifest: Manifest, pages: int) -> int:
     return sessions
 
 
-def check_pool(manifest: Manifest, pages: int, device: str) -> int:
-    """Bytes of the KV pool; LaunchError if it is known already that it cannot be made."""
-    geometry = PoolGeometry.of(manifest.model, pages, manifest.limits["page_tokens"])
-    if manifest.target not in GPU_TARGETS:
-        size, free = geometry.bytes, psutil.virtual_memory().available
-        if size > free:
-            raise LaunchError(f"--pages {pages}: expected {size / 2**20:.0f} MiB of memory, got {free / 2**20:.0f}")
-        return size
-    if manifest.target in TENSORRT_MODULES and pages != manifest.limits["pool_pages"]:
-        raise LaunchError(
-            f"--pages {pages}: these plans were built for a pool of {manifest.limits['pool_pages']} pages; leave the "
-            "option out, or build with another --pool-pages"
-        )
-    from .gpu.cuda.device_pool import pool_bytes  # what fits a GPU shows when it is allocated
-
-    return pool_bytes(geometry, manifest.precision)
-
-
 def _say_devices(device: str) -> None:
     devices = Devices.parse(device)
     _say(
@@ -242,37 +225,9 @@ def _say_devices(device: str) -> None:
     )
 
 
-def pick_ports(wanted: Sequence[int]) -> list[int]:
-    """The ports asked for; 0 becomes a free one. LaunchError if one is taken."""
-    sockets: list[socket.socket] = []
-    try:
-        for port in wanted:
-            listener = socket.socket()
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sockets.append(listener)
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError as error:
-                raise LaunchError(f"port {port}: expected a free one ({error}); 0 picks one") from None
-        return [listener.getsockname()[1] for listener in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
-
-
-def _lock(run: Path) -> IO[str]:
-    """Held for as long as the launcher runs: two servers of one name would remove each other's files."""
-    file = (run / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise LaunchError(f"{run}: expected no server of this name, got one that runs; choose another --name") from None
-    return file
-
-
 def _say(text: str) -> None:
-    print(f"[launch] {text}", flush=True)
+    with contextlib.suppress(OSError):  # a full disk or a closed terminal behind it is no reason to end
+        print(f"[launch] {text}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -285,7 +240,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs", type=Path, default=Path("build/runs"), metavar="DIR", help="where runs go (default: %(default)s)")
     ports = parser.add_argument_group("ports", "0 picks a free one; server.json says which")
     ports.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="clients (default: %(default)s)")
-    ports.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="Triton HTTP (default: %(default)s)")
     ports.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="(default: %(default)s)")
     ports.add_argument("--health-port", type=int, default=8003, metavar="PORT", help="/ready (default: %(default)s)")
     place = parser.add_argument_group("addresses", "not loopback: put mTLS or a proxy in front")
@@ -303,10 +257,6 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--pages", type=_count, default=0, metavar="N", help="KV pages (default: what was built for)")
     size.add_argument("--max-sessions", type=_count, default=32, metavar="N", help="(default: %(default)s)")
     size.add_argument(
-        "--max-in-flight", type=_count, default=2, metavar="N", help="unanswered units a session (default: %(default)s)"
-    )
-    size.add_argument("--threads", type=_count, default=1, metavar="N", help="of each engine (default: %(default)s)")
-    size.add_argument(
         "--device",
         default="",
         metavar="N[,M]",
@@ -317,23 +267,31 @@ def _parser() -> argparse.ArgumentParser:
         "--admit-all", action="store_true", help="up to --max-sessions, whether they can be on time or not"
     )
     size.add_argument("--keep-steps", action="store_true", help="never shorten a late unit: same input, same output")
-    times = parser.add_argument_group("times, in seconds")
-    times.add_argument("--poll-seconds", type=_seconds, default=0.5, metavar="S", help="look for vanished clients")
-    times.add_argument("--idle-seconds", type=_seconds, default=30.0, metavar="S", help="a silent session ends")
-    times.add_argument("--grace-seconds", type=_seconds, default=30.0, metavar="S", help="a lost one can be resumed")
-    times.add_argument("--drain-seconds", type=_seconds, default=10.0, metavar="S", help="to answer what is open")
     add(
-        "--no-awake",
-        action="store_true",
-        help=f"let cores sleep between units. Without it the launcher holds {DEVICE} while a session is open and "
-        f"{LINGER_SECONDS:g} s longer: idle cores poll, which takes 0.6 ms off a unit and costs power on the whole "
-        "machine. It needs the right to write there (root, or a udev rule; build/compose.yaml says how in a container) "
-        "and does nothing without",
+        "--open",
+        action="append",
+        default=[],
+        choices=OPENABLE,
+        help=f"a door that is shut otherwise: Triton's HTTP on {LOOPBACK}:{HTTP_PORT}, or the statistics that "
+        "perf_analyzer asks for; may be repeated",
     )
-    add("--triton", type=Path, metavar="DIR", help="Triton to start (default: /opt/tritonserver or that of the wheel)")
+    add(
+        "--awake",
+        action="store_true",
+        help=f"keep cores awake: hold {DEVICE} while a session is open and {LINGER_SECONDS:g} s longer. Idle cores "
+        "poll, which takes 0.6 ms off a unit and costs power on the whole machine. It needs the right to write there "
+        "(root, or a udev rule; build/compose.yaml says how in a container) and does nothing without",
+    )
+    add("--drain-seconds", type=_seconds, default=10.0, metavar="S", help="to answer what is open at the end")
     add("--log-to-console", action="store_true", help="Triton's log goes where the launcher's goes, to no file")
     add("--trace", type=Path, metavar="FILE", help="one OpenTelemetry trace a unit, as OTLP/JSON lines")
-    add("--max-restarts", type=int, default=5, metavar="N", help="within two minutes (default: %(default)s)")
+    add(
+        "--max-restarts",
+        type=int,
+        default=5,
+        metavar="N",
+        help="within two minutes; 0: end at the first fault, and let others start anew (default: %(default)s)",
+    )
     return parser
 
 

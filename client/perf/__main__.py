@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def drive() -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         # The tools' figures are wanted also where admission would rather refuse.
-        with server(args.engines, args.out / "server", "--admit-all") as facts:
+        with server(args.engines, args.out / "server", "--admit-all", "--open", "statistics") as facts:
             return _measure(facts["grpc"], facts["metrics"], facts["weights"], args, console)
 
     return execute(drive, console, AnalyzerError, ServerFailed)

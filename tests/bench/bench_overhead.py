@@ -86,7 +86,7 @@ def main() -> None:
             transport[streams] = statistics.median(trip for trip, _ in trips)
     table = []
     # Everybody is let in: with more streams than are on time the figure says by how much.
-    with server(args.engines, args.out / "overhead-server", "--admit-all", *["--no-awake"] * args.no_awake) as facts:
+    with server(args.engines, args.out / "overhead-server", "--admit-all", *["--awake"] * (not args.no_awake)) as facts:
         if facts["awake"] != kept_awake:
             raise RuntimeError(f"awake: expected the same of both servers, got {kept_awake} and {facts['awake']}")
         print("cores stay awake while a session is open" if kept_awake else "cores may sleep between units")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from engine_builder.config import FRAMES_PER_UNIT
 from engine_builder.manifest import Manifest
-from triton_models.launch import pick_ports
+from triton_models.launcher.checks import reserve_ports
 from triton_models.launcher.repository import CONFIG, TEMPLATES, fill
-from triton_models.launcher.server_process import Ports, ServerPlan, ServerProcess, clean_shared_memory
+from triton_models.launcher.server_process import LOOPBACK, ServerPlan, ServerProcess, clean_shared_memory
 
 MODEL = "echo"
 START_SECONDS = 30.0
@@ -37,16 +37,19 @@ def echo_server(engines: Path, run: Path) -> Iterator[str]:
     }
     text = fill((TEMPLATES / "duplex" / CONFIG).read_text(), sizes).replace('"duplex"', f'"{MODEL}"')
     (repository / MODEL / CONFIG).write_text(text)
-    ports = Ports(*pick_ports((0, 0, 0)))
-    server = ServerProcess(ServerPlan(repository, run / "backends", run / "server.log", ports, PREFIX))
+    sockets = reserve_ports([(LOOPBACK, 0)] * 2)
+    grpc, metrics = (each.getsockname()[1] for each in sockets)
+    server = ServerProcess(ServerPlan(repository, run / "backends", run / "server.log", grpc, metrics, PREFIX))
     server.start()
     try:
         end = time.monotonic() + START_SECONDS
-        while not server.ready():
+        while not server.answers():
             if time.monotonic() > end or not server.alive():
                 raise RuntimeError(f"the echo server did not start: {server.errors()}")
             time.sleep(0.05)
-        yield f"127.0.0.1:{ports.grpc}"
+        yield f"127.0.0.1:{grpc}"
     finally:
         server.stop()
         clean_shared_memory(PREFIX)
+        for each in sockets:
+            each.close()

@@ -135,16 +135,27 @@ class Stream:
         self._client.close()
 
 
+# The launcher with other constants than its own: options would be there for tests alone.
+LAUNCH = "import sys; from triton_models import launch; vars(launch).update({}); sys.exit(launch.main())"
+
+
 class Server:
     """A launcher process. `info` is its server.json; `health` what /ready says."""
 
-    def __init__(self, engines: Path, runs: Path, *arguments: str, name: str = "test") -> None:
+    def __init__(
+        self,
+        engines: Path,
+        runs: Path,
+        *arguments: str,
+        name: str = "test",
+        constants: dict[str, float] | None = None,
+    ) -> None:
         self.manifest = Manifest.load(engines)
         self.directory = runs / name
         self.log = runs / f"{name}.launch.log"
-        command = [sys.executable, "-m", "triton_models.launch", "--engines", str(engines)]
+        command = [sys.executable, "-c", LAUNCH.format(constants or {}), "--engines", str(engines)]
         command += ["--runs", str(runs), "--name", name, *arguments]
-        for port in ("grpc", "http", "metrics", "health"):
+        for port in ("grpc", "metrics", "health"):
             command += [f"--{port}-port", "0"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -230,7 +241,9 @@ class Server:
 @pytest.fixture(scope="session")
 def _server(mini_engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # Solver steps are never skipped here: outputs are compared, and the machine may be loaded.
-    server = Server(mini_engines, tmp_path_factory.mktemp("runs"), "--keep-steps", "--admit-all", "--pages", "1024")
+    server = Server(
+        mini_engines, tmp_path_factory.mktemp("runs"), "--keep-steps", "--admit-all", "--awake", "--pages", "1024"
+    )
     try:
         server.wait_ready()
         yield server
@@ -251,11 +264,14 @@ def server(_server: Server) -> Iterator[Server]:
 
 @pytest.fixture
 def start_server(mini_engines: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """For what would spoil the shared one: `start_server("--idle-seconds", "1")`, ready when it returns."""
+    """For what would spoil the shared one: `start_server("--max-sessions", "1")`, ready when it returns."""
     started: list[Server] = []
 
-    def start(*arguments: str, ready: bool = True, name: str = "own", engines: Path = mini_engines) -> Server:
-        server = Server(engines, tmp_path, "--keep-steps", "--admit-all", "--pages", "256", *arguments, name=name)
+    def start(
+        *arguments: str, ready: bool = True, name: str = "own", engines: Path = mini_engines, **more: Any
+    ) -> Server:
+        given = ("--keep-steps", "--admit-all", "--pages", "256", *arguments)
+        server = Server(engines, tmp_path, *given, name=name, **more)
         started.append(server)
         if ready:
             server.wait_ready()

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from triton_models.healthcheck import check, main
-from triton_models.launcher.health import HealthServer, Readiness
+from triton_models.launcher.checks import reserve_ports
+from triton_models.launcher.health import Readiness
+from triton_models.launcher.web import HealthServer
 
 pytestmark = pytest.mark.unit
 
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.unit
 @pytest.fixture
 def launcher() -> Iterator[tuple[Readiness, str]]:
     readiness = Readiness()
-    web = HealthServer(readiness, 0)
+    web = HealthServer(readiness, reserve_ports([("127.0.0.1", 0)])[0])
     yield readiness, f"http://127.0.0.1:{web.port}/ready"
     web.stop()
 

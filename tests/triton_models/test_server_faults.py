@@ -66,7 +66,7 @@ def test_a_server_that_dies_again_and_again_is_given_up(start_server: Callable[.
     assert server.shared_memory() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_in_mid_conversation_ends_in_good_order(start_server: Callable[..., Any], number: int) -> None:
     server = start_server()
     pids = server.pids()
@@ -108,11 +108,16 @@ def test_an_open_unit_is_answered_before_the_end(start_server: Callable[..., Any
 
 
 def test_a_killed_launcher_takes_its_server_along(start_server: Callable[..., Any]) -> None:
+    """With a session in the middle of a unit: stubs that wait for an answer go too."""
     server = start_server()
     pids = server.pids()
+    stream = server.stream()
+    stream.ask("s", 0, options={**HOLD, "solver_steps": 16})
+    for unit in (1, 2):
+        stream.send("s", unit)
     server.process.kill()
     server.process.wait()
-    assert wait_until_gone(pids, 20), "the kernel ends the server when its launcher is gone"
+    assert wait_until_gone(pids, 15), "no process outlives its launcher"
 
 
 def test_a_new_launcher_cleans_up_after_a_killed_one(start_server: Callable[..., Any]) -> None:
@@ -122,16 +127,18 @@ def test_a_new_launcher_cleans_up_after_a_killed_one(start_server: Callable[...,
     for pid in pids:
         os.kill(pid, 9)
     assert wait_until_gone(pids, 20)
-    assert first.shared_memory() != [], "this is what a crash leaves"
+    left = first.shared_memory()
+    assert left != [], "this is what a crash leaves"
     second = start_server()
     assert second.process.pid != first.process.pid
+    assert not set(left) & set(os.listdir("/dev/shm"))
     second.stream().ask("s", 0, end=True)
     assert second.stop() == 0
     assert second.shared_memory() == []
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    ports = [item for name in ("grpc", "http", "metrics", "health") for item in (f"--{name}-port", "0")]
+    ports = [item for name in ("grpc", "metrics", "health") for item in (f"--{name}-port", "0")]
     command = [sys.executable, "-m", "triton_models.launch", *arguments, *ports]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 

@@ -185,7 +185,7 @@ async def test_a_unit_that_is_under_way_is_lost_and_reported(server: Any, proxy:
 
 
 async def test_a_connection_that_stays_away_is_an_error_in_time(start_server: Any) -> None:
-    server = start_server("--grace-seconds", "1.5")
+    server = start_server(constants={"GRACE_SECONDS": 1.5})
     proxy = Proxy(server.info["grpc"])
     await proxy.connect()
     async with await DuplexClient.connect(proxy.url) as client, client.session(reconnect=True) as session:

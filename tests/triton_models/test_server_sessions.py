@@ -153,7 +153,7 @@ def test_a_cancelled_stream_frees_its_session(server: Any) -> None:
 
 
 def test_an_idle_session_hears_its_end(start_server: Any) -> None:
-    server = start_server("--idle-seconds", "0.7")
+    server = start_server(constants={"IDLE_SECONDS": 0.7})
     stream = server.stream()
     stream.ask("s", 0, options={"hold_open": True})
     answer = stream.next()
@@ -193,7 +193,7 @@ def test_everything_listens_on_loopback_only(server: Any) -> None:
             if connection.status == psutil.CONN_LISTEN:
                 assert connection.laddr.ip.removeprefix("::ffff:") == "127.0.0.1"
                 ports.add(connection.laddr.port)
-    wanted = {int(server.info[name].rsplit(":", 1)[1]) for name in ("grpc", "http", "metrics", "health")}
+    wanted = {int(server.info[name].rsplit(":", 1)[1]) for name in ("grpc", "metrics", "health")}
     assert ports == wanted
 
 

@@ -1,7 +1,7 @@
 """Keeps the processors out of sleep states while somebody talks.
 
 Between two units a server with few sessions has nothing to do for 100 ms. The cores go to sleep, and each of a unit's
-hand-overs between processes has to wake one: 0.65 ms a unit on two virtual cores (Xeon, KVM, `bench_overhead.py`).
+hand-overs between processes has to wake one: 0.6 ms a unit on two virtual cores (Xeon, KVM, `bench_overhead.py`).
 
 Linux lets a process say how long waking may take, for as long as it holds a file open (PM QoS,
 Documentation/power/pm_qos_interface.rst); cyclictest and JACK do the same. Zero microseconds leave only the state in

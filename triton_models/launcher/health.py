@@ -1,8 +1,7 @@
 """Readiness that can be believed. Triton says ready while its stubs are dead; this looks at every process.
 
-`Health.check` compares what the processes of a server say about themselves with the clock. `HealthServer` publishes the
-outcome: GET /ready is 200 or 503, with the reason and the models' figures as JSON; GET /live is 200 while
-the launcher lives; GET /metrics is for Prometheus.
+`Health.check` compares what the processes of a server say about themselves with the clock; `Readiness` is what /ready
+and /metrics publish of it.
 """
 
 from __future__ import annotations
@@ -11,15 +10,18 @@ import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ..observability import text as launcher_metrics
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from ..observability.table import LAUNCHER, PARTS
 from ..service.status import read_status
 from .repository import MODELS
-from .server_process import LOOPBACK, ServerProcess, process_lives
+from .server_process import ServerProcess, process_lives
 
 BEAT_LIMIT = 5.0  # seconds without a heartbeat: far above any pause of a loaded machine
 CALL_LIMIT = 10.0  # seconds of one call to a model: its process hangs
@@ -44,7 +46,8 @@ class Health:
             return "tritonserver has died"
         for name in MODELS:
             self.part = name
-            status = read_status(self.status, name)
+            # A record that is damaged or gone says nothing new: its process is judged by the last one, as it ages.
+            status = read_status(self.status, name) or self.models.get(name)
             if status is None:
                 return f"{name} is not loaded"
             self.models[name] = status
@@ -65,68 +68,71 @@ class Health:
 
     def _probe(self) -> str | None:
         if time.monotonic() - self._probed >= PROBE_SECONDS:
-            self._failures = 0 if self.server.ready() else self._failures + 1
+            self._failures = 0 if self.server.answers() else self._failures + 1
             self._probed = time.monotonic()
         return f"tritonserver left {self._failures} questions unanswered" if self._failures >= PROBE_FAILURES else None
 
 
-@dataclass
 class Readiness:
-    """What /ready says; written by the supervisor, read by the HTTP threads."""
+    """What /ready and /metrics say: written by the supervisor, read by the thread of the web server.
 
-    ready: bool = False
-    reason: str = "starting"
-    restarts: int = 0
-    models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    fault: str | None = None  # the part of the server that is down
-    faults: Counter[str] = field(default_factory=Counter)  # by part
+    As a collector of prometheus_client it yields the launcher's own metrics, which can be read while the server is
+    down.
+    """
+
+    def __init__(self) -> None:
+        self.ready, self.reason, self.restarts = False, "starting", 0
+        self._models: dict[str, dict[str, Any]] = {}
+        self._fault: str | None = None  # the part of the server that is down
+        self._faults: Counter[str] = Counter()  # by part
+        self._lock = threading.Lock()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
 
     def set(self, ready: bool, reason: str) -> None:
-        self.ready, self.reason = ready, reason
-        if ready:
-            self.fault = None
+        with self._lock:
+            self.ready, self.reason = ready, reason
+            if ready:
+                self._fault = None
+
+    def show(self, models: dict[str, dict[str, Any]]) -> None:
+        """What the models' processes said last."""
+        with self._lock:
+            self._models = dict(models)
 
     def blame(self, part: str) -> None:
         """Books a fault of a process; the part is down until the server is ready again."""
-        self.fault = part
-        self.faults[part] += 1
+        with self._lock:
+            self._fault = part
+            self._faults[part] += 1
 
     def body(self) -> bytes:
-        return json.dumps(vars(self)).encode()
+        with self._lock:
+            said = {
+                "ready": self.ready,
+                "reason": self.reason,
+                "restarts": self.restarts,
+                "models": self._models,
+                "fault": self._fault,
+                "faults": self._faults,
+            }
+            return json.dumps(said).encode()
 
     def metrics(self) -> bytes:
         """What Prometheus reads."""
-        return launcher_metrics.text(
-            launcher_metrics.figures(self.ready, self.fault, self.faults, self.restarts)
-        ).encode()
+        return generate_latest(self._registry)
 
-
-class HealthServer:
-    """HTTP on `address`; port 0 takes a free one, which `port` names."""
-
-    def __init__(self, readiness: Readiness, port: int, address: str = LOOPBACK) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if self.path not in ("/ready", "/live", "/metrics"):
-                    self.send_error(404, "expected /ready, /live or /metrics")
-                    return
-                scraped = self.path == "/metrics"
-                good = self.path != "/ready" or readiness.ready
-                body = readiness.metrics() if scraped else readiness.body()
-                self.send_response(200 if good else 503)
-                self.send_header("Content-Type", launcher_metrics.CONTENT_TYPE if scraped else "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Probes every second are no news."""
-
-        self._server = ThreadingHTTPServer((address, port), Handler)
-        self._server.daemon_threads = True
-        self.port: int = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        with self._lock:
+            figures: dict[str, float] = {
+                "ready": self.ready,
+                "restarts": self.restarts,
+                **{f"up.{part}": self._fault != part for part in PARTS},
+                **{f"faults.{part}": self._faults[part] for part in PARTS},
+            }
+        for spec in LAUNCHER:
+            kind = GaugeMetricFamily if spec.kind == "gauge" else CounterMetricFamily
+            family = kind(spec.name, spec.help, labels=spec.labels)
+            for plain, labels in spec.series.items():
+                family.add_metric([labels[name] for name in spec.labels], figures[plain])
+            yield family

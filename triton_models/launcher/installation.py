@@ -26,15 +26,13 @@ class Installation:
     backends: Path
 
 
-def find_server(scratch: Path, place: Path | None = None) -> Installation:
-    """The tritonserver to start: the one in `place`, else the container's, else the wheel's.
+def find_server(scratch: Path) -> Installation:
+    """The tritonserver to start: the container's, else the wheel's.
 
     scratch: directory that takes links to the wheel's backend.  `ServerError` if there is none that fits this Python.
     """
-    if place is None and (CONTAINER / "bin" / "tritonserver").is_file():
-        place = CONTAINER
-    if place is not None:
-        return _of_container(place)
+    if (CONTAINER / "bin" / "tritonserver").is_file():
+        return _of_container(CONTAINER)
     wheel = _wheel()
     link_backend(wheel, scratch)
     return Installation(wheel / "bin" / "tritonserver", scratch)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import ipaddress
 import os
 import re
 import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,17 +26,15 @@ SHM = Path("/dev/shm")
 TREE = Path(__file__).parents[2]  # where this package lies
 _ERROR = re.compile(r"E\d{4} .*(?<!has not been initialized.\")$|error:")  # glog's E1122; no GPU is no error
 EXIT_TIMEOUT = 1  # seconds that Triton gives open streams at its end; our sessions were drained before
-PR_SET_PDEATHSIG = 1  # prctl(2)
+LOG_BYTES = 16 << 20
 LOOPBACK = "127.0.0.1"
-# Of gRPC, for whoever comes from outside. Clients need health, metadata, model-config (rates, limits) and inference.
-CLOSED = ("shared-memory", "model-repository", "statistics", "trace", "logging")
-
-
-@dataclass(frozen=True)
-class Ports:
-    grpc: int
-    http: int
-    metrics: int
+CHILD = Path(__file__).with_name("child.py")
+# For everybody. Clients need health, metadata, model-config (rates, limits) and inference.
+SHUT = ("shared-memory", "model-repository", "statistics", "trace", "logging")
+HEADER = "Shut"
+HTTP_PORT = 8000
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # and empty SETTINGS
+HTTP2_SETTINGS = b"\x04"  # the type of the frame that a server sends first
 
 
 @dataclass(frozen=True)
@@ -45,41 +42,43 @@ class ServerPlan:
     """What one server runs on.
 
     backends: where links to the wheel's backend go.  log: None leaves output to the launcher's own.
-    prefix: all its shared memory has names that begin so.  triton: installation directory, None finds one.
+    prefix: all its shared memory has names that begin so; nobody can guess it.
+    opened: doors that stay shut otherwise ("http", "statistics").
     settings: file of `service.settings`, which the models find by their environment.
-    Triton's HTTP listens on loopback always: it is for the launcher's questions.
     """
 
     repository: Path
     backends: Path
     log: Path | None
-    ports: Ports
+    grpc_port: int
+    metrics_port: int
     prefix: str
     grpc_address: str = LOOPBACK
     metrics_address: str = LOOPBACK
-    triton: Path | None = None
+    opened: frozenset[str] = frozenset()
     settings: Path | None = None
 
     def command(self) -> list[str]:
         """The command line. `ServerError` if there is no tritonserver for this Python."""
-        found = find_server(self.backends, self.triton)
-        closed = []
-        if not ipaddress.ip_address(self.grpc_address).is_loopback:
-            # Behind a header that nobody knows. In containers older than 26.07 this could be got round.
-            closed = [f"--grpc-restricted-protocol={','.join(CLOSED)}:closed={secrets.token_hex(16)}"]
+        found = find_server(self.backends)
+        # Behind a header that nobody knows and that HTTP/2 does not carry: other users can read a command line, but the
+        # name of a header has no capital letters there. In containers older than 26.07 this could be got round.
+        shut = f"{','.join(name for name in SHUT if name not in self.opened)}:{HEADER}={secrets.token_hex(16)}"
+        http = ["--allow-http=false"]
+        if "http" in self.opened:
+            http = [f"--http-address={LOOPBACK}", f"--http-port={HTTP_PORT}", f"--http-restricted-api={shut}"]
         return [
             str(found.server),
             f"--model-repository={self.repository}",
             "--model-control-mode=none",
             f"--backend-directory={found.backends}",
             "--disable-auto-complete-config",  # or every model is started twice: seconds
+            *http,
             f"--grpc-address={self.grpc_address}",
-            f"--http-address={LOOPBACK}",
+            f"--grpc-port={self.grpc_port}",
+            f"--grpc-restricted-protocol={shut}",
             f"--metrics-address={self.metrics_address}",
-            f"--grpc-port={self.ports.grpc}",
-            f"--http-port={self.ports.http}",
-            f"--metrics-port={self.ports.metrics}",
-            *closed,
+            f"--metrics-port={self.metrics_port}",
             "--allow-gpu-metrics=false",
             f"--exit-timeout-secs={EXIT_TIMEOUT}",
             f"--backend-config=python,shm-region-prefix-name={self.prefix}",
@@ -97,12 +96,12 @@ class ServerProcess:
     @property
     def pid(self) -> int:
         if self._process is None:
-            raise ServerError("the server was not started")
+            raise ServerError("the server does not run")
         return self._process.pid
 
     def start(self) -> None:
-        """Starts the server and returns at once; `ready` tells when it serves."""
-        command = self.plan.command()
+        """Starts the server and returns at once; `answers` tells when it serves. ServerError or OSError."""
+        command = [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), *self.plan.command()]
         environment = {
             **os.environ,
             ENVIRONMENT: str(self.plan.settings),
@@ -122,43 +121,55 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 cwd=TREE,  # stubs look for modules there first: they run the code that started them
                 start_new_session=True,  # Ctrl-C must reach the launcher alone, which drains first
-                preexec_fn=_end_with_parent,
+                umask=0o077,  # what stubs share is pictures, sound and text
             )
 
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        """Whether it runs. It is not reaped here: until `kill` its number, which is its group's, is nobody else's."""
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return self._process is not None and os.waitid(os.P_PID, self._process.pid, ended) is None
 
-    def ready(self, timeout: float = 2.0) -> bool:
-        """Triton's own word: it answers and all models are loaded. It does not notice a dead stub."""
-        url = f"http://127.0.0.1:{self.plan.ports.http}/v2/health/ready"
+    def answers(self, timeout: float = 2.0) -> bool:
+        """Whether gRPC returns the greeting of HTTP/2. Triton opens the port once all models are loaded; it does not
+        notice a dead stub."""
+        address = reached(self.plan.grpc_address), self.plan.grpc_port
         try:
-            with urllib.request.urlopen(url, timeout=timeout) as response:
-                return response.status == 200
-        except (urllib.error.URLError, OSError):
+            with socket.create_connection(address, timeout) as connection:
+                connection.sendall(HTTP2_GREETING)
+                return connection.recv(9, socket.MSG_WAITALL)[3:4] == HTTP2_SETTINGS
+        except OSError:
             return False
 
     def stop(self, timeout: float = EXIT_TIMEOUT + 1.5) -> bool:
         """SIGTERM, then SIGKILL for whatever is left of the group. True if nothing had to be killed."""
         if self._process is None:
             return True
-        if self.alive():
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout)
+        os.kill(self._process.pid, signal.SIGTERM)  # send_signal would reap it
+        end = time.monotonic() + timeout
+        while self.alive() and time.monotonic() < end:
+            time.sleep(0.02)
         clean = not self.alive()
         self.kill()
         return clean
 
     def kill(self) -> None:
-        """SIGKILL for the server and its stubs; returns when they are gone."""
+        """SIGKILL for the server and its stubs; returns when they are gone. A second call does nothing."""
         if self._process is None:
             return
         group = members(self._process.pid)
-        if group:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        os.killpg(self._process.pid, signal.SIGKILL)  # its leader is there, alive or not reaped
         self._process.wait()
+        self._process = None
         wait_until_gone(group, 5.0)
+
+    def trim_log(self) -> None:
+        """Keeps the log bounded: what is there moves to `.1`, and it goes on empty. A full disk is no reason to end."""
+        log = self.plan.log
+        with contextlib.suppress(OSError):
+            if log is not None and log.stat().st_size > LOG_BYTES:
+                with contextlib.suppress(OSError):
+                    shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+                os.truncate(log, 0)  # Triton appends
 
     def errors(self, limit: int = 8) -> str:
         """The first errors in the server's log, or its end if it names none."""
@@ -177,11 +188,22 @@ def reached(address: str) -> str:
     return LOOPBACK if ipaddress.ip_address(address).is_unspecified else address
 
 
+def hide_shared_memory(prefix: str) -> None:
+    """Takes what is shared from all other users. Triton gives its regions a mode that no umask changes (boost does)."""
+    for path in SHM.iterdir():
+        if path.name.startswith(prefix) and not path.is_dir():
+            with contextlib.suppress(OSError):
+                path.chmod(0o600)
+
+
 def clean_shared_memory(prefix: str) -> list[str]:
     """Removes the shared memory that a killed server of this prefix left; returns the names."""
     names = sorted(path.name for path in SHM.iterdir() if path.name.startswith(prefix))
     for name in names:
-        (SHM / name).unlink(missing_ok=True)
+        if (SHM / name).is_dir():
+            shutil.rmtree(SHM / name, ignore_errors=True)
+        else:
+            (SHM / name).unlink(missing_ok=True)
     return names
 
 
@@ -213,8 +235,3 @@ def wait_until_gone(pids: list[int], timeout: float) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def _end_with_parent() -> None:
-    """In the child: the kernel sends SIGTERM when the launcher dies, whatever it died of."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -6,8 +6,10 @@ start --> ready --(fault)--> streams are told --> server is killed --> [backoff]
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-import shutil
+import socket
 import threading
 import time
 from collections import deque
@@ -16,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..service.status import Notice, replace_json, write_notice
+from ..service.status import Notice, prepare, write_notice
 from .awake import KeepAwake
-from .health import Health, HealthServer, Readiness
-from .server_process import ServerError, ServerPlan, ServerProcess, clean_shared_memory, reached
+from .health import Health, Readiness
+from .server_process import ServerError, ServerPlan, ServerProcess, clean_shared_memory, hide_shared_memory, reached
+from .web import HealthServer
 
 TICK_SECONDS = 0.2
 TOLD_SECONDS = 0.8  # after a fault: time for `duplex` to send every open stream its error
@@ -44,17 +47,17 @@ class Supervisor:
         status: Path,
         state: Path,
         facts: dict[str, Any],
-        health_port: int,
+        listener: socket.socket,
         options: SupervisorOptions,
         say: Callable[[str], None],
         awake: KeepAwake | None = None,
     ) -> None:
-        """status: directory of the models' status files.  state: server.json.  facts: what it says beside pids.
-        awake: held while a session is open; None lets cores sleep as they like."""
+        """status: directory that the models' records get.  state: server.json.  facts: what it says beside pids.
+        listener: where /ready is answered.  awake: held while a session is open; None lets cores sleep as they like."""
         self._plan, self._status, self._state, self._facts = plan, status, state, facts
         self._options, self._say, self._awake = options, say, awake
         self._readiness = Readiness()
-        self._web = HealthServer(self._readiness, health_port, plan.metrics_address)
+        self._web = HealthServer(self._readiness, listener)
         self._stop = threading.Event()
         self._hurry = threading.Event()
         self._faults: deque[float] = deque(maxlen=options.max_restarts + 1)
@@ -95,19 +98,24 @@ class Supervisor:
     def _start(self) -> str | None:
         """Starts a server and waits until it serves; returns what went wrong."""
         clean_shared_memory(self._plan.prefix)
-        shutil.rmtree(self._status, ignore_errors=True)
-        self._status.mkdir(parents=True)
         self._server = ServerProcess(self._plan)
         self._health = Health(self._server, self._status)
         self._readiness.set(False, "starting")
-        self._server.start()
+        try:
+            prepare(self._status)
+            self._server.start()
+        except (ServerError, OSError) as error:
+            if self._readiness.restarts == 0:
+                raise
+            return f"tritonserver cannot be started: {error}"
         self._write("starting")
         begin = shown = time.monotonic()
         while not self._stop.is_set():
+            hide_shared_memory(self._plan.prefix)  # before anybody can open a session
             fault = self._health.check()
             now = time.monotonic()
-            if fault is None and self._server.ready():
-                self._readiness.models = self._health.models
+            if fault is None and self._server.answers():
+                self._readiness.show(self._health.models)
                 self._readiness.set(True, "ready")
                 self._write("ready")
                 self._say(f"ready after {now - begin:.1f} s")
@@ -126,8 +134,10 @@ class Supervisor:
         """Returns the fault when there is one, None when an end is asked for."""
         while not self._stop.wait(TICK_SECONDS):
             fault = self._health.check()
+            self._readiness.show(self._health.models)
             if fault is not None:
                 return fault
+            self._server.trim_log()
             if self._awake is not None:
                 self._awake.follow(self._health.models["duplex"]["sessions"])
         return None
@@ -140,7 +150,7 @@ class Supervisor:
         self._write("fault")
         self._say(f"fault: {fault}")
         if started and self._server.alive():
-            write_notice(self._status, Notice("abandon", f"{fault}; the server is being restarted"))
+            self._tell(Notice("abandon", f"{fault}; the server is being restarted"))
             time.sleep(TOLD_SECONDS)
         self._server.kill()
         self._faults.append(time.monotonic())
@@ -165,33 +175,41 @@ class Supervisor:
 
     def _drain(self) -> None:
         self._say("draining: open units are answered, no new ones are taken")
-        write_notice(self._status, Notice("drain", "the server is shutting down"))
+        self._tell(Notice("drain", "the server is shutting down"))
         end = time.monotonic() + self._options.drain_seconds
         while time.monotonic() < end and not self._hurry.is_set():
             if self._health.check() is not None:
                 return
+            self._readiness.show(self._health.models)
             duplex = self._health.models["duplex"]
             if duplex["closing"] and duplex["sessions"] == 0 and duplex["freeing"] == 0:
                 self._hurry.wait(DRAINED_SECONDS)
                 return
             time.sleep(TICK_SECONDS / 2)
 
+    def _tell(self, notice: Notice) -> None:
+        with contextlib.suppress(OSError):  # the directory was removed: they hear it from their streams
+            write_notice(self._status, notice)
+
     def _write(self, state: str) -> None:
-        """server.json: what scripts and tests want to know."""
+        """server.json: what scripts and tests want to know. A full disk or a removed folder does not end the server."""
         alive = self._server.alive()
-        replace_json(
-            self._state,
-            {
-                **self._facts,
-                "state": state,
-                "reason": self._readiness.reason,
-                "restarts": self._readiness.restarts,
-                "health": f"{reached(self._plan.metrics_address)}:{self._web.port}",
-                "launcher_pid": os.getpid(),
-                "server_pid": self._server.pid if alive else None,
-                "model_pids": self._health.pids() if alive else {},
-            },
-        )
+        said = {
+            **self._facts,
+            "state": state,
+            "reason": self._readiness.reason,
+            "restarts": self._readiness.restarts,
+            "health": f"{reached(self._plan.metrics_address)}:{self._web.port}",
+            "launcher_pid": os.getpid(),
+            "server_pid": self._server.pid if alive else None,
+            "model_pids": self._health.pids() if alive else {},
+        }
+        temporary = self._state.with_name(f".{self._state.name}")
+        try:
+            temporary.write_text(json.dumps(said))
+            temporary.replace(self._state)
+        except OSError as error:
+            self._say(f"{self._state} could not be written: {error}")
 
 
 __all__ = ["ServerError", "Supervisor", "SupervisorOptions"]

@@ -1,23 +1,31 @@
 """How a model process tells the launcher that it lives, and how the launcher tells it to stop taking units.
 
-Each process replaces its status file a few times a second. A file that stops changing means a process that hangs or
-has died: Triton itself reports neither. The launcher's notice goes the other way, through a file in the same directory.
+Each process writes its record a few times a second, in a private directory of shared memory. A record that stops
+changing means a process that hangs or has died: Triton itself reports neither. The launcher's notice goes the other
+way.
+
+A record is a file of fixed size that is written in place, so that neither a full disk nor a full /dev/shm can stop the
+beat of a process in health; a checksum tells the reader that came in mid-write.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 BEAT_SECONDS = 0.25
-NOTICE = "notice.json"
+NOTICE = "notice"
+RECORD_BYTES = 16_384
 
 _log = logging.getLogger(__name__)
 
@@ -30,12 +38,32 @@ class Notice:
     reason: str
 
 
-class Heartbeat:
-    """Writes `directory/name.json` = {"pid", "beat", ..snapshot()} of each part every BEAT_SECONDS from a thread of its
-    own, and calls `also`.
+class Record:
+    """One JSON object in a file of `RECORD_BYTES`. OSError where there is no room for that."""
 
-    `beat` is `time.monotonic()`. A snapshot that raises stops the beat: what cannot describe itself is out of order. A
-    disk that is full does not: the next beat may find room.
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        os.posix_fallocate(self._file, 0, RECORD_BYTES)
+
+    def write(self, data: Mapping[str, Any]) -> None:
+        body = json.dumps(data).encode()
+        text = b"%d %d %s" % (zlib.crc32(body), len(body), body)
+        if len(text) > RECORD_BYTES:
+            raise ValueError(f"{self._path}: expected a record of at most {RECORD_BYTES} bytes, got {len(text)}")
+        os.pwrite(self._file, text, 0)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Heartbeat:
+    """Writes {"pid", "beat", ..snapshot()} to the record of each part every BEAT_SECONDS from a thread of its own, and
+    calls `also`.
+
+    `beat` is `time.monotonic()`. A snapshot that raises stops the beat: what cannot describe itself is out of order; a
+    write that fails does not. The thread also ends this process when its parent is gone (killed, so that nobody told
+    it), which Triton's own stub may not live up to while threads of ours wait for an answer.
     """
 
     def __init__(
@@ -44,63 +72,77 @@ class Heartbeat:
         snapshots: Mapping[str, Callable[[], Mapping[str, Any]]],
         also: Callable[[], None] = lambda: None,
     ) -> None:
-        self._snapshots = {directory / f"{name}.json": snapshot for name, snapshot in snapshots.items()}
-        self._also = also
+        self._directory, self._snapshots, self._also = directory, snapshots, also
+        self._parent = os.getppid()
+        self._records: dict[str, Record] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        self._write()
+        for name, snapshot in self._snapshots.items():
+            self._records[name] = Record(self._directory / name)
+            self._records[name].write(_status(snapshot))
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the beat and removes the files."""
+        """Ends the beat and removes the records."""
         self._stop.set()
         self._thread.join(2.0)
-        for path in self._snapshots:
-            path.unlink(missing_ok=True)
+        for name, record in self._records.items():
+            record.close()
+            with contextlib.suppress(OSError):
+                (self._directory / name).unlink()
 
     def _beat(self) -> None:
+        complained = False
         while not self._stop.wait(BEAT_SECONDS):
+            if os.getppid() != self._parent:
+                os.kill(os.getpid(), signal.SIGKILL)
             try:
-                self._write()
+                said = {name: _status(snapshot) for name, snapshot in self._snapshots.items()}
                 self._also()
             except Exception:
                 _log.exception("the heartbeat stops")
                 return
-
-    def _write(self) -> None:
-        for path, snapshot in self._snapshots.items():
-            status = {**snapshot(), "pid": os.getpid(), "beat": time.monotonic()}
             try:
-                replace_json(path, status)
-            except OSError as error:
-                _log.warning("a status was not written: %s", error)
+                for name, status in said.items():
+                    self._records[name].write(status)
+            except (OSError, ValueError) as error:
+                if not complained:
+                    _log.error("%s: a beat could not be written (%s); the next one may", self._directory, error)
+                complained = True
+
+
+def _status(snapshot: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    return {**snapshot(), "pid": os.getpid(), "beat": time.monotonic()}
 
 
 def read_status(directory: Path, name: str) -> dict[str, Any] | None:
-    """The last status of a process; None if there is none."""
-    return _read_json(directory / f"{name}.json")
+    """The last status of a process; None if there is none, or none that is whole."""
+    return _read(directory / name)
+
+
+def prepare(directory: Path) -> None:
+    """Makes the private directory of the records, with room for a notice. OSError if it is there already."""
+    directory.mkdir(mode=0o700)
+    Record(directory / NOTICE).close()
 
 
 def write_notice(directory: Path, notice: Notice) -> None:
-    replace_json(directory / NOTICE, asdict(notice))
+    record = Record(directory / NOTICE)
+    record.write(asdict(notice))
+    record.close()
 
 
 def read_notice(directory: Path) -> Notice | None:
-    data = _read_json(directory / NOTICE)
+    data = _read(directory / NOTICE)
     return None if data is None else Notice(**data)
 
 
-def replace_json(path: Path, data: object) -> None:
-    """Writes a file that a reader sees either as it was or complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data))
-    temporary.replace(path)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        checksum, length, rest = path.read_bytes().split(b" ", 2)
+        body = rest[: int(length)]
+        return json.loads(body) if zlib.crc32(body) == int(checksum) else None
+    except (OSError, ValueError):
         return None

@@ -29,6 +29,7 @@ from triton_models.gpu.rehearsal import rehearse
 from triton_models.gpu.torch_cuda import weights
 from triton_models.gpu.torch_cuda.engine import tensor_of
 from triton_models.gpu.torch_cuda.weights import read_tensors
+from triton_models.launcher import checks
 from triton_models.runtime.budget import probe as cost_probe
 from triton_models.runtime.engines.devices import Devices
 from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet
@@ -267,9 +268,9 @@ def test_devices():
 
 def test_the_pool_of_a_plan_cannot_be_resized(directories):
     manifest = replace(Manifest.load(directories / "torch-cuda"), target="tensorrt-rtx")
-    with pytest.raises(launch.LaunchError, match="--pages 7: these plans were built for a pool of 2048 pages"):
-        launch.check_pool(manifest, 7, "")
-    torch_pool = launch.check_pool(replace(manifest, target="torch-cuda", precision="bfloat16"), 7, "")
+    with pytest.raises(checks.LaunchError, match="--pages 7: these plans were built for a pool of 2048 pages"):
+        checks.check_pool(manifest, 7, "")
+    torch_pool = checks.check_pool(replace(manifest, target="torch-cuda", precision="bfloat16"), 7, "")
     assert torch_pool == 2 * 1 * 7 * 16 * 2 * 16 * 2  # k and v, layers, pages, page, heads, size, bytes
 
 

@@ -10,7 +10,7 @@ import pytest
 from triton_models import launch
 from triton_models.launcher import installation
 from triton_models.launcher.installation import BACKEND_FILES, ServerError, find_server
-from triton_models.launcher.server_process import Ports, ServerPlan, reached
+from triton_models.launcher.server_process import ServerPlan, reached
 
 pytestmark = pytest.mark.unit
 
@@ -27,9 +27,9 @@ def container(place: Path, python: str = HERE) -> Path:
     return place
 
 
-def plan(place: Path, triton: Path | None, grpc: str = "127.0.0.1") -> ServerPlan:
-    ports = Ports(8001, 8000, 8002)
-    return ServerPlan(place / "repository", place / "backends", None, ports, "wst-", grpc, "10.0.0.2", triton)
+def plan(place: Path, grpc: str = "127.0.0.1", *opened: str) -> ServerPlan:
+    folders = place / "repository", place / "backends"
+    return ServerPlan(*folders, None, 8001, 8002, "wst-", grpc, "10.0.0.2", frozenset(opened))
 
 
 def test_the_containers_server_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,35 +54,49 @@ def test_without_either_it_says_what_to_install(tmp_path: Path, monkeypatch: pyt
         find_server(tmp_path)
 
 
-def test_a_backend_for_another_python_is_refused(tmp_path: Path) -> None:
+def test_a_backend_for_another_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "CONTAINER", container(tmp_path / "opt", "3.9"))
     with pytest.raises(ServerError, match=rf"is for Python 3\.9, this is {HERE}"):
-        find_server(tmp_path, container(tmp_path / "opt", "3.9"))
+        find_server(tmp_path)
 
 
-def test_a_container_without_the_python_backend_is_refused(tmp_path: Path) -> None:
+def test_a_container_without_the_python_backend_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opt = container(tmp_path / "opt")
+    monkeypatch.setattr(installation, "CONTAINER", opt)
     (opt / "backends" / "python" / BACKEND_FILES[2]).unlink()
     with pytest.raises(ServerError, match="got none of backends/python/triton_python_backend_stub"):
-        find_server(tmp_path, opt)
+        find_server(tmp_path)
 
 
-def test_nothing_but_conversation_is_open_beyond_loopback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_nothing_but_conversation_is_open(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opt = container(tmp_path / "opt")
-    command = plan(tmp_path, opt, "0.0.0.0").command()
+    monkeypatch.setattr(installation, "CONTAINER", opt)
+    command = plan(tmp_path, address).command()
     for part in (
-        "--grpc-address=0.0.0.0",
-        "--http-address=127.0.0.1",
+        f"--grpc-address={address}",
+        "--allow-http=false",
         "--metrics-address=10.0.0.2",
         "--model-control-mode=none",
         f"--backend-directory={opt / 'backends'}",
     ):
         assert part in command
-    closed = "--grpc-restricted-protocol=shared-memory,model-repository,statistics,trace,logging:closed="
-    (given,) = [part for part in command if part.startswith(closed)]
-    (other,) = [part for part in plan(tmp_path, opt, "0.0.0.0").command() if part.startswith(closed)]
+    shut = "--grpc-restricted-protocol=shared-memory,model-repository,statistics,trace,logging:Shut="
+    (given,) = [part for part in command if part.startswith(shut)]
+    (other,) = [part for part in plan(tmp_path, address).command() if part.startswith(shut)]
     assert given != other, "nobody knows the value"
-    assert len(given.removeprefix(closed)) == 32
-    assert not any("restricted" in part for part in plan(tmp_path, opt).command()), "perf_analyzer asks for statistics"
+    assert len(given.removeprefix(shut)) == 32
+
+
+def test_doors_that_were_asked_for_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "CONTAINER", container(tmp_path / "opt"))
+    command = plan(tmp_path, "127.0.0.1", "http", "statistics").command()
+    assert "--http-address=127.0.0.1" in command
+    shut = [part.split("=")[0:2] for part in command if "restricted" in part]
+    assert shut == [
+        ["--http-restricted-api", "shared-memory,model-repository,trace,logging:Shut"],
+        ["--grpc-restricted-protocol", "shared-memory,model-repository,trace,logging:Shut"],
+    ]
 
 
 def test_addresses_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +112,7 @@ def test_a_directory_that_cannot_be_written_to_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     assert launch.main(["--engines", str(engines), "--runs", str(tmp_path / "file")]) == 2
-    assert f"--runs {tmp_path / 'file'}: expected a directory that can be written to" in capsys.readouterr().err
+    assert f"{tmp_path / 'file' / 'serve'}: expected a directory that can be written to" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -1,16 +1,12 @@
-"""The launcher's parts that need no server: templates, parameters, status files, ports, arguments, processes."""
+"""The launcher's parts that need no server: templates, parameters, records, arguments, processes."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +17,10 @@ from engine_builder.config import ModelConfig
 from engine_builder.manifest import Manifest
 from triton_models import launch
 from triton_models.launcher import server_process
-from triton_models.launcher.health import HealthServer, Readiness
 from triton_models.launcher.repository import TEMPLATES, fill, fill_repository, parameters
-from triton_models.service import settings, status
+from triton_models.service import settings
 from triton_models.service.settings import DuplexSettings, RunSettings, StageSettings
-from triton_models.service.status import Heartbeat, Notice, read_notice, read_status, write_notice
+from triton_models.service.status import Heartbeat, Notice, prepare, read_notice, read_status, write_notice
 
 pytestmark = pytest.mark.unit
 
@@ -135,26 +130,6 @@ def test_settings_are_read_by_their_owner_alone(tmp_path: Path, monkeypatch: pyt
     assert RUN.key != RunSettings(status="/status", duplex=DUPLEX, stages={}).key, "a secret for each run"
 
 
-def test_a_full_disk_stops_no_heart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The launcher takes a server for dead that writes nothing: house 5.5."""
-    beats: list[str] = []
-
-    def replace_json(path: Path, _: object) -> None:
-        beats.append(path.name)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(status, "BEAT_SECONDS", 0.001)
-    monkeypatch.setattr(status, "replace_json", replace_json)
-    heartbeat = Heartbeat(tmp_path, {"thinker": dict, "performer": dict})
-    heartbeat.start()
-    end = time.monotonic() + 10
-    while len(beats) < 8:
-        assert time.monotonic() < end
-        time.sleep(0.001)
-    heartbeat.stop()
-    assert set(beats) == {"thinker.json", "performer.json"}
-
-
 def test_a_heartbeat_can_be_read_and_stops(tmp_path: Path) -> None:
     count = iter(range(1000))
     heartbeat = Heartbeat(tmp_path, {"thinker": lambda: {"turn": next(count)}})
@@ -188,21 +163,14 @@ def test_a_snapshot_that_fails_stops_the_beat(tmp_path: Path) -> None:
 
 
 def test_notices_pass(tmp_path: Path) -> None:
-    assert read_notice(tmp_path) is None
-    write_notice(tmp_path, Notice("abandon", "the thinker has died"))
-    assert read_notice(tmp_path) == Notice("abandon", "the thinker has died")
-
-
-def test_ports() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(launch.LaunchError, match=f"port {port}: expected a free one"):
-            launch.pick_ports([0, port])
-    free = launch.pick_ports([0, 0, port])
-    assert free[2] == port
-    assert len(set(free)) == 3
+    records = tmp_path / "records"
+    prepare(records)
+    assert records.stat().st_mode & 0o777 == 0o700
+    assert read_notice(records) is None
+    write_notice(records, Notice("abandon", "the thinker has died"))
+    assert read_notice(records) == Notice("abandon", "the thinker has died")
+    with pytest.raises(FileExistsError):
+        prepare(records)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +178,7 @@ def test_ports() -> None:
     [
         (["--name", "../x"], "--name: expected letters"),
         (["--pages", "0"], "expected at least 1, got 0"),
-        (["--idle-seconds", "-1"], "expected more than 0 seconds"),
+        (["--drain-seconds", "-1"], "expected more than 0 seconds"),
         ([], "no such file; expected an engine directory"),
     ],
 )
@@ -227,26 +195,8 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         launch.main(["--help"])
     text = capsys.readouterr().out
-    for part in ("--engines", "127.0.0.1 unless", "exit code 0", "server.json", "--no-awake"):
+    for part in ("--engines", "127.0.0.1 unless", "exit code 0", "server.json", "--awake", "about 1 s"):
         assert part in text
-
-
-def test_readiness_over_http() -> None:
-    readiness = Readiness()
-    web = HealthServer(readiness, 0)
-    url = f"http://127.0.0.1:{web.port}"
-    try:
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"{url}/ready", timeout=5)
-        assert refused.value.code == 503
-        assert json.loads(refused.value.read())["reason"] == "starting"
-        readiness.set(True, "ready")
-        with urllib.request.urlopen(f"{url}/ready", timeout=5) as response:
-            assert json.loads(response.read())["ready"] is True
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"{url}/other", timeout=5)
-    finally:
-        web.stop()
 
 
 def test_zombies_do_not_live() -> None:
@@ -262,7 +212,7 @@ def test_zombies_do_not_live() -> None:
 
 def test_errors_of_a_log_are_found(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    plan = server_process.ServerPlan(tmp_path, tmp_path, log, server_process.Ports(1, 2, 3), "p")
+    plan = server_process.ServerPlan(tmp_path, tmp_path, log, 1, 2, "p")
     server = server_process.ServerProcess(plan)
     assert server.errors() == "no log was written"
     log.write_text(

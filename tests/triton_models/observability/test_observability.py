@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from triton_models.launch import pick_ports
+from triton_models.launcher.checks import reserve_ports
 from triton_models.observability.table import TABLE
 
 pytestmark = pytest.mark.server
@@ -30,7 +30,8 @@ class Prometheus:
     """A Prometheus process with this project's own configuration; only ports and intervals are others."""
 
     def __init__(self, directory: Path, server: Any) -> None:
-        [port] = pick_ports([0])
+        with reserve_ports([("127.0.0.1", 0)])[0] as reserved:
+            port = reserved.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         text = (FILES / "prometheus.yml").read_text().replace("5s", INTERVAL)
         for given, name in (("127.0.0.1:8002", "metrics"), ("127.0.0.1:8003", "health")):

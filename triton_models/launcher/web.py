@@ -1,0 +1,90 @@
+"""The launcher's HTTP: GET /ready is 200 or 503, with the reason and the models' figures as JSON; GET /live is 200
+while the launcher lives; GET /metrics is for Prometheus.
+
+Probes and scrapers are few and quick. So connections are few and short: whoever opens many and says nothing takes
+neither threads nor descriptors from the launcher, nor its answer from the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from http import HTTPStatus
+
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from .health import Readiness
+
+MAX_CONNECTIONS = 32  # one more ends the one that is open longest
+REQUEST_SECONDS = 2.0  # from the connection to the last byte of the answer
+MAX_HEAD = 8_192  # bytes
+
+
+class HealthServer:
+    """Answers on `listener`, a bound TCP socket, from a thread of its own."""
+
+    def __init__(self, readiness: Readiness, listener: socket.socket) -> None:
+        self.port: int = listener.getsockname()[1]
+        self._readiness, self._listener = readiness, listener
+        self._open: dict[asyncio.Task[None] | None, None] = {}  # the oldest first
+        listener.listen()
+        self._ended = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        running = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(running)), name="health", daemon=True)
+        self._thread.start()
+        running.wait()
+
+    def stop(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(2.0)
+        self._listener.close()
+
+    async def _serve(self, running: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        async with await asyncio.start_server(self._talk, sock=self._listener, limit=MAX_HEAD):
+            running.set()
+            await self._ended.wait()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if len(self._open) >= MAX_CONNECTIONS and (oldest := next(iter(self._open))) is not None:
+            del self._open[oldest]
+            oldest.cancel()
+        self._open[task] = None
+        writer.transport.set_write_buffer_limits(0)  # drain waits until the kernel has all of it
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(self._answer(head))
+                await writer.drain()
+        except (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError):
+            writer.transport.abort()
+        finally:
+            self._open.pop(task, None)
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    def _answer(self, head: bytes) -> bytes:
+        method, path, *_ = [*head.split(b" ", 2), b""]
+        status, kind = HTTPStatus.OK, "application/json"
+        if method != b"GET":
+            status, kind, body = HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"expected GET"
+        elif path == b"/metrics":
+            kind, body = CONTENT_TYPE_LATEST, self._readiness.metrics()
+        elif path in (b"/ready", b"/live"):
+            body = self._readiness.body()
+            if path == b"/ready" and not self._readiness.ready:
+                status = HTTPStatus.SERVICE_UNAVAILABLE
+        else:
+            status, kind, body = HTTPStatus.NOT_FOUND, "text/plain", b"expected /ready, /live or /metrics"
+        lines = (
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            f"Content-Type: {kind}",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+        )
+        return "\r\n".join((*lines, "", "")).encode() + body
