@@ -105,7 +105,8 @@ async def _guard(
     desk = request.app[DESK]
     desk.busy.add(request.protocol)
     try:
-        desk.access.check_place(request.headers)
+        probed = request.path == "/healthz" or (request.path == "/metrics" and desk.access.secret is not None)
+        desk.access.check_place(request.headers, any_host=probed)
         if "Content-Encoding" in request.headers:
             raise Refused(415, "content-encoding: expected none")
         response = await handler(request)

@@ -249,7 +249,9 @@ def test_a_gpu_is_reserved_for_gpu_targets() -> None:
 def test_prometheus_scrapes_the_same_under_other_names() -> None:
     here = (BUILD / "prometheus.compose.yml").read_text()
     usual = yaml.safe_load((BUILD / "observability" / "prometheus.yml").read_text())
-    assert yaml.safe_load(here.replace("server:", "127.0.0.1:")) == usual
+    found = yaml.safe_load(here.replace("server:", "127.0.0.1:").replace("gateway:", "127.0.0.1:"))
+    assert found["scrape_configs"][2].pop("authorization") == {"credentials_file": "/run/secrets/gateway_token"}
+    assert found == usual
     for volume in SERVICES["prometheus"]["volumes"][:2]:
         assert (BUILD / volume["source"]).is_file()
 

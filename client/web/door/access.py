@@ -105,8 +105,8 @@ class Access:
         return context
 
     # -- requests ----------------------------------------------------------------------------------------------
-    def check_place(self, headers: Mapping[str, str]) -> None:
-        """Host and Origin of a request. Raises Refused (400, 403)."""
+    def check_place(self, headers: Mapping[str, str], *, any_host: bool = False) -> None:
+        """Host and Origin of a request. any_host: a monitor may ask by an address. Raises Refused (400, 403)."""
         host = headers.get("Host", "")
         origin = headers.get("Origin")
         place = _split(f"//{host}")
@@ -114,7 +114,7 @@ class Access:
             raise Refused(400, f"host: expected a name or address and a port, got {host!r:.80}")
         name = place.hostname or ""
         known = {urlsplit(origin).hostname for origin in self.origins}
-        if name not in known and not (is_loopback(self.host) and is_loopback(name)):
+        if not any_host and name not in known and not (is_loopback(self.host) and is_loopback(name)):
             raise Refused(403, f"host: this gateway does not answer for {host!r:.80}")
         if origin is not None and origin not in self.origins and origin != f"{self.scheme}://{host}":
             raise Refused(403, f"origin: pages of {origin!r:.80} may not connect here (see --allow-origin)")

@@ -132,6 +132,19 @@ async def test_metrics_are_for_those_who_have_the_secret(start_fake, start_gate)
     assert float(counted.split()[1]) >= 3
 
 
+@pytest.mark.parametrize(
+    ("path", "secret", "status"),
+    [("/healthz", None, 503), ("/metrics", None, 403), ("/metrics", SECRET, 401), ("/", SECRET, 403)],
+)
+async def test_monitors_ask_by_address(start_gate, monkeypatch, path, secret, status):
+    monkeypatch.setattr("client.web.door.upstream.CONNECT_SECONDS", 0.1)
+    gate = await start_gate("127.0.0.1:1", access=Access(secret=secret))
+    async with gate.http.get(gate.url + path, headers={"Host": "10.1.2.3:8080"}) as response:
+        assert response.status == status
+    async with gate.http.get(gate.url + path, headers={"Host": "10.1.2.3", "Origin": "https://evil.org"}) as response:
+        assert response.status == 403
+
+
 async def test_half_requests_that_hold_all_descriptors_lose_them(start_fake, start_gate):
     """H21, with the limit of descriptors where the flood reaches it."""
     fake, _ = await start_fake()
