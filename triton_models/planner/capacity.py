@@ -1,6 +1,6 @@
 """How many sessions an engine directory carries on this machine: measured step costs through the planner's simulation.
 
-The launcher asks before it starts a server; the measurement (ten seconds) is kept next to the engines.
+The launcher asks before it starts a server; the measurement (six seconds) is kept next to the engines.
 `runtime.budget.admission` keeps the books over the answer.
 """
 

@@ -128,7 +128,7 @@ def test_prometheus_sees_every_metric(watched: tuple[Any, Prometheus], tmp_path:
     assert {query: prometheus.value(f"wan_streamer_{query}") for query in expected} == expected
     for query in ("kv_pages_evicted_total", 'thinker_engine_seconds_total{step="think"}', 'kv_pages{state="used"}'):
         assert (prometheus.value(f"wan_streamer_{query}") or 0) > 0, query
-    assert prometheus.value('nv_inference_request_success{model="performer"}'), "Triton's own are there as well"
+    assert prometheus.value('nv_inference_request_success{model="stage"}'), "Triton's own are there as well"
 
     lines = (tmp_path / "traces" / "units.jsonl").read_text().splitlines()
     assert len(lines) == 17
@@ -150,7 +150,7 @@ def test_prometheus_sees_every_metric(watched: tuple[Any, Prometheus], tmp_path:
         prometheus.wait(lambda query=query: prometheus.value(query) is not None, 5, query)
 
 
-def test_a_dead_performer_fires_its_alert(watched: tuple[Any, Prometheus]) -> None:
+def test_a_dead_stage_fires_its_alert(watched: tuple[Any, Prometheus]) -> None:
     server, prometheus = watched
     prometheus.wait(lambda: prometheus.value("wan_streamer_ready"), 10, "a ready server")
 
@@ -162,8 +162,8 @@ def test_a_dead_performer_fires_its_alert(watched: tuple[Any, Prometheus]) -> No
     os.kill(server.info["model_pids"]["performer"], signal.SIGKILL)
     [alert] = prometheus.wait(firing, 30, "an alert")
     assert alert["labels"]["alertname"] == "WanStreamerPartDied"
-    assert alert["labels"]["part"] == "performer"
-    assert alert["annotations"]["summary"].startswith("performer died")
+    assert alert["labels"]["part"] == "thinker", "of one stage the first part is named"
+    assert alert["annotations"]["summary"].startswith("thinker died")
     server.wait_ready(restarts=1)
     server.stream().ask(1, 0, end=True)
     prometheus.wait(lambda: prometheus.value("wan_streamer_restarts_total") == 1, 10, "a restart")
