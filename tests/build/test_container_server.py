@@ -196,12 +196,12 @@ def test_the_server_is_locked_in(server: Box) -> None:
         assert "ModuleNotFoundError" in found.stderr, f"{module} is in the image"
 
 
-def test_the_healthcheck_knows_a_dead_performer(server: Box) -> None:
+def test_the_healthcheck_knows_a_dead_stage(server: Box) -> None:
     assert _wait(server, healthy=True) == "200 ready"
     pids = json.loads(server.run("cat", STATE).stdout)["model_pids"]
     assert server.run("python", "-c", f"import os; os.kill({pids['performer']}, 9)").returncode == 0
     # On a busy machine the first answer may come when the restart is under way.
-    assert _wait(server, healthy=False) in (f"503 performer (pid {pids['performer']}) has died", "503 starting")
+    assert _wait(server, healthy=False) in (f"503 thinker (pid {pids['performer']}) has died", "503 starting")
     assert _wait(server, healthy=True) == "200 ready", "the launcher has restarted it"
 
 
