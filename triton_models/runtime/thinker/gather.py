@@ -48,7 +48,7 @@ class GatherWindow:
             raise ValueError(f"costs: expected those of 0 to {max_batch} rows, got {len(costs)} figures")
         self.window_ns, self.max_batch = window_ns, max_batch
         self._useful = list(range(max_batch + 1)) if costs is None else _useful(costs)
-        self._rest_ns = max(0, period_ns - early_ns)
+        self._rest_ns, self._silent_ns = max(0, period_ns - early_ns), period_ns
         self._waiting: dict[Hashable, _Waiting] = {}
         self._expected_ns: dict[Hashable, int] = {}  # per open session: when it may send next
 
@@ -91,9 +91,9 @@ class GatherWindow:
             return first_ns
         due_ns = min(first_ns + self.window_ns, *(job.latest_ns for job in self._waiting.values()))
         others = (at for session, at in self._expected_ns.items() if session not in self._waiting)
-        if all(at >= due_ns for at in others):
-            return first_ns
-        return due_ns
+        # One that is a whole period late is open and silent: nobody waits for it.
+        comes = any(at < due_ns and first_ns <= at + self._silent_ns for at in others)
+        return due_ns if comes else first_ns
 
 
 def _useful(costs: Sequence[float]) -> list[int]:

@@ -81,6 +81,18 @@ def test_company_that_saves_nothing_is_not_waited_for() -> None:
     assert together.take(10) == [3, 2, 1, 0]
 
 
+def test_a_silent_session_is_not_waited_for() -> None:
+    """It is open and says nothing: every unit of the others waited out the window for it."""
+    gather = GatherWindow(100, 4, period_ns=1000, early_ns=200)
+    gather.open("silent", 0)
+    gather.open("a", 0)
+    gather.add("a", FAR, 900)
+    assert gather.wake_ns() == 1000, "it may still come"
+    assert gather.take(1000) == ["a"]
+    gather.add("a", FAR, 1900)
+    assert gather.wake_ns() == 1900
+
+
 def test_bad_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="costs: expected those of 0 to 4 rows, got 2 figures"):
         GatherWindow(0, 4, costs=[0.0, 1.0])
