@@ -12,15 +12,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import onnx
 
 from .checkpoint import TOKENIZER, load_checkpoint, read_defaults, read_weights_note
 from .config import RECENT_UNITS, SINK_UNITS, ModelConfig
 from .export import export_step
 from .layout import window_pages
-from .manifest import GPU_TARGETS, MANIFEST, STEPS, EngineEntry, Manifest, TensorSpec, sha256
+from .manifest import GPU_TARGETS, MANIFEST, STEPS, EngineEntry, Manifest, StateFile, TensorSpec, sha256
 from .model.duplex import DuplexModel
-from .model.steps import state_sizes, step_specs
+from .model.steps import start_states, state_sizes, step_specs
 from .targets import onnxruntime as ort_target
 from .targets import tensorrt as trt_target
 from .targets import torch_cuda as torch_target
@@ -94,6 +95,7 @@ def build_engines(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         work = Path(scratch) / "engines"
         work.mkdir()
+        start = _write_start(model, work)
         if isinstance(builder, torch_target.WeightsBuilder):
             engines = _pack(builder, model, work, progress)
         else:
@@ -115,6 +117,7 @@ def build_engines(
             limits=limits,
             state=state_sizes(model.config),
             engines=engines,
+            start=start,
             tokenizer={"file": TOKENIZER, "sha256": sha256(tokenizer)},
             rebuild=_rebuild_command(checkpoint, output, asked),
         )
@@ -173,6 +176,16 @@ def _pack(
         inputs, outputs = specs[step]
         engines[step] = EngineEntry(file.name, sha256(file), layout, inputs, outputs)
     return engines
+
+
+def _write_start(model: DuplexModel, work: Path) -> dict[str, StateFile]:
+    """Files of the states that sessions begin with, where they are not zeros."""
+    written = {}
+    for step, state in start_states(model).items():
+        path = work / f"{step}.start.npy"
+        np.save(path, state.numpy(), allow_pickle=False)
+        written[step] = StateFile(path.name, sha256(path))
+    return written
 
 
 def _tensors(graph: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -20,12 +20,26 @@ FPS = 25
 CODEC_FRAMES_PER_UNIT = 8  # 50 Hz, the frame rate of the log-mel front end and of the MDCT
 TAU_FREQUENCIES = 128  # of the embedding of the path time
 SINK_UNITS, RECENT_UNITS = 4, 50  # retention of a session that asks for none: its first units and the last 8 s
+WAN_CHANNELS, WAN_STRIDE = 16, 8  # latents of the Wan 2.1 VAE and of TAEHV: per 4 frames x 8 x 8 pixels
+AUDIO_CODECS, VIDEO_CODECS = ("mdct", "mimi-vae"), ("patch", "taehv", "wan21")
+PERCEIVE = ("conv", "codec")  # small encoders trained with the Transformer, or the codec's own and a projection
+# Fields that configs of 0.1 lack, with what they mean there.
+_LATER = {
+    "audio": {"codec": "mdct", "codec_channels": 0, "perceive": "conv"},
+    "video": {"codec": "patch", "codec_channels": 0, "perceive": "conv"},
+}
 
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
     """A size that cannot work; the message names the field, the value and what was expected."""
+
+
+def _check_codec(stream: str, c: AudioConfig | VideoConfig, known: tuple[str, ...]) -> None:
+    _require(c.codec in known, f"{stream}.codec", c.codec, f"one of {', '.join(known)}")
+    _require(c.perceive in PERCEIVE, f"{stream}.perceive", c.perceive, f"one of {', '.join(PERCEIVE)}")
+    _require(c.codec_channels >= 0, f"{stream}.codec_channels", c.codec_channels, ">= 0")
 
 
 def _require(condition: bool, where: str, value: object, expected: str) -> None:
@@ -49,6 +63,9 @@ class AudioConfig:
     mel_bands: int = 40
     encoder_channels: int = 128
     encoder_layers: int = 5
+    codec: str = "mdct"
+    codec_channels: int = 0  # base width of a published codec; 0: the published one
+    perceive: str = "conv"
 
     @property
     def unit_samples(self) -> int:
@@ -75,6 +92,10 @@ class AudioConfig:
                 value,
                 f"a divisor of {CODEC_FRAMES_PER_UNIT}",
             )
+        _check_codec("audio", self, AUDIO_CODECS)
+        if self.codec == "mimi-vae":
+            for name, value in (("sample_rate", 24_000), ("tokens", 2), ("latent_dim", 32)):
+                _require(getattr(self, name) == value, f"audio.{name}", getattr(self, name), f"{value} with mimi-vae")
         frames = CODEC_FRAMES_PER_UNIT // self.tokens
         _require(
             0 < self.latent_dim <= frames * self.hop,
@@ -82,6 +103,9 @@ class AudioConfig:
             self.latent_dim,
             f"1 to {frames * self.hop} (MDCT coefficients per token)",
         )
+        if self.perceive == "codec":
+            expected = f"{self.tokens} (one a latent) with audio.perceive codec"
+            _require(self.perceive_tokens == self.tokens, "audio.perceive_tokens", self.perceive_tokens, expected)
         _positive(self, "audio", "mel_bands", "encoder_channels", "encoder_layers")
 
 
@@ -95,7 +119,10 @@ class VideoConfig:
     latent_dim: int = 48
     perceive_grid: tuple[int, int] = (1, 1)  # rows x columns of user video tokens (e^v)
     encoder_channels: int = 32
-    refine_channels: int = 8  # hidden channels of the decoder's causal refinement
+    refine_channels: int = 8  # hidden channels of the causal refinement (patch)
+    codec: str = "patch"
+    codec_channels: int = 0  # as in AudioConfig
+    perceive: str = "conv"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -124,7 +151,16 @@ class VideoConfig:
             _require(value % self.stride == 0, f"video.{name}", value, f"a multiple of the stride {self.stride}")
             _require(value % 16 == 0, f"video.{name}", value, "a multiple of 16 (the perception stride)")
         _require(0 < self.latent_dim <= self.patch_dim, "video.latent_dim", self.latent_dim, f"1 to {self.patch_dim}")
+        _check_codec("video", self, VIDEO_CODECS)
+        if self.codec != "patch":
+            what = f"a multiple of {WAN_STRIDE} with {self.codec}"
+            _require(self.stride % WAN_STRIDE == 0, "video.stride", self.stride, what)
+            size = WAN_CHANNELS * (self.stride // WAN_STRIDE) ** 2
+            _require(self.latent_dim == size, "video.latent_dim", self.latent_dim, f"{size} with {self.codec}")
         rows, columns = self.perceive_grid
+        if self.perceive == "codec":
+            what = f"at most the latents' grid {self.grid} with video.perceive codec"
+            _require(rows <= self.grid[0] and columns <= self.grid[1], "video.perceive_grid", self.perceive_grid, what)
         _require(
             0 < rows <= self.height // 16 and 0 < columns <= self.width // 16,
             "video.perceive_grid",
@@ -285,6 +321,9 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, data: object) -> ModelConfig:
         """Builds a config from parsed JSON; unknown, missing and mistyped fields are named."""
+        if isinstance(data, dict):
+            absent = {stream: later for stream, later in _LATER.items() if isinstance(data.get(stream), dict)}
+            data = {**data, **{stream: later | data[stream] for stream, later in absent.items()}}
         return from_json(cls, data, "config")
 
     @classmethod

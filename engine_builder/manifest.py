@@ -71,6 +71,14 @@ class EngineEntry:
 
 
 @dataclass(frozen=True)
+class StateFile:
+    """The state [S] that sessions of a step begin with, as a .npy file of float32."""
+
+    file: FileName
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
 class Manifest:
     model: ModelConfig
     target: str
@@ -84,6 +92,7 @@ class Manifest:
     tokenizer: dict[str, str]
     rebuild: str
     defaults: Defaults = field(default_factory=dict)  # session options that suit the checkpoint
+    start: dict[str, StateFile] = field(default_factory=dict)  # of steps whose sessions do not begin with zeros
 
     def save(self, directory: Path) -> None:
         data = {"format": FORMAT, **asdict(self), "model": self.model.to_dict()}
@@ -140,6 +149,10 @@ class Manifest:
             if set(getattr(self, name)) != set(keys):
                 got = ", ".join(getattr(self, name))
                 raise ConfigError(f"manifest.{name}: expected {', '.join(keys)}, got {got:.80}")
+        if not set(self.start) <= set(self.state):
+            raise ConfigError(
+                f"manifest.start: expected some of {', '.join(self.state)}, got {', '.join(self.start):.80}"
+            )
 
     def verify(
         self,
@@ -165,6 +178,7 @@ class Manifest:
                 f"({self.model.digest()[:12]})"
             )
         files = {f"engine {step}": (self.engines[step].file, self.engines[step].sha256) for step in steps}
+        files |= {f"start of {step}": (f.file, f.sha256) for step, f in self.start.items() if step in steps}
         files["tokenizer"] = (self.tokenizer["file"], self.tokenizer["sha256"])
         digest = functools.cache(sha256)  # steps may share a file of gigabytes
         for what, (name, expected) in files.items():

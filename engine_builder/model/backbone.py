@@ -46,7 +46,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         k.permute(0, 2, 1, 3),
         v.permute(0, 2, 1, 3),
         attn_mask=mask.unsqueeze(1),
-        enable_gqa=True,
+        enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.permute(0, 2, 1, 3).flatten(2)
 

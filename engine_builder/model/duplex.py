@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TAU_FREQUENCIES, ModelConfig
-from .audio_codec import AudioCodec
 from .backbone import Backbone
-from .perception import AudioEncoder, VideoEncoder
-from .video_codec import VideoCodec
+from .codecs import PublishedCodec, audio_codec, video_codec
+from .codecs.patch import Patch
+from .perception import audio_encoder, video_encoder
 
 
 class TauModulation(nn.Module):
@@ -60,10 +60,10 @@ class DuplexModel(nn.Module):
         self.video_out = nn.Linear(d, config.video.latent_dim)
         self.audio_out = nn.Linear(d, config.audio.latent_dim)
         self.modulation = TauModulation(d, config.backbone.layers)
-        self.audio_encoder = AudioEncoder(config.audio, d)
-        self.video_encoder = VideoEncoder(config.video, d)
-        self.audio_codec = AudioCodec(config.audio)
-        self.video_codec = VideoCodec(config.video)
+        audio, video = audio_codec(config.audio), video_codec(config.video)
+        self.audio_encoder = audio_encoder(config.audio, d, audio)
+        self.video_encoder = video_encoder(config.video, d, video)
+        self.audio_codec, self.video_codec = audio, video
 
     def embed_latents(self, z_video: Tensor, z_audio: Tensor) -> Tensor:
         """Latents of one unit, clean or noisy: [B, n_v, c_v], [B, n_a, c_a] -> [B, n_v + n_a, d]."""
@@ -97,10 +97,14 @@ def init_weights(model: DuplexModel, seed: int) -> None:
     """Seeded random weights: normal(0, 0.02) like Qwen for matrices, residual outputs scaled by depth."""
     generator = torch.Generator().manual_seed(seed)
     scale = 1.0 / math.sqrt(2 * model.config.backbone.layers)
+    codecs = [codec for codec in (model.audio_codec, model.video_codec) if isinstance(codec, PublishedCodec)]
+    drawn = {id(parameter) for codec in codecs for parameter in codec.parameters()}
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if name.startswith(("audio_codec.", "video_codec.mean", "video_codec.basis", "video_codec.latent_scale")):
                 continue  # transforms that work untrained
+            if id(parameter) in drawn:
+                continue
             if name.endswith("bias"):
                 parameter.zero_()
             elif "norm" not in name:
@@ -109,5 +113,8 @@ def init_weights(model: DuplexModel, seed: int) -> None:
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
                     std *= scale
                 parameter.normal_(0.0, std, generator=generator)
-    with torch.no_grad():
-        model.video_codec.refine_out.weight.mul_(0.02)
+    for codec in codecs:
+        codec.draw(generator)
+    if isinstance(model.video_codec, Patch):
+        with torch.no_grad():
+            model.video_codec.refine_out.weight.mul_(0.02)

@@ -1,7 +1,7 @@
 """What the agent hears and sees: causal encoders of the user's audio and video with explicit state.
 
-Both are trained together with the Transformer. State is a flat vector a session, zeros at the start, so that the
-serving runtime stacks and splits it without knowing what is inside.
+Either small convolutions that are trained together with the Transformer, or the encoder of the model's own codec and
+a learned projection (`audio.perceive`, `video.perceive`). State is a flat vector a session, as in the codecs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import CODEC_FRAMES_PER_UNIT, FRAMES_PER_UNIT, AudioConfig, VideoConfig
+from .codecs.codec import Codec
 
 AUDIO_KERNEL = 3
 PIXEL_STRIDE = 16  # two convolutions of stride 4
@@ -58,6 +59,10 @@ class AudioEncoder(nn.Module):
         widths = [int(conv.in_channels) for conv in self._conv_list()]
         return self.config.hop + (AUDIO_KERNEL - 1) * sum(widths)
 
+    def start(self) -> Tensor:
+        """State before the first unit: silence."""
+        return torch.zeros(self.state_size)
+
     def _conv_list(self) -> list[nn.Conv1d]:
         return [conv for conv in self.convs if isinstance(conv, nn.Conv1d)]
 
@@ -95,15 +100,16 @@ class VideoEncoder(nn.Module):
         self.mix = nn.Conv2d(2 * c.encoder_channels, c.encoder_channels, 1)
         self.out = nn.Linear(FRAMES_PER_UNIT * c.encoder_channels, hidden_size)
         self.position = nn.Parameter(torch.zeros(c.perceive_tokens, hidden_size))
-        rows, columns = c.height // PIXEL_STRIDE, c.width // PIXEL_STRIDE
-        row_pool, column_pool = _pool(rows, c.perceive_grid[0]), _pool(columns, c.perceive_grid[1])
-        pool = torch.einsum("ry,cx->rcyx", row_pool, column_pool).reshape(c.perceive_tokens, rows * columns)
-        self.register_buffer("pool", pool, persistent=False)
+        places = c.height // PIXEL_STRIDE, c.width // PIXEL_STRIDE
+        self.register_buffer("pool", _grid_pool(places, c.perceive_grid), persistent=False)
 
     @property
     def state_size(self) -> int:
         """Floats: the convolved features of the last frame."""
         return self.config.encoder_channels * self.pool.shape[1]
+
+    def start(self) -> Tensor:
+        return torch.zeros(self.state_size)
 
     def forward(self, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """frames uint8 [B, 4 U, H, W, 3], state [B, state_size] -> e_video [B, U * n_ev, d], new state."""
@@ -120,6 +126,54 @@ class VideoEncoder(nn.Module):
         tokens = tokens.permute(0, 1, 4, 2, 3).reshape(batch, -1, FRAMES_PER_UNIT * c.encoder_channels)
         units = count // FRAMES_PER_UNIT
         return self.out(tokens) + self.position.repeat(units, 1), x[:, -1].reshape(batch, -1)
+
+
+class LatentEncoder(nn.Module):
+    """The codec's own encoder, then a projection of its latents, pooled to `tokens` a unit by `pool` [tokens, n]."""
+
+    pool: Tensor
+
+    def __init__(self, codec: Codec, latent_dim: int, hidden_size: int, pool: Tensor) -> None:
+        super().__init__()
+        # In a list: its weights belong to the model's codec, under the names that they have there.
+        self._codec = [codec]
+        self.out = nn.Linear(latent_dim, hidden_size)
+        self.position = nn.Parameter(torch.zeros(pool.shape[0], hidden_size))
+        self.register_buffer("pool", pool, persistent=False)
+
+    @property
+    def state_size(self) -> int:
+        return self._codec[0].encoder_size
+
+    def start(self) -> Tensor:
+        return self._codec[0].start()[0]
+
+    def forward(self, media: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """pcm or frames of whole units, state [B, state_size] -> e [B, U * tokens, d], new state."""
+        latents, state = self._codec[0].encode(media, state)
+        units = latents.shape[1] // self.pool.shape[1]
+        pooled = self.pool @ latents.reshape(-1, units, self.pool.shape[1], latents.shape[2])
+        return self.out(pooled.flatten(1, 2)) + self.position.repeat(units, 1), state
+
+
+def audio_encoder(c: AudioConfig, hidden_size: int, codec: Codec) -> AudioEncoder | LatentEncoder:
+    """The encoder of the user's sound that a config names."""
+    if c.perceive == "conv":
+        return AudioEncoder(c, hidden_size)
+    return LatentEncoder(codec, c.latent_dim, hidden_size, torch.eye(c.tokens))
+
+
+def video_encoder(c: VideoConfig, hidden_size: int, codec: Codec) -> VideoEncoder | LatentEncoder:
+    """The encoder of the user's picture that a config names."""
+    if c.perceive == "conv":
+        return VideoEncoder(c, hidden_size)
+    return LatentEncoder(codec, c.latent_dim, hidden_size, _grid_pool(c.grid, c.perceive_grid))
+
+
+def _grid_pool(places: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+    """Averages a grid of places into a grid of cells, [cells, places], rows first."""
+    rows, columns = _pool(places[0], cells[0]), _pool(places[1], cells[1])
+    return torch.einsum("ry,cx->rcyx", rows, columns).reshape(math.prod(cells), math.prod(places))
 
 
 def _pool(size: int, cells: int) -> Tensor:

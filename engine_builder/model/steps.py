@@ -57,6 +57,10 @@ class PerceiveStep(nn.Module):
         e_video, video_state = self.model.video_encoder(frames, state[:, self.audio_state :])
         return e_audio, e_video, torch.cat((audio_state, video_state), dim=1)
 
+    def start(self) -> Tensor:
+        """State [Sp] of a session before its first unit."""
+        return torch.cat((self.model.audio_encoder.start(), self.model.video_encoder.start()))
+
 
 class ThinkStep(nn.Module):
     """A context block, one slot token or a prompt -> logits of the last token and the K/V of all tokens.
@@ -138,17 +142,21 @@ class RenderStep(nn.Module):
     def __init__(self, model: DuplexModel) -> None:
         super().__init__()
         self.model = model
-        self.audio_state = model.audio_codec.state_size
+        self.audio_state = model.audio_codec.decoder_size
 
     @property
     def state_size(self) -> int:
-        return self.audio_state + self.model.video_codec.state_size
+        return self.audio_state + self.model.video_codec.decoder_size
 
     def forward(self, z_video: Tensor, z_audio: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pcm, audio_state = self.model.audio_codec.decode(z_audio, state[:, : self.audio_state])
         pixels, video_state = self.model.video_codec.decode(z_video, state[:, self.audio_state :])
         frames = torch.floor(pixels + 0.5).to(torch.uint8)
         return pcm, frames, torch.cat((audio_state, video_state), dim=1)
+
+    def start(self) -> Tensor:
+        """State [Sr] of a session before its first unit."""
+        return torch.cat((self.model.audio_codec.start()[1], self.model.video_codec.start()[1]))
 
 
 @dataclass(frozen=True)
@@ -256,8 +264,23 @@ def step_specs(model: DuplexModel, batch: int = 2, pages: int = 3, page_tokens: 
     }
 
 
+def codec_parts(step: str, config: ModelConfig) -> tuple[str, ...]:
+    """The parts of a `DuplexModel` whose weights perceive or render uses."""
+    if step == "render":
+        return ("audio_codec", "video_codec")
+    streams = {"audio": config.audio, "video": config.video}
+    shared = tuple(f"{stream}_codec" for stream, c in streams.items() if c.perceive == "codec")
+    return ("audio_encoder", "video_encoder", *shared)
+
+
 def state_sizes(config: ModelConfig) -> dict[str, int]:
     """Floats of per-session state of the two stateful steps, from the config alone (meta tensors, no memory)."""
     with torch.device("meta"):
         model = DuplexModel(config)
     return {"perceive": PerceiveStep(model).state_size, "render": RenderStep(model).state_size}
+
+
+def start_states(model: DuplexModel) -> dict[str, Tensor]:
+    """State [S] of a session before its first unit, of the steps where it is not all zeros."""
+    states = {"perceive": PerceiveStep(model).start(), "render": RenderStep(model).start()}
+    return {step: state for step, state in states.items() if bool(state.any())}

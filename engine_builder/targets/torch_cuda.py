@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..manifest import TensorSpec
 from ..model.duplex import DuplexModel
-from ..model.steps import StepSpec, step_specs
+from ..model.steps import StepSpec, codec_parts, step_specs
 from .precision import dtype_of
 
 FILE_SUFFIX = ".safetensors"
@@ -76,10 +76,8 @@ class WeightsBuilder:
         path = directory / f"{FILES[step]}{FILE_SUFFIX}"
         if path.exists():  # written for another step
             return path, self._layouts[path.name]
-        if step == "perceive":
-            tensors = pack_modules(model, ("audio_encoder", "video_encoder"))
-        elif step == "render":
-            tensors = pack_modules(model, ("audio_codec", "video_codec"))
+        if step in ("perceive", "render"):
+            tensors = pack_modules(model, codec_parts(step, self.config))
         else:
             tensors = pack_backbone(model, self.dtype)
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path)

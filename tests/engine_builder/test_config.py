@@ -58,6 +58,16 @@ def test_layout_covers_a_unit_without_gaps(name):
         ({"backbone": {"rms_eps": 0}}, "backbone.rms_eps: expected > 0 and < 2^31, got 0"),
         ({"backbone": {"layers": True}}, "config.backbone.layers: expected int, got bool"),
         ({"audio": {"colour": 1}}, "config.audio: unknown fields ['colour']"),
+        ({"audio": {"codec": "opus"}}, "audio.codec: expected one of mdct, mimi-vae, got 'opus'"),
+        ({"audio": {"codec": "mimi-vae"}}, "audio.sample_rate: expected 24000 with mimi-vae, got 16000"),
+        ({"video": {"codec": "taehv", "stride": 4}}, "video.stride: expected a multiple of 8 with taehv, got 4"),
+        ({"video": {"codec": "wan21"}}, "video.latent_dim: expected 256 with wan21, got 48"),
+        ({"video": {"perceive": "eyes"}}, "video.perceive: expected one of conv, codec, got 'eyes'"),
+        (
+            {"video": {"perceive": "codec", "perceive_grid": [4, 1]}},
+            "video.perceive_grid: expected at most the latents",
+        ),
+        ({"audio": {"perceive": "codec", "perceive_tokens": 4}}, "audio.perceive_tokens: expected 2 (one a latent)"),
     ],
 )
 def test_bad_sizes_are_named(data, message):
@@ -81,6 +91,15 @@ def test_unreadable_files_say_what_was_expected(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(data))
     with pytest.raises(ConfigError, match=r"missing fields \['tokens'\]"):
         ModelConfig.load(tmp_path / "config.json")
+
+
+def test_configs_without_codec_fields_mean_the_first_codecs():
+    data = preset("tiny").to_dict()
+    for stream, name in itertools.product(("audio", "video"), ("codec", "codec_channels", "perceive")):
+        del data[stream][name]
+    config = ModelConfig.from_dict(data)
+    assert config == preset("tiny")
+    assert (config.audio.codec, config.video.codec, config.audio.perceive) == ("mdct", "patch", "conv")
 
 
 def test_unknown_preset_lists_the_known_ones():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine_builder.manifest import GPU_TARGETS, Manifest
 
-from ..runtime.engines.engine import EngineSet, OnnxEngine
+from ..runtime.engines.engine import EngineSet, OnnxEngine, read_start_states
 
 
 def load_engines(engine_dir: Path, steps: tuple[str, ...], threads: int = 1, device: str = "") -> EngineSet:
@@ -29,4 +29,5 @@ def load_engines(engine_dir: Path, steps: tuple[str, ...], threads: int = 1, dev
         max_batch=manifest.limits["max_batch"],
         tokenizer_path=engine_dir / manifest.tokenizer["file"],
         manifest=manifest,
+        start_states=read_start_states(engine_dir, manifest, steps),
     )

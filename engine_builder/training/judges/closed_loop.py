@@ -156,8 +156,8 @@ class ClosedLoop:
         m = self.model
         out = []
         for row in range(len(states)):
-            pcm, _ = m.audio_codec.decode(audio[row : row + 1], torch.zeros(1, m.audio_codec.state_size))
-            film, _ = m.video_codec.decode(video[row : row + 1], torch.zeros(1, m.video_codec.state_size))
+            pcm, _ = m.audio_codec.decode(audio[row : row + 1], None)
+            film, _ = m.video_codec.decode(video[row : row + 1], None)
             frames = torch.floor(film[0] + 0.5).to(torch.uint8).unflatten(0, (-1, 4))
             pcm = pcm[0].view(states.shape[1], -1)
             out.append(Performance(states[row].numpy(), words[row], pcm.numpy(), frames.numpy()))

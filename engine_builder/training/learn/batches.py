@@ -43,9 +43,9 @@ def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tens
     c = model.config
     with torch.no_grad():
         film = torch.from_numpy(conversation.face).flatten(0, 1).unsqueeze(0)
-        video = model.video_codec.encode(film).view(-1, c.video.tokens, c.video.latent_dim)
+        video = model.video_codec.encode(film, None)[0].view(-1, c.video.tokens, c.video.latent_dim)
         pcm = torch.from_numpy(conversation.agent_pcm).view(1, -1)
-        audio, _ = model.audio_codec.encode(pcm, torch.zeros(1, model.audio_codec.state_size))
+        audio, _ = model.audio_codec.encode(pcm, None)
         audio = audio.view(-1, c.audio.tokens, c.audio.latent_dim)
     if conversation.first_unit == 0:
         video[0], audio[0] = 0, 0

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from engine_builder.config import FRAMES_PER_UNIT
-from engine_builder.model.audio_codec import AudioCodec
+from engine_builder.model.codecs.mdct import Mdct
+from engine_builder.model.codecs.patch import Patch
 from engine_builder.model.duplex import DuplexModel
-from engine_builder.model.video_codec import VideoCodec
 
 from ..world.conversation import Studio
 
@@ -33,14 +33,18 @@ class CodecReport:
 
 def fit_codecs(model: DuplexModel, studio: Studio, conversations: int, units: int = 40) -> CodecReport:
     """Sets the codec parameters of `model` from agent audio and frames of `conversations` conversations."""
+    audio, video = model.audio_codec, model.video_codec
+    if not isinstance(audio, Mdct) or not isinstance(video, Patch):
+        c = model.config
+        raise ValueError(f"codec: only mdct and patch are fitted, got {c.audio.codec} and {c.video.codec}")
     pcm, frames = _material(studio, conversations, units, 0)
     with torch.no_grad():
         # Rare words count as much as frequent ones: the whole vocabulary, as often as the conversations are long.
         words = torch.from_numpy(studio.agent.vocabulary()).reshape(-1)
         words = words.repeat(max(1, pcm.numel() // words.numel()))
         size = words.numel() // pcm.shape[1] * pcm.shape[1]
-        _fit_audio(model.audio_codec, torch.cat((pcm, words[:size].view(-1, pcm.shape[1]))))
-        _fit_video(model.video_codec, frames)
+        _fit_audio(audio, torch.cat((pcm, words[:size].view(-1, pcm.shape[1]))))
+        _fit_video(video, frames)
         return measure_codecs(model, studio)
 
 
@@ -49,12 +53,12 @@ def measure_codecs(model: DuplexModel, studio: Studio, conversations: int = 12, 
     pcm, frames = _material(studio, conversations, units, 1)
     audio, video = model.audio_codec, model.video_codec
     with torch.no_grad():
-        latents, _ = audio.encode(pcm, torch.zeros(len(pcm), audio.state_size))
-        heard, _ = audio.decode(latents, torch.zeros(len(pcm), audio.state_size))
-        hop = audio.config.hop
+        latents, _ = audio.encode(pcm, None)
+        heard, _ = audio.decode(latents, None)
+        hop = model.config.audio.hop
         error = heard[:, hop:] - pcm[:, :-hop]
         snr = 10 * torch.log10(pcm.square().sum() / error.square().sum())
-        seen, _ = video.decode(video.encode(frames), torch.zeros(len(frames), video.state_size))
+        seen, _ = video.decode(video.encode(frames, None)[0], None)
         mse = (seen - frames.float()).square().mean()
     return CodecReport(round(float(snr), 2), round(float(10 * torch.log10(255.0**2 / mse)), 2))
 
@@ -63,8 +67,8 @@ def latent_spread(model: DuplexModel, studio: Studio, conversations: int, units:
     """Standard deviation of the latents: video [n_v, c_v], audio [1, c_a]."""
     pcm, frames = _material(studio, conversations, units, 2)
     with torch.no_grad():
-        audio, _ = model.audio_codec.encode(pcm, torch.zeros(len(pcm), model.audio_codec.state_size))
-        video = model.video_codec.encode(frames)
+        audio, _ = model.audio_codec.encode(pcm, None)
+        video, _ = model.video_codec.encode(frames, None)
     v = model.config.video
     return video.view(-1, v.tokens, v.latent_dim).std(0), audio.flatten(0, 1).std(0, keepdim=True)
 
@@ -85,8 +89,8 @@ def _scale(deviation: Tensor) -> Tensor:
     return left * left.square().mean().sqrt()
 
 
-def _fit_audio(codec: AudioCodec, pcm: Tensor) -> None:
-    coefficients, _ = codec.coefficients(pcm, torch.zeros(len(pcm), codec.state_size))
+def _fit_audio(codec: Mdct, pcm: Tensor) -> None:
+    coefficients, _ = codec.coefficients(pcm, pcm.new_zeros(len(pcm), codec.encoder_size))
     loudness = coefficients.square().mean(dim=(0, 1)).sqrt()
     codec.bin_scale.copy_(loudness.clamp(min=0.02 * float(loudness.max())).sqrt())
     blocks = (coefficients / codec.bin_scale).reshape(-1, codec.mean.shape[0])
@@ -97,7 +101,7 @@ def _fit_audio(codec: AudioCodec, pcm: Tensor) -> None:
     codec.latent_scale.copy_(_scale(values.flip(0)[:keep].clamp(min=0).sqrt().float()))
 
 
-def _fit_video(codec: VideoCodec, frames: Tensor) -> None:
+def _fit_video(codec: Patch, frames: Tensor) -> None:
     c = codec.config
     rows, columns = c.grid
     picture = frames.view(-1, FRAMES_PER_UNIT, rows, c.stride, columns, c.stride, 3)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from engine_builder.manifest import TENSORRT_MODULES, EngineEntry, Manifest, TensorSpec
-from triton_models.runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet, read_start_states
 
 from ..cuda.buckets import Limits, used_pages
 from ..cuda.cuda_runtime import CudaRuntime, DeviceArray
@@ -318,6 +318,7 @@ def load_engines(
         max_batch=limits.max_batch,
         tokenizer_path=engine_dir / manifest.tokenizer["file"],
         manifest=manifest,
+        start_states=read_start_states(engine_dir, manifest, steps),
         max_pages=limits.max_pages,
     )
 

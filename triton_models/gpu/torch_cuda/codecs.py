@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from engine_builder.config import ModelConfig
-from engine_builder.model.audio_codec import AudioCodec
+from engine_builder.model.codecs import audio_codec, video_codec
 from engine_builder.model.duplex import DuplexModel
-from engine_builder.model.perception import AudioEncoder, VideoEncoder
-from engine_builder.model.steps import PerceiveStep, RenderStep
-from engine_builder.model.video_codec import VideoCodec
+from engine_builder.model.perception import audio_encoder, video_encoder
+from engine_builder.model.steps import PerceiveStep, RenderStep, codec_parts
 
 from .weights import WeightsError, read_tensors
 
@@ -28,25 +27,27 @@ torch.backends.cudnn.allow_tf32 = False
 class _Parts(nn.Module):
     """The parts of a `DuplexModel` that a step uses, under the same names."""
 
-    def __init__(self, **parts: nn.Module) -> None:
+    def __init__(self, step: str, config: ModelConfig) -> None:
         super().__init__()
-        for name, part in parts.items():
-            self.add_module(name, part)
+        audio, video, d = audio_codec(config.audio), video_codec(config.video), config.backbone.hidden_size
+        parts = {
+            "audio_encoder": audio_encoder(config.audio, d, audio),
+            "video_encoder": video_encoder(config.video, d, video),
+            "audio_codec": audio,
+            "video_codec": video,
+        }
+        for name in codec_parts(step, config):
+            self.add_module(name, parts[name])
 
 
 def perceive_module(config: ModelConfig, device: torch.device) -> PerceiveStep:
     """The perceive step with untrained weights."""
-    parts = _Parts(
-        audio_encoder=AudioEncoder(config.audio, config.backbone.hidden_size),
-        video_encoder=VideoEncoder(config.video, config.backbone.hidden_size),
-    )
-    return PerceiveStep(cast(DuplexModel, parts)).to(device).eval()
+    return PerceiveStep(cast(DuplexModel, _Parts("perceive", config))).to(device).eval()
 
 
 def render_module(config: ModelConfig, device: torch.device) -> RenderStep:
     """The render step with untrained weights."""
-    parts = _Parts(audio_codec=AudioCodec(config.audio), video_codec=VideoCodec(config.video))
-    return RenderStep(cast(DuplexModel, parts)).to(device).eval()
+    return RenderStep(cast(DuplexModel, _Parts("render", config))).to(device).eval()
 
 
 def load_module(step: PerceiveStep | RenderStep, path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
 from engine_builder.manifest import Manifest
-from triton_models.runtime.engines.engine import PERFORMER_STEPS, Engine, EngineError, EngineSet
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, Engine, EngineError, EngineSet, read_start_states
 from triton_models.runtime.kv.pool import Pool
 
 from ..cuda.buckets import Limits, used_pages
@@ -339,6 +339,7 @@ def load_engines(
         max_batch=limits.max_batch,
         tokenizer_path=engine_dir / manifest.tokenizer["file"],
         manifest=manifest,
+        start_states=read_start_states(engine_dir, manifest, steps),
         max_pages=limits.max_pages,
     )
 

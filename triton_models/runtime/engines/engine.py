@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,9 +96,28 @@ class EngineSet:
     manifest: Manifest | None = None  # None: made by hand, as tests do
     max_pages: int | None = None  # pages of history that a row may have; None: any number
     target: Target = field(default_factory=HostTarget)
+    start_states: Mapping[str, np.ndarray] = field(default_factory=dict)  # of steps whose sessions do not begin at zero
 
     def __getitem__(self, step: str) -> Engine:
         try:
             return self.engines[step]
         except KeyError:
             raise EngineError(f"step {step}: expected one of {', '.join(self.engines)}, which were loaded") from None
+
+    def start_state(self, step: str) -> np.ndarray:
+        """State [S] of a session before its first unit; shared, so nobody writes into it."""
+        state = self.start_states.get(step)
+        return np.zeros(self.state_sizes[step], dtype=np.float32) if state is None else state
+
+
+def read_start_states(engine_dir: Path, manifest: Manifest, steps: Sequence[str]) -> dict[str, np.ndarray]:
+    """The states that sessions begin with, from verified files. Raises EngineError for one of another size."""
+    states = {}
+    for step in steps:
+        if step in manifest.start:
+            path = engine_dir / manifest.start[step].file
+            state = np.load(path, allow_pickle=False)
+            if state.shape != (manifest.state[step],) or state.dtype != np.float32:
+                raise EngineError(f"{path}: expected {manifest.state[step]} float32, got {state.dtype} {state.shape}")
+            states[step] = state
+    return states

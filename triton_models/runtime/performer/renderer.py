@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from msgspec import structs
 
 from ..engines.codec_step import CodecStep
@@ -35,7 +34,7 @@ class Renderer:
         self.config = engines.config
         self.metrics = metrics or Metrics()
         self._step = CodecStep(engines, "render", ("pcm", "state_out"), self.metrics)
-        self._zeros = np.zeros(engines.state_sizes["render"], dtype=np.float32)
+        self._start = engines.start_state("render")
         v, a = self.config.video, self.config.audio
         self._shapes = (v.tokens, v.latent_dim), (a.tokens, a.latent_dim)
         self._max_sessions = max_sessions
@@ -93,5 +92,5 @@ class Renderer:
             raise SessionError("NOT_FOUND", f"session {solved.session!r} has rendered nothing yet, got {solved.unit}")
         if len(self._voices) >= self._max_sessions:
             raise SessionError("RESOURCE_EXHAUSTED", f"sessions: all {self._max_sessions} of this renderer are open")
-        voice = self._voices[solved.session] = _Voice(solved.epoch, self._zeros)
+        voice = self._voices[solved.session] = _Voice(solved.epoch, self._start)
         return voice

@@ -51,7 +51,7 @@ class ThinkerSession:
     def new(
         cls,
         config: ModelConfig,
-        state_sizes: dict[str, int],
+        encoder_state: Float32,
         *,
         id: str,
         epoch: int,
@@ -60,7 +60,7 @@ class ThinkerSession:
         table: PageTable,
         text_stream: TextStream,
     ) -> ThinkerSession:
-        """A session before its first unit: all states and z_{-1} are zeros (DESIGN 3)."""
+        """A session before its first unit: z_{-1} is zeros (DESIGN 3), its codec begins with `encoder_state`."""
 
         def zeros(*shape: int) -> Float32:
             return np.zeros(shape, dtype=np.float32)
@@ -73,7 +73,7 @@ class ThinkerSession:
             prompt=prompt,
             table=table,
             text_stream=text_stream,
-            encoder_state=zeros(state_sizes["perceive"]),
+            encoder_state=encoder_state,
             z_video=zeros(v.tokens, v.latent_dim),
             z_audio=zeros(a.tokens, a.latent_dim),
             e_video=zeros(v.perceive_tokens, d),
@@ -118,7 +118,7 @@ class ThinkerSessions:
         tokenizer: TextTokenizer,
         max_sessions: int,
     ) -> None:
-        self._config, self._state_sizes = engines.config, dict(engines.state_sizes)
+        self._config, self._start = engines.config, engines.start_state("perceive")
         self._pool = pool
         self._blocks = blocks
         self._tokenizer = tokenizer
@@ -150,7 +150,7 @@ class ThinkerSessions:
             raise TooManyPages(job.session, need, self._max_pages)
         session = ThinkerSession.new(
             self._config,
-            self._state_sizes,
+            self._start,
             id=job.session,
             epoch=job.epoch,
             seed=job.seed,

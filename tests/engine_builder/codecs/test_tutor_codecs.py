@@ -1,17 +1,20 @@
-"""Streaming equals offline, and nothing an encoder or decoder gives out depends on a later input."""
+"""The tutor's encoders and codecs: streaming equals offline, nothing depends on a later input."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from engine_builder.checkpoint import random_model
+from engine_builder.checkpoint import load_checkpoint, random_model
 from engine_builder.config import preset
-from engine_builder.model.audio_codec import mdct_matrix
-from engine_builder.model.steps import PerceiveStep, RenderStep
+from engine_builder.model.codecs.mdct import mdct_matrix
+from engine_builder.model.steps import PerceiveStep, RenderStep, start_states
 
 pytestmark = pytest.mark.unit
 
 UNITS = 5
+TUTOR = Path(__file__).parents[3] / "checkpoints/tutor"
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +96,7 @@ def test_audio_codec_keeps_a_voice_band_tone(model):
     codec = model.audio_codec
     tone = 0.3 * torch.sin(2 * torch.pi * 300 * torch.arange(UNITS * 2560) / 16_000)[None]
     with torch.no_grad():
-        latents, _ = codec.encode(tone, torch.zeros(1, 320))
-        pcm, _ = codec.decode(latents, torch.zeros(1, 320))
+        pcm, _ = codec.decode(codec.encode(tone, None)[0], None)
     error = (pcm[0, 640:] - tone[0, 320:-320]).square().mean() / tone.square().mean()
     assert 10 * np.log10(float(error)) < -25
 
@@ -104,6 +106,39 @@ def test_video_codec_keeps_a_smooth_picture(model):
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     picture = torch.stack((x * 3, y * 3, x + y), dim=-1).byte().expand(1, 4, -1, -1, -1)
     with torch.no_grad():
-        frames = codec.decode_linear(codec.encode(picture)).permute(0, 1, 3, 4, 2)
+        frames = codec.decode_linear(codec.encode(picture, None)[0]).permute(0, 1, 3, 4, 2)
     error = ((frames + 1) * 127.5 - picture.float()).abs().mean()
     assert float(error) < 6.0
+
+
+def test_tutor_codecs_compute_what_they_did():
+    """The formulas of the first release, written out, over the weights of the tutor: equal to the last bit."""
+    m = load_checkpoint(TUTOR)
+    c, w = m.config, m.state_dict()
+    z_audio = random(2, 2 * c.audio.tokens, c.audio.latent_dim)
+    z_video = random(2, 2 * c.video.tokens, c.video.latent_dim, seed=1)
+    with torch.no_grad():
+        pcm, overlap = m.audio_codec.decode(z_audio, random(2, c.audio.hop, seed=2))
+        blocks = (z_audio * w["audio_codec.latent_scale"]) @ w["audio_codec.basis"] + w["audio_codec.mean"]
+        windows = (blocks.reshape(2, -1, c.audio.hop) * w["audio_codec.bin_scale"]) @ mdct_matrix(c.audio.hop).T
+        head, tail = windows[..., : c.audio.hop], windows[..., c.audio.hop :]
+        before = torch.cat((random(2, c.audio.hop, seed=2).unsqueeze(1), tail[:, :-1]), dim=1)
+        assert torch.equal(pcm, (head + before).reshape(2, -1).clamp(-1.0, 1.0))
+        assert torch.equal(overlap, tail[:, -1])
+
+        last = random(2, 3 * c.video.height * c.video.width, seed=3)
+        pixels, _ = m.video_codec.decode(z_video, last)
+        z = z_video.view(2, 2, c.video.tokens, c.video.latent_dim) * w["video_codec.latent_scale"]
+        rows, columns = c.video.grid
+        x = (z @ w["video_codec.basis"] + w["video_codec.mean"]).view(
+            2, 2, rows, columns, 4, c.video.stride, c.video.stride, 3
+        )
+        linear = x.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(2, 8, 3, c.video.height, c.video.width)
+        pair = torch.cat((torch.cat((last.view(2, 1, *linear.shape[2:]), linear[:, :-1]), dim=1), linear), dim=2)
+        hidden = torch.nn.functional.silu(m.video_codec.refine_in(pair.flatten(0, 1)))
+        frames = linear + m.video_codec.refine_out(hidden).view_as(linear)
+        assert torch.equal(pixels, (frames.permute(0, 1, 3, 4, 2).clamp(-1.0, 1.0) + 1.0) * 127.5)
+
+
+def test_tutor_states_start_at_zero():
+    assert start_states(load_checkpoint(TUTOR)) == {}

@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..config import FRAMES_PER_UNIT, VideoConfig
+from ...config import FRAMES_PER_UNIT, VideoConfig
+from .codec import Codec
 
 
 def dct_basis(frames: int, size: int, channels: int, count: int) -> Tensor:
@@ -42,7 +43,7 @@ def dct_basis(frames: int, size: int, channels: int, count: int) -> Tensor:
     raise ValueError(f"latent_dim: at most {len(atoms)} DCT atoms for stride {size}, got {count}")
 
 
-class VideoCodec(nn.Module):
+class Patch(Codec):
     """Parameters (set by fitting): `mean` [n_v, patch_dim], `basis` [latent_dim, patch_dim] with orthonormal rows,
     `latent_scale` [n_v, latent_dim]; then the refinement convolutions. Pixels are handled in [-1, 1]."""
 
@@ -57,9 +58,8 @@ class VideoCodec(nn.Module):
         self.reset()
 
     @property
-    def state_size(self) -> int:
-        """Floats of decoder state: one unrefined RGB frame."""
-        return 3 * self.config.height * self.config.width
+    def _sizes(self) -> tuple[int, int]:
+        return 0, 3 * self.config.height * self.config.width  # the encoder sees each unit alone
 
     def reset(self) -> None:
         c = self.config
@@ -72,16 +72,16 @@ class VideoCodec(nn.Module):
             if self.refine_out.bias is not None:
                 self.refine_out.bias.zero_()
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """frames uint8 [B, 4 U, H, W, 3] -> latents [B, U * n_v, latent_dim]. No state: units stand alone."""
+    def encode(self, media: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """frames uint8 [B, 4 U, H, W, 3] -> latents [B, U * n_v, latent_dim], the empty state."""
         c = self.config
         rows, columns = c.grid
-        batch, units = frames.shape[0], frames.shape[1] // FRAMES_PER_UNIT
-        x = frames.to(self.basis.dtype) / 127.5 - 1.0
+        batch, units = media.shape[0], media.shape[1] // FRAMES_PER_UNIT
+        x = media.to(self.basis.dtype) / 127.5 - 1.0
         x = x.view(batch, units, FRAMES_PER_UNIT, rows, c.stride, columns, c.stride, 3)
         x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, units, c.tokens, c.patch_dim)
         latents = (x - self.mean) @ self.basis.T / self.latent_scale
-        return latents.reshape(batch, units * c.tokens, c.latent_dim)
+        return latents.reshape(batch, units * c.tokens, c.latent_dim), latents.new_zeros(batch, 0)
 
     def decode_linear(self, latents: Tensor) -> Tensor:
         """latents [B, U * n_v, latent_dim] -> unrefined frames [B, 4 U, 3, H, W] around [-1, 1]."""
@@ -93,11 +93,12 @@ class VideoCodec(nn.Module):
         x = x.permute(0, 1, 4, 7, 2, 5, 3, 6)
         return x.reshape(batch, units * FRAMES_PER_UNIT, 3, c.height, c.width)
 
-    def decode(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, latents: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """latents [B, U * n_v, latent_dim], state [B, 3 H W] -> frames [B, 4 U, H, W, 3] in [0, 255], new state."""
         c = self.config
         linear = self.decode_linear(latents)
         batch, count = linear.shape[0], linear.shape[1]
+        state = linear.new_zeros(batch, self.decoder_size) if state is None else state
         previous = torch.cat((state.view(batch, 1, 3, c.height, c.width), linear[:, :-1]), dim=1)
         pair = torch.cat((previous, linear), dim=2).view(batch * count, 6, c.height, c.width)
         residual = self.refine_out(nn.functional.silu(self.refine_in(pair)))

@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..config import CODEC_FRAMES_PER_UNIT, AudioConfig
+from ...config import CODEC_FRAMES_PER_UNIT, AudioConfig
+from .codec import Codec
 
 
 def mdct_matrix(hop: int) -> Tensor:
@@ -26,7 +27,7 @@ def mdct_matrix(hop: int) -> Tensor:
     return (window[:, None] * basis * math.sqrt(2.0 / hop)).float()
 
 
-class AudioCodec(nn.Module):
+class Mdct(Codec):
     """Encodes and decodes PCM at one latent token per 8 / tokens MDCT frames.
 
     Parameters (set by fitting, see `engine_builder.training`): `bin_scale` [hop] whitens a bin before projection,
@@ -49,9 +50,8 @@ class AudioCodec(nn.Module):
         self.reset()
 
     @property
-    def state_size(self) -> int:
-        """Floats of streaming state of either direction: one hop of samples."""
-        return self.config.hop
+    def _sizes(self) -> tuple[int, int]:
+        return self.config.hop, self.config.hop
 
     def reset(self) -> None:
         """An untrained codec keeps the lowest bins of every frame: a low-pass that needs no data."""
@@ -71,19 +71,22 @@ class AudioCodec(nn.Module):
         pairs = torch.cat((hops[:, :-1], hops[:, 1:]), dim=-1)
         return pairs @ self.mdct, hops[:, -1]
 
-    def encode(self, pcm: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """pcm [B, U * N], state [B, hop] -> latents [B, U * tokens, latent_dim], new state. Training only."""
-        coefficients, state = self.coefficients(pcm, state)
-        blocks = (coefficients / self.bin_scale).reshape(pcm.shape[0], -1, self.mean.shape[0]) - self.mean
+    def encode(self, media: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """pcm [B, U * N], state [B, hop] -> latents [B, U * tokens, latent_dim], new state."""
+        coefficients, state = self.coefficients(media, self._past(media, state))
+        blocks = (coefficients / self.bin_scale).reshape(media.shape[0], -1, self.mean.shape[0]) - self.mean
         return blocks @ self.basis.T / self.latent_scale, state
 
-    def decode(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, latents: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """latents [B, U * tokens, latent_dim], state [B, hop] (overlap) -> pcm [B, U * N] in [-1, 1], new state."""
         batch, hop = latents.shape[0], self.config.hop
         blocks = (latents * self.latent_scale) @ self.basis + self.mean
         coefficients = blocks.reshape(batch, -1, hop) * self.bin_scale
         windows = coefficients @ self.mdct.T
         head, tail = windows[..., :hop], windows[..., hop:]
-        overlap = torch.cat((state.unsqueeze(1), tail[:, :-1]), dim=1)
+        overlap = torch.cat((self._past(latents, state).unsqueeze(1), tail[:, :-1]), dim=1)
         pcm = (head + overlap).reshape(batch, -1)
         return pcm.clamp(-1.0, 1.0), tail[:, -1]
+
+    def _past(self, like: Tensor, state: Tensor | None) -> Tensor:
+        return like.new_zeros(like.shape[0], self.config.hop) if state is None else state

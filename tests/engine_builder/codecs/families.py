@@ -1,0 +1,39 @@
+"""Codecs of the published families with random weights, small or as published, and media for them."""
+
+import torch
+
+from engine_builder.config import AudioConfig, VideoConfig
+from engine_builder.model.codecs import PublishedCodec, audio_codec, video_codec
+
+FAMILIES = ("mimi-vae", "taehv", "wan21")
+SMALL = 4  # channels
+
+
+def audio_config(channels: int = SMALL) -> AudioConfig:
+    return AudioConfig(24_000, tokens=2, latent_dim=32, codec="mimi-vae", codec_channels=channels)
+
+
+def video_config(family: str, channels: int = SMALL, size: tuple[int, int] = (16, 32)) -> VideoConfig:
+    return VideoConfig(*size, stride=16, latent_dim=64, codec=family, codec_channels=channels)
+
+
+def codec(family: str, channels: int = SMALL) -> PublishedCodec:
+    made = audio_codec(audio_config(channels)) if family == "mimi-vae" else video_codec(video_config(family, channels))
+    assert isinstance(made, PublishedCodec)
+    generator = torch.Generator().manual_seed(1)
+    made.draw(generator)
+    made.latent_mean.normal_(generator=generator)
+    made.latent_scale.uniform_(0.5, 2.0, generator=generator)
+    return made.eval()
+
+
+def media(family: str, units: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if family == "mimi-vae":
+        return torch.randn(batch, units * 3840, generator=generator) * 0.3
+    return torch.randint(0, 256, (batch, 4 * units, 16, 32, 3), generator=generator).byte()
+
+
+def latents(family: str, units: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    shape = (2 * units, 32) if family == "mimi-vae" else (2 * units, 64)
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
