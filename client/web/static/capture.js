@@ -6,7 +6,7 @@ const VOICE = { echoCancellation: true, noiseSuppression: false, autoGainControl
 export class Capture {
   // source: camera | microphone | file | text.  onUnit(pcm Int16Array, strip Blob or null, captured ms)
   static async make(context, shape, source, file, preview, onUnit) {
-    await context.audioWorklet.addModule("/static/capture-worklet.js");
+    await context.audioWorklet.addModule("/static/worklets/capture.js");
     const capture = new Capture(context, shape, preview, onUnit);
     try {
       await capture.open(source, file);

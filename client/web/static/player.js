@@ -5,7 +5,7 @@ import { Resampler } from "./resample.js";
 export class Player {
   // shape: {samples, sample_rate} of one unit.  onBegin(unit, at): `at` by performance.now(), when it reaches the ear.
   static async make(context, shape, onBegin) {
-    await context.audioWorklet.addModule("/static/player-worklet.js");
+    await context.audioWorklet.addModule("/static/worklets/player.js");
     return new Player(context, shape, onBegin);
   }
 

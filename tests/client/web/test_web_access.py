@@ -144,7 +144,7 @@ async def test_only_the_secret_makes_tokens_and_the_page_tells_browsers_to_be_st
         assert "default-src 'self'" in response.headers["Content-Security-Policy"]
         assert "unsafe" not in response.headers["Content-Security-Policy"]
         page = await response.text()
-    for name in ("style.css", "app.js", "player-worklet.js"):
+    for name in ("style.css", "app.js", "worklets/player.js"):
         async with gate.http.get(f"{gate.url}/static/{name}") as response:
             assert response.status == 200
     assert "http://" not in page

@@ -1,6 +1,6 @@
 // Microphone (or silence) -> 16-bit units at the model's rate. Ticks four times a unit, for the camera.
 
-import { Resampler } from "./resample.js";
+import { Resampler } from "../resample.js";
 
 class Capture extends AudioWorkletProcessor {
   constructor({ processorOptions }) {
