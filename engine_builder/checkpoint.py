@@ -15,7 +15,7 @@ import msgspec
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import ModelConfig
 from .manifest import Defaults
@@ -110,7 +110,7 @@ def load_checkpoint(directory: Path) -> DuplexModel:
     return model
 
 
-def copy_tensors(model: DuplexModel, tensors: Iterator[tuple[str, Tensor]], where: str, partial: bool = False) -> None:
+def copy_tensors(model: nn.Module, tensors: Iterator[tuple[str, Tensor]], where: str, partial: bool = False) -> None:
     """Copies named tensors into the model. `partial` allows names of the model to be missing (imports)."""
     targets = model.state_dict()
     wrong: list[str] = []

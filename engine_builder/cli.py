@@ -41,6 +41,11 @@ def parser() -> argparse.ArgumentParser:
     qwen.add_argument("--preset", default="v0.1-0.6b", choices=list(PRESETS), help="audio and video geometry")
     qwen.add_argument("--seed", type=int, default=0, help="seed of everything that is not the backbone")
 
+    codec = commands.add_parser("import-codec", help="take the weights of codecs from their public files")
+    codec.add_argument("checkpoint", type=Path, help="changed in place; its config names the codec families")
+    codec.add_argument("--audio", type=Path, metavar="DIR_OR_FILE", help="safetensors, or a .pth of tensors alone")
+    codec.add_argument("--video", type=Path, metavar="DIR_OR_FILE", help="likewise")
+
     build = commands.add_parser("build", help="build engines and their manifest")
     build.add_argument("checkpoint", type=Path)
     build.add_argument("directory", type=Path)
@@ -126,6 +131,24 @@ def _import_qwen3(args: argparse.Namespace) -> int:
     return 0
 
 
+def _import_codec(args: argparse.Namespace) -> int:
+    from .checkpoint import load_checkpoint, read_weights_note, save_checkpoint, write_weights_note
+    from .importers.codec import import_codec
+
+    sources = {"audio": args.audio, "video": args.video}
+    given = {stream: source for stream, source in sources.items() if source is not None}
+    if not given:
+        raise ValueError("import-codec: expected --audio, --video or both, got neither")
+    model = load_checkpoint(args.checkpoint)
+    for stream, source in given.items():
+        import_codec(getattr(model, f"{stream}_codec"), source)
+    save_checkpoint(model, args.checkpoint)
+    origin = ", ".join(f"{stream} codec from {source.name}" for stream, source in given.items())
+    write_weights_note(args.checkpoint, f"{read_weights_note(args.checkpoint)}; {origin}")
+    print(f"{args.checkpoint}: {origin}")
+    return 0
+
+
 def _build(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -195,6 +218,7 @@ def _verify(args: argparse.Namespace) -> int:
 _COMMANDS = {
     "init": _init,
     "import-qwen3": _import_qwen3,
+    "import-codec": _import_codec,
     "build": _build,
     "keygen": _keygen,
     "sign": _sign,
