@@ -23,9 +23,10 @@ from triton_models.gpu.cuda.buckets import Limits
 from triton_models.gpu.torch_cuda import codecs
 from triton_models.gpu.torch_cuda.backbone import Backbone
 from triton_models.gpu.torch_cuda.captured import CapturedCall, Lane
-from triton_models.gpu.torch_cuda.engine import PerformEngine, ThinkEngine, perceive_engine, render_engine
+from triton_models.gpu.torch_cuda.engine import perceive_engine, render_engine
 from triton_models.gpu.torch_cuda.solver_bank import SolverBank
-from triton_models.gpu.torch_cuda.weights import BackboneWeights
+from triton_models.gpu.torch_cuda.steps import PerformEngine, ThinkEngine, device_array
+from triton_models.gpu.torch_cuda.weights import BackboneWeights, expected_shapes, is_matrix
 from triton_models.runtime.messages import HistoryView
 
 Call = Callable[[], Any]
@@ -41,15 +42,13 @@ class Setting:
         self.batch, self.history = batch, history
         b = config.backbone
         self.pages = -(-history // PAGE_TOKENS)
-        spare = -(-config.block_tokens // PAGE_TOKENS)  # of each row, for what think commits
-        count = 1 + batch * (self.pages + spare)
+        count = 1 + batch * self.pages
         shape = (b.layers, count, PAGE_TOKENS, b.kv_heads, b.head_dim)
         self.k_pool, self.v_pool = (torch.empty(shape, dtype=dtype, device=device).normal_() for _ in range(2))
         for pool in (self.k_pool, self.v_pool):
             pool[:, 0] = 0
         rng = np.random.default_rng(0)
-        pages = 1 + rng.permutation(count - 1).reshape(batch, self.pages + spare)
-        self.table, self.spare = pages[:, : self.pages], pages[:, self.pages :]
+        self.table = 1 + rng.permutation(count - 1).reshape(batch, self.pages)
         self.ranges = np.zeros((batch, self.pages, 2), dtype=np.int64)
         self.ranges[..., 1] = PAGE_TOKENS
         self.ranges[:, -1, 1] = history - (self.pages - 1) * PAGE_TOKENS
@@ -89,8 +88,19 @@ class Setting:
         if not block:
             parts = {name: value[:, : int(name == "ids")] for name, value in parts.items()}
         mask = np.ones((batch, tokens, tokens), dtype=bool)
-        places = (self.spare[:batch, :, None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)).reshape(batch, -1)[:, :tokens]
-        return {**parts, **shared, "block_mask": mask, "places": places}
+        return {**parts, **shared, "block_mask": mask}
+
+
+def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> BackboneWeights:
+    """Made on the device: at these sizes there is no checkpoint, and nothing of 16 GB is made on the host."""
+    generator = torch.Generator(device).manual_seed(0)
+    tensors = {}
+    for name, shape in expected_shapes(config).items():
+        kind = dtype if is_matrix(name) else torch.float32
+        tensors[name] = torch.ones(shape, device=device, dtype=kind)
+        if "norm" not in name:
+            tensors[name].normal_(0.0, 0.02, generator=generator)
+    return BackboneWeights(config, tensors)
 
 
 class Ours:
@@ -101,7 +111,7 @@ class Ours:
     def __init__(self, setting: Setting) -> None:
         s, c = setting, setting.config
         self.setting = setting
-        self.weights = BackboneWeights.random(c, s.device, s.dtype)
+        self.weights = random_weights(c, s.device, s.dtype)
         self.limits, self.lane = Limits(s.batch, s.pages), Lane.on(s.device)
         self.backbone = Backbone(self.weights)
         self.slots: list[int] = []
@@ -127,7 +137,8 @@ class Ours:
         if step in ("perceive", "render"):
             state = {"perceive": self.perceive, "render": self.render}[step].state_size
             return {**inputs, "state": np.zeros((batch, state), dtype=np.float32)}
-        return {**inputs, "k_pool": self.setting.k_pool, "v_pool": self.setting.v_pool}
+        s = self.setting  # pools as the server has them: K and V of a think pass stay on the device
+        return {**inputs, "k_pool": device_array(s.k_pool), "v_pool": device_array(s.v_pool)}
 
     def call(self, step: str, batch: int) -> Call:
         engine = self.engines["think" if step == "slot" else step]
@@ -190,7 +201,6 @@ class Plain:
     def call(self, step: str, batch: int) -> Call:
         s, module = self.setting, self.steps["think" if step == "slot" else step]
         inputs = s.inputs(step, batch)
-        places = inputs.pop("places", None)
         if step in ("perceive", "render"):
             inputs["state"] = np.zeros((batch, int(module.state_size)), dtype=np.float32)
         pools = {"k_pool": s.k_pool, "v_pool": s.v_pool} if step in ("think", "slot", "perform") else {}
@@ -199,12 +209,8 @@ class Plain:
             tensors = {name: torch.from_numpy(value).to(s.device) for name, value in inputs.items()}
             with torch.no_grad(), torch.device(s.device):
                 results = module(**tensors, **pools)
-                if places is None:
-                    return [t.cpu().numpy() for t in results]
-                where = torch.from_numpy(places).to(s.device)
-                for pool, new in zip(pools.values(), results[1:], strict=True):
-                    pool.flatten(1, 2)[:, where] = new
-                return [results[0].cpu().numpy()]
+                # K and V stay where they are, as ours do.
+                return [t.cpu().numpy() for t in (results[:1] if step in ("think", "slot") else results)]
 
         def patched() -> list[np.ndarray]:
             original = model_backbone.attend

@@ -13,7 +13,7 @@ from gpu_plan import Clock, Plan, config_of, say
 from gpu_work import Ceilings, attention_work, history_tokens
 
 from engine_builder.config import ModelConfig
-from triton_models.gpu.kernels.history_index import build_index
+from triton_models.gpu.kernels.history_index import HistoryIndex
 from triton_models.gpu.kernels.paged_attention import Chip, Tiling, choose_tiling, paged_attention
 
 
@@ -51,7 +51,8 @@ def attention_alone(
     b, history = config.backbone, history_tokens(config, plan.window, SLOTS)
     dtype = torch.float32 if smoke else torch.bfloat16
     s = Setting(replace(config, backbone=replace(b, layers=1)), device, dtype, batch, history)
-    index = build_index(torch.from_numpy(s.table).to(device), torch.from_numpy(s.ranges).to(device), PAGE_TOKENS)
+    index = HistoryIndex.empty(*s.table.shape, PAGE_TOKENS, device)
+    index.fill(torch.from_numpy(s.table).to(device), torch.from_numpy(s.ranges).to(device), PAGE_TOKENS)
 
     def normal(heads: int) -> torch.Tensor:
         return torch.empty(batch, tokens, heads, b.head_dim, device=device, dtype=dtype).normal_()

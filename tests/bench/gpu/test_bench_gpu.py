@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import floors
 import gpu_goals
 import gpu_work
 import pytest
@@ -93,6 +94,27 @@ def test_a_slot_is_bound_by_memory_and_a_solver_step_by_arithmetic():
     assert slot.floor_ms(ceilings) == slot.bytes / 4300e6
     solver = gpu_work.step_work(config, "perform", 4, 15_000)
     assert solver.floor_ms(ceilings) == solver.flops / 790e9
+
+
+@pytest.mark.parametrize(
+    # Counted once more by a reader of the shapes (ms; slot and unit on an H200, then on an H100).
+    ("name", "think", "slot", "perform", "unit"),
+    [
+        ("v0.1-0.6b", 1.61, (0.67, 0.95), 1.39, (8.5, 9.1)),
+        ("v0.1-1.7b", 2.34, (1.19, 1.70), 2.01, (12.8, 13.8)),
+        ("v0.1-8b", 8.52, (4.02, 5.76), 7.33, (45.9, 49.4)),
+        ("v0.2-8b", 53.3, (5.19, 7.43), 50.4, (265, 270)),
+    ],
+)
+def test_floors_of_every_preset(name, think, slot, perform, unit):
+    found = floors.Floors.of(name)
+    for card, slot_ms, unit_ms in zip(floors.CARDS, slot, unit, strict=True):
+        got = [found.step_ms(step, card) for step in ("think", "slot", "perform")] + [found.unit_ms(card)]
+        assert got == pytest.approx([think, slot_ms, perform, unit_ms], rel=0.01)
+
+
+def test_the_page_has_the_table_that_the_script_prints():
+    assert floors.table() in (ROOT / "docs/PERFORMANCE.md").read_text()
 
 
 def test_a_window_of_eight_seconds():

@@ -5,6 +5,7 @@ pytest -m gpu tests/triton_models/gpu/test_gpu_serving.py
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import test_server_torch as on_the_cpu
 import torch
 
 from engine_builder.build import BuildOptions, build_engines
+from triton_models.launcher.installation import CONTAINER
 from triton_models.runtime.budget.probe import SolverCall, scattered_view
 from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS
 from triton_models.service.load import load_engines
@@ -72,6 +74,10 @@ def test_after_the_rehearsal_every_tick_is_one_launch(torch_engines: Path) -> No
         assert not any("LaunchKernel" in name or "cuLaunch" in name or "Instantiate" in name for name in names)
 
 
+@pytest.mark.skipif(
+    not CONTAINER.is_dir() and importlib.util.find_spec("pytriton") is None,
+    reason="expected a tritonserver, found none",
+)
 @pytest.mark.parametrize("device", ["0", "0,1"])
 def test_the_conversation_through_triton(
     server: Any, start_server: Callable[..., Any], torch_engines: Path, device: str

@@ -21,15 +21,13 @@ from engine_builder.checkpoint import load_checkpoint, random_model, save_checkp
 from engine_builder.config import preset
 from engine_builder.manifest import Manifest
 from engine_builder.model.steps import step_specs
-from triton_models import launch
 from triton_models.gpu import serving
 from triton_models.gpu.cuda.cuda_runtime import CudaRuntime, DeviceArray
 from triton_models.gpu.cuda.device_pool import DevicePool
 from triton_models.gpu.rehearsal import rehearse
 from triton_models.gpu.torch_cuda import weights
-from triton_models.gpu.torch_cuda.engine import tensor_of
+from triton_models.gpu.torch_cuda.steps import tensor_of
 from triton_models.gpu.torch_cuda.weights import read_tensors
-from triton_models.launcher import checks
 from triton_models.runtime.budget import probe as cost_probe
 from triton_models.runtime.engines.devices import Devices
 from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError, EngineSet
@@ -241,6 +239,8 @@ def test_what_is_missing_is_named_before_anything_is_loaded(directories, tmp_pat
     with pytest.raises(EngineError, match=message):
         load_engines(directory, PERFORMER_STEPS, device=device)
     arguments = ["--engines", str(directory), "--runs", str(tmp_path), "--device", device]
+    from triton_models import launch  # here: a bare GPU machine has none of the launcher's packages
+
     assert launch.main(arguments) == 2
     assert message in capsys.readouterr().err
 
@@ -268,6 +268,8 @@ def test_devices():
 
 def test_the_pool_of_a_plan_cannot_be_resized(directories):
     manifest = replace(Manifest.load(directories / "torch-cuda"), target="tensorrt-rtx")
+    from triton_models.launcher import checks
+
     with pytest.raises(checks.LaunchError, match="--pages 7: these plans were built for a pool of 2048 pages"):
         checks.check_pool(manifest, 7, "")
     torch_pool = checks.check_pool(replace(manifest, target="torch-cuda", precision="bfloat16"), 7, "")

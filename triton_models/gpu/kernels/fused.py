@@ -1,4 +1,4 @@
-"""The small operations between the matrix products, each as one kernel: norms, RoPE, SwiGLU, writing K and V.
+"""The small operations between the matrix products, each as one kernel: norms, RoPE and SwiGLU.
 
 The residual stream is float32; everything that a matrix product reads is rounded once, here. N = B * T tokens.
 """
@@ -237,56 +237,3 @@ def _silu_mul_kernel(gate_up, out, width, BLOCK: tl.constexpr):
     gate = tl.load(gate_up + n * 2 * width + c, mask=here, other=0.0).to(tl.float32)
     up = tl.load(gate_up + n * 2 * width + width + c, mask=here, other=0.0).to(tl.float32)
     tl.store(out + n * width + c, narrow(gate / (1.0 + tl.exp(-gate)) * up, out.dtype.element_ty), mask=here)
-
-
-def commit(k_new: Tensor, v_new: Tensor, k_pool: Tensor, v_pool: Tensor, places: Tensor, finite: Tensor) -> None:
-    """Writes the K and V of a think pass into the pool, in place.
-
-    k_new, v_new [L, B, T, G, D]; pools [L, pages, page, G, D]; places int64 [B, T]: page * page_tokens + offset of each
-    token. A place in the null page or outside the pool means that the token is not kept. finite uint8 [B]: a row with 0
-    commits nothing.
-    """
-    layers, batch, tokens, groups, size = k_new.shape
-    width = groups * size
-    _commit_kernel[(batch * tokens, layers)](
-        k_new,
-        v_new,
-        k_pool,
-        v_pool,
-        places,
-        finite,
-        tokens,
-        batch * tokens,
-        k_pool.shape[2],
-        k_pool.shape[1] * k_pool.shape[2],
-        WIDTH=width,
-        PAD=next_power_of_2(width),
-    )
-
-
-@jit
-def _commit_kernel(
-    k_new,
-    v_new,
-    k_pool,
-    v_pool,
-    places,
-    finite,
-    tokens,
-    count,
-    page_tokens,
-    pool_tokens,
-    WIDTH: tl.constexpr,
-    PAD: tl.constexpr,
-):
-    """Grid: (batch x token, layer)."""
-    n = tl.program_id(0)
-    layer = tl.program_id(1).to(tl.int64)
-    place = tl.load(places + n)
-    keep = (place >= page_tokens) & (place < pool_tokens) & (tl.load(finite + n // tokens) != 0)
-    c = tl.arange(0, PAD)
-    source = (layer * count + n) * WIDTH + c
-    to = (layer * pool_tokens + place) * WIDTH + c
-    here = (c < WIDTH) & keep
-    tl.store(k_pool + to, tl.load(k_new + source, mask=here, other=0.0), mask=here)
-    tl.store(v_pool + to, tl.load(v_new + source, mask=here, other=0.0), mask=here)

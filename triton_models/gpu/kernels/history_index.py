@@ -74,13 +74,6 @@ class HistoryIndex:
         )
 
 
-def build_index(page_table: Tensor, page_range: Tensor, page_tokens: int) -> HistoryIndex:
-    """A new index of B histories; see `HistoryIndex.fill`."""
-    index = HistoryIndex.empty(page_table.shape[0], page_table.shape[1], page_tokens, page_table.device)
-    index.fill(page_table, page_range, page_tokens)
-    return index
-
-
 @jit
 def _fill_kernel(
     page_table,

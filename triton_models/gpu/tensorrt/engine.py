@@ -1,4 +1,4 @@
-"""Plans of TensorRT and TensorRT-RTX, bound by address: what `runtime.engine.Engine` asks for, without torch.
+"""Plans of TensorRT and TensorRT-RTX, bound by address: what `runtime.engines.engine.Engine` asks for, without torch.
 
 A call of given shapes has a context, buffers and a CUDA graph of its own, made when the shapes first come: upload, plan
 and download are one graph launch. The KV pool is bound where it lies and never copied. K and V that a think pass makes

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from triton_models.runtime.engines.engine import EngineError
+
 from ..cuda.staging import Arrays, HostBlock, Layout, Slot
 
 Function = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -125,8 +127,11 @@ class CapturedCall:
         self._out.download()
 
     def launch(self, inputs: Mapping[str, np.ndarray], rows: int) -> None:
-        """Starts the call; `wait` gives its results. `ValueError` if an input does not fit."""
-        self._in.host.fill(inputs, rows)
+        """Starts the call; `wait` gives its results. EngineError if an input does not fit."""
+        try:
+            self._in.host.fill(inputs, rows)
+        except ValueError as error:
+            raise EngineError(str(error)) from None
         self.relaunch()
 
     def relaunch(self) -> None:

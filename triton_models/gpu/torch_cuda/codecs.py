@@ -5,12 +5,11 @@ They are small (below 1% of a unit at the papers' geometry), so what the oracle 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from engine_builder.config import ModelConfig
 from engine_builder.model.codecs import audio_codec, video_codec
@@ -52,15 +51,10 @@ def render_module(config: ModelConfig, device: torch.device) -> RenderStep:
 
 def load_module(step: PerceiveStep | RenderStep, path: Path) -> None:
     """Copies the weights of a file into a step. `WeightsError` lists what does not fit."""
-    copy_weights(step, read_tensors(path, "cpu"), str(path))
-
-
-def copy_weights(step: PerceiveStep | RenderStep, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copies named tensors into a step; every name and shape must fit."""
-    targets = step.model.state_dict()
+    tensors, targets = read_tensors(path, "cpu"), step.model.state_dict()
     wrong = sorted(set(targets) ^ set(tensors))
     wrong += [name for name in targets if name in tensors and tensors[name].shape != targets[name].shape]
     if wrong:
-        raise WeightsError(f"{where}: these tensors are missing, extra or misshapen: {', '.join(wrong)}")
+        raise WeightsError(f"{path}: these tensors are missing, extra or misshapen: {', '.join(wrong)}")
     for name, target in targets.items():
         target.copy_(tensors[name])

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
-from ..kernels import fused
 from .backbone import Backbone, History, exact_linear, modulation_of
 
 
@@ -58,11 +57,6 @@ def think(
     largest = largest + torch.linalg.vector_norm(v, ord=torch.inf, dim=(0, 2, 3, 4)).float()
     finite = torch.isfinite(largest + logits.abs().amax(dim=1))
     return Thought(logits, k, v, finite.to(torch.uint8))
-
-
-def commit(thought: Thought, history: History, places: Tensor) -> None:
-    """Writes K and V into the pool at places int64 [B, T] (page * page_tokens + offset; 0: not kept)."""
-    fused.commit(thought.k, thought.v, history.k_pool, history.v_pool, places, thought.finite)
 
 
 def perform(

@@ -28,7 +28,7 @@ from .captured import CapturedCall, Lane
 
 
 class SolverBank:
-    """A `runtime.solver.Solver`: up to `slots` units in flight over one pool. One thread calls it."""
+    """A `runtime.engines.solver.Solver`: up to `slots` units in flight over one pool. One thread calls it."""
 
     def __init__(
         self, backbone: Backbone, limits: Limits, lane: Lane, k_pool: Tensor, v_pool: Tensor, slots: int
@@ -74,7 +74,7 @@ class SolverBank:
         inputs = {name: value[None] for name, value in values.items()}
         inputs |= {"row": np.array([slot + 1]), "page_table": ids[None], "page_range": view.ranges[None]}
         call = self._put_of(self._limits.pages(len(ids)))
-        _launch(call, inputs, 1)
+        call.launch(inputs, 1)
         call.wait(1)  # the staging buffer is filled again by the next put: this one must have left it
         self._pages[slot] = len(ids)
         return self._free.pop()
@@ -125,7 +125,7 @@ class SolverBank:
             "step": np.array(steps, dtype=np.float32),
         }
         begin = time.perf_counter_ns()
-        _launch(call, inputs, batch)
+        call.launch(inputs, batch)
         finite = call.wait(batch)["finite"].astype(bool)
         self.engine_ns += time.perf_counter_ns() - begin
         return finite
@@ -151,13 +151,6 @@ class SolverBank:
 
     def take(self, slot: int) -> tuple[Float32, Float32]:
         """The latents of a slot now: [n_v, c_v], [n_a, c_a]."""
-        _launch(self._take, {"row": np.array([slot + 1])}, 1)
+        self._take.launch({"row": np.array([slot + 1])}, 1)
         out = self._take.wait(1)
         return out["x_video"][0], out["x_audio"][0]
-
-
-def _launch(call: CapturedCall, inputs: Mapping[str, np.ndarray], rows: int) -> None:
-    try:
-        call.launch(inputs, rows)
-    except ValueError as error:
-        raise EngineError(str(error)) from None

@@ -10,9 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from engine_builder.config import ModelConfig
-
-TAU_FREQUENCIES = 128
+from engine_builder.config import TAU_FREQUENCIES, ModelConfig
 
 
 class WeightsError(ValueError):
@@ -64,34 +62,9 @@ class BackboneWeights:
         """The language head [V, d]; the embedding table if they are tied."""
         return self.tensors.get("head", self.tensors["embed"])
 
-    @property
-    def matrix_bytes(self) -> int:
-        """Bytes that one pass over all layers reads at least."""
-        return sum(
-            t.numel() * t.element_size()
-            for layer in self.layers
-            for t in (layer.qkv, layer.out, layer.gate_up, layer.down)
-        )
-
     @classmethod
     def load(cls, path: Path, config: ModelConfig, device: torch.device | str) -> BackboneWeights:
         return cls(config, read_tensors(path, device))
-
-    @classmethod
-    def random(
-        cls, config: ModelConfig, device: torch.device | str, dtype: torch.dtype, seed: int = 0
-    ) -> BackboneWeights:
-        """Random weights made on the device, for measuring speed at sizes for which no checkpoint exists."""
-        generator = torch.Generator(device).manual_seed(seed)
-        tensors = {}
-        for name, shape in expected_shapes(config).items():
-            if "norm" in name:
-                tensors[name] = torch.ones(shape, device=device)
-            elif is_matrix(name):
-                tensors[name] = torch.empty(shape, device=device, dtype=dtype).normal_(0.0, 0.02, generator=generator)
-            else:
-                tensors[name] = torch.empty(shape, device=device).normal_(0.0, 0.02, generator=generator)
-        return cls(config, tensors)
 
 
 def is_matrix(name: str) -> bool:

@@ -107,7 +107,7 @@ def run_passes(config: ModelConfig, batch: int, dtype: torch.dtype) -> None:
     passes.perform(backbone, history, z_video, z_audio, torch.empty(batch), cos, cos)
     for tokens, ids in ((config.block_tokens, config.language.text_tokens + 1), (1, 1)):
         block = tokens > 1
-        thought = passes.think(
+        passes.think(
             backbone,
             history,
             z_video[:, : v.tokens if block else 0],
@@ -119,7 +119,6 @@ def run_passes(config: ModelConfig, batch: int, dtype: torch.dtype) -> None:
             rope(tokens),
             torch.empty(batch, tokens, tokens, dtype=torch.bool) if block else None,
         )
-        passes.commit(thought, history, torch.empty(batch, tokens, dtype=torch.int64))
 
 
 def resources(cubin: bytes, log: str) -> dict[str, int | bool]:

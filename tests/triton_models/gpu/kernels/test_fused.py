@@ -77,17 +77,3 @@ def test_silu_mul():
     gate_up = normal(0, 2, 3, 2 * 40)
     gate, up = gate_up.chunk(2, dim=-1)
     torch.testing.assert_close(fused.silu_mul(gate_up), torch.nn.functional.silu(gate) * up)
-
-
-def test_commit_writes_kept_tokens_of_finite_rows_and_nothing_else():
-    layers, batch, tokens, groups, size, page = 3, 2, 4, 2, 8, 4
-    k_new, v_new = normal(0, layers, batch, tokens, groups, size), normal(1, layers, batch, tokens, groups, size)
-    k_pool, v_pool = (torch.zeros(layers, 5, page, groups, size, device=DEVICE) for _ in range(2))
-    places = torch.tensor([[4, 0, 5, 19], [8, 9, 10, 11]], device=DEVICE)
-    finite = torch.tensor([1, 0], dtype=torch.uint8, device=DEVICE)
-    fused.commit(k_new, v_new, k_pool, v_pool, places, finite)
-    for pool, new in ((k_pool, k_new), (v_pool, v_new)):
-        flat = pool.view(layers, -1, groups, size)
-        assert flat[:, [4, 5, 19]].equal(new[:, 0, [0, 2, 3]])
-        flat[:, [4, 5, 19]] = 0  # and neither the null page nor the row that is not finite
-        assert flat.eq(0).all()

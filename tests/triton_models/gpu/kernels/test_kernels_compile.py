@@ -21,7 +21,6 @@ KERNELS = {
     "_add_norm_kernel",
     "_norm_rope_kernel",
     "_silu_mul_kernel",
-    "_commit_kernel",
 }
 ALL = ("v0.1-8b", "v0.1-1.7b", "v0.1-0.6b", "v0.2-8b")
 

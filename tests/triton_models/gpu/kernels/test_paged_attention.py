@@ -11,12 +11,18 @@ from torch import Tensor
 
 from engine_builder.model.backbone import attend
 from engine_builder.model.steps import gather_history
-from triton_models.gpu.kernels.history_index import HistoryIndex, build_index
+from triton_models.gpu.kernels.history_index import HistoryIndex
 from triton_models.gpu.kernels.paged_attention import Chip, choose_tiling, paged_attention
 
 pytestmark = pytest.mark.unit
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 H200 = Chip(132, 232448)
+
+
+def build_index(page_table: Tensor, page_range: Tensor, page_tokens: int) -> HistoryIndex:
+    index = HistoryIndex.empty(*page_table.shape, page_tokens, page_table.device)
+    index.fill(page_table, page_range, page_tokens)
+    return index
 
 
 @dataclass

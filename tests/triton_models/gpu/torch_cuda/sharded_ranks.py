@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 from engine_builder.config import ModelConfig, preset
-from triton_models.gpu.kernels.history_index import build_index
+from triton_models.gpu.kernels.history_index import HistoryIndex
 from triton_models.gpu.torch_cuda import passes
 from triton_models.gpu.torch_cuda.backbone import Backbone, History
 from triton_models.gpu.torch_cuda.performer_group import PerformerRank, Shard, send_kv, store_kv
-from triton_models.gpu.torch_cuda.weights import BackboneWeights
+from triton_models.gpu.torch_cuda.weights import BackboneWeights, expected_shapes
 
 RANKS = 4
 PAGES, PAGE_TOKENS = 7, 4
@@ -38,10 +38,14 @@ class Unit:
 
     def __init__(self, c: ModelConfig) -> None:
         g = torch.Generator().manual_seed(0)
-        self.weights = BackboneWeights.random(c, "cpu", torch.float32, seed=1)
-        for name, tensor in self.weights.tensors.items():
-            if "norm" not in name and "frequency" not in name:
-                tensor.mul_(5)  # large enough for every term to matter
+        # Large enough for every term to matter.
+        self.weights = BackboneWeights(
+            c,
+            {
+                name: torch.ones(shape) if "norm" in name else 0.1 * torch.randn(shape, generator=g)
+                for name, shape in expected_shapes(c).items()
+            },
+        )
         batch, half = 2, c.backbone.head_dim // 2
         self.x_video = torch.randn(batch, c.video.tokens, c.video.latent_dim, generator=g)
         self.x_audio = torch.randn(batch, c.audio.tokens, c.audio.latent_dim, generator=g)
@@ -52,7 +56,8 @@ class Unit:
         self.places = torch.arange(17) + PAGE_TOKENS
         table = torch.tensor([[1, 2, 3], [4, 5, 0]])
         span = torch.tensor([[[1, 4], [0, 4], [0, 2]], [[0, 4], [0, 1], [0, 0]]])
-        self.index = build_index(table, span, PAGE_TOKENS)
+        self.index = HistoryIndex.empty(*table.shape, PAGE_TOKENS, "cpu")
+        self.index.fill(table, span, PAGE_TOKENS)
 
 
 def single(unit: Unit) -> tuple[torch.Tensor, torch.Tensor]:

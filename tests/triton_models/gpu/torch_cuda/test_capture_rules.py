@@ -24,8 +24,9 @@ from triton_models.gpu.cuda.buckets import Limits
 from triton_models.gpu.torch_cuda import captured, codecs
 from triton_models.gpu.torch_cuda.backbone import Backbone
 from triton_models.gpu.torch_cuda.captured import CapturedCall, Lane
-from triton_models.gpu.torch_cuda.engine import PerformEngine, ThinkEngine, perceive_engine, render_engine
+from triton_models.gpu.torch_cuda.engine import perceive_engine, render_engine
 from triton_models.gpu.torch_cuda.solver_bank import SolverBank
+from triton_models.gpu.torch_cuda.steps import PerformEngine, ThinkEngine, device_array
 from triton_models.gpu.torch_cuda.weights import BackboneWeights
 from triton_models.runtime.engines.inputs import step_inputs
 from triton_models.runtime.messages import HistoryView
@@ -106,8 +107,8 @@ def test_passes_over_pages(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, 
         own = {**step_inputs(config, {}, name, 2, 8), **tables(2)}
         engine.run({**own, **pools(config)})
         if name != "perform":
-            places = np.full(own["rope_cos"].shape[:2], 24, dtype=np.int64)
-            engine.run({**own, **pools(config), "places": places})
+            held = pools(config)
+            engine.run({**own, **{name: device_array(pool) for name, pool in held.items()}})
     assert seen.operators > 50
 
 
