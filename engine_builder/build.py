@@ -8,7 +8,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from .checkpoint import TOKENIZER, load_checkpoint, read_defaults, read_weights_
 from .config import RECENT_UNITS, SINK_UNITS, ModelConfig
 from .export import export_step
 from .layout import window_pages
-from .manifest import GPU_TARGETS, MANIFEST, STEPS, EngineEntry, Manifest, StateFile, TensorSpec, sha256
+from .manifest import GPU_TARGETS, MANIFEST, STEPS, TARGETS, EngineEntry, Manifest, StateFile, TensorSpec, sha256
 from .model.duplex import DuplexModel
 from .model.steps import start_states, state_sizes, step_specs
 from .targets import onnxruntime as ort_target
@@ -28,8 +28,6 @@ from .targets import torch_cuda as torch_target
 from .targets.precision import set_precision
 from .tokenizer import write_tiny_tokenizer
 
-# Precision of the matrices unless one is asked for. Only GPUs gain from less than float32.
-TARGETS = {"onnxruntime": "float32", "tensorrt": "bfloat16", "tensorrt-rtx": "bfloat16", "torch-cuda": "bfloat16"}
 PROMPT_TOKENS = 1024  # that fit beside the server's default retention
 MIN_PAGES, MIN_POOL_PAGES = 256, 2048
 Progress = Callable[[str, str], None]  # (step, what is being done)
@@ -43,28 +41,26 @@ class StepBuilder(Protocol):
     def libraries(self) -> dict[str, str]: ...
 
 
-class OnnxRuntimeBuilder:
-    """`onnxruntime` needs no shape ranges: a graph serves every size."""
-
-    def build_step(self, step: str, graph: Path, output: Path, axes: dict[str, dict[int, str]]) -> None:
-        ort_target.build_step(step, graph, output)
-
-    def libraries(self) -> dict[str, str]:
-        return ort_target.libraries()
-
-
 @dataclass(frozen=True)
 class BuildOptions:
     """What to build for. The limits become optimisation profiles (TensorRT) and admission bounds (all targets)."""
 
     target: str = "onnxruntime"
     compute_capability: str | None = None
-    precision: str | None = None  # None: what suits the target (`TARGETS`)
+    precision: str | None = None  # of the matrices; None: bfloat16 on GPUs, the only ones that gain from it
     timing_cache: Path | None = None  # TensorRT keeps there which kernels were fastest; a second build is quicker
     max_batch: int = 8
     max_pages: int | None = None  # None: what a session with the server's default retention needs
     pool_pages: int | None = None  # None: on GPUs that of a whole batch
     page_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {self.target!r}")
+        for name in ("max_batch", "max_pages", "pool_pages", "page_tokens"):
+            size = getattr(self, name)
+            if size is not None and not 0 < size < 2**31:
+                raise ValueError(f"--{name.replace('_', '-')}: expected a number from 1 to 2^31 - 1, got {size}")
 
     def resolved(self, config: ModelConfig) -> BuildOptions:
         """The same without open limits."""
@@ -83,13 +79,11 @@ def build_engines(
     Raises `CheckpointError`, `EngineBuildError` or `ValueError` with the reason; a failed build leaves the old
     directory as it was.
     """
-    if options.target not in TARGETS:
-        raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {options.target!r}")
     if output.exists() and not (output / MANIFEST).exists() and any(output.iterdir()):
         raise ValueError(f"{output}: expected an empty or an engine directory, found other files; choose another")
     model = load_checkpoint(checkpoint)
     asked, options = options, options.resolved(model.config)
-    precision = options.precision or TARGETS[options.target]
+    precision = options.precision or ("bfloat16" if options.target in GPU_TARGETS else "float32")
     builder = _builder(options, model.config, precision)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
@@ -105,7 +99,7 @@ def build_engines(
             shutil.copyfile(checkpoint / TOKENIZER, tokenizer)
         else:
             write_tiny_tokenizer(tokenizer, model.config.language)
-        limits = {k: v for k, v in asdict(options).items() if isinstance(v, int)}
+        limits = {name: getattr(options, name) for name in ("max_batch", "max_pages", "pool_pages", "page_tokens")}
         manifest = Manifest(
             model=model.config,
             target=options.target,
@@ -141,7 +135,7 @@ def _builder(options: BuildOptions, config: ModelConfig, precision: str) -> Step
     if options.target == "onnxruntime":
         if precision != "float32":
             raise ValueError(f"--precision: onnxruntime engines are float32, got {precision!r}; it is for GPU targets")
-        return OnnxRuntimeBuilder()
+        return ort_target.GraphBuilder()
     pages, pool = options.max_pages or MIN_PAGES, options.pool_pages or MIN_POOL_PAGES
     limits = trt_target.Limits(options.max_batch, pages, pool, options.page_tokens)
     return trt_target.PlanBuilder(options.target, config, limits, options.compute_capability, options.timing_cache)
@@ -202,15 +196,9 @@ def _tensors(graph: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...
 
 def _rebuild_command(checkpoint: Path, output: Path, options: BuildOptions) -> str:
     words = ["python", "-m", "engine_builder", "build", str(checkpoint), str(output), "--target", options.target]
-    if options.compute_capability:
-        words += ["--compute-capability", options.compute_capability]
-    if options.precision:
-        words += ["--precision", options.precision]
-    if options.timing_cache:
-        words += ["--timing-cache", str(options.timing_cache)]
-    for name, default in (("max_batch", 8), ("max_pages", None), ("pool_pages", None), ("page_tokens", 16)):
-        if getattr(options, name) != default:
-            words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    for option in fields(options)[1:]:
+        if getattr(options, option.name) != option.default:
+            words += [f"--{option.name.replace('_', '-')}", str(getattr(options, option.name))]
     return shlex.join(words)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .manifest import Defaults
+from .manifest import Defaults, FileName
 from .model.duplex import DuplexModel, init_weights
 
 WEIGHTS = "model.safetensors"
@@ -32,6 +32,10 @@ SHARD_BYTES = 4 * 2**30
 
 class CheckpointError(ValueError):
     """A checkpoint that does not fit; the message lists everything that is wrong with it."""
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, FileName]
 
 
 def build_model(config: ModelConfig) -> DuplexModel:
@@ -52,9 +56,16 @@ def save_checkpoint(
     tokenizer: Path | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    note: str = "of unknown origin",
 ) -> None:
-    """Writes config.json, weights (sharded above `shard_bytes`) and, if given, a copy of the tokenizer."""
+    """Writes config.json, weights (sharded above `shard_bytes`), the sentence `note` and, if given, a copy of the
+    tokenizer. Raises `CheckpointError` for a directory with weights that did not come from here."""
+    if any(directory.glob("*.safetensors")) and not (directory / NOTE).exists():
+        raise CheckpointError(
+            f"{directory}: expected a new directory or one of ours, found other weights: not replaced"
+        )
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / NOTE).write_text(note.strip() + "\n")
     for old in [*directory.glob("model*.safetensors"), directory / INDEX]:
         old.unlink(missing_ok=True)
     model.config.save(directory / CONFIG)
@@ -84,21 +95,37 @@ def save_checkpoint(
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint (ours or Hugging Face's), checked to exist."""
     index = directory / INDEX
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
-    files = [directory / name for name in names]
-    absent = [str(f) for f in files if not f.exists()]
+    try:
+        names = (
+            msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values() if index.exists() else [WEIGHTS]
+        )
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not a list of shards ({error}){pointer(index)}") from None
+    files = [directory / name for name in sorted(set(names))]
+    absent = [f.name for f in files if not f.is_file()]
     if absent:
+        found = ", ".join(sorted(f.name for f in directory.glob("*"))[:8]) or "nothing"
         raise CheckpointError(
-            f"{directory}: no {', '.join(absent)}; expected {WEIGHTS} or {INDEX} with its shards. "
-            f"`python -m engine_builder init --preset tiny {directory}` writes a random checkpoint"
+            f"{directory}: no {', '.join(absent)}; expected {WEIGHTS} or {INDEX} with all its shards, found {found}"
         )
     return files
+
+
+def pointer(file: Path) -> str:
+    """Words for an error, if a file is only the Git LFS pointer to what was meant."""
+    with file.open("rb") as stream:
+        start = stream.read(40)
+    return "; it is a Git LFS pointer: `git lfs pull` fetches the file" if b"git-lfs" in start else ""
 
 
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a checkpoint, one by one, so that a large one never lies in memory twice."""
     for path in weight_files(directory):
-        with safe_open(path, framework="pt") as file:
+        try:
+            file = safe_open(path, framework="pt")
+        except Exception as error:  # safetensors raises its own kind, which is no ValueError
+            raise CheckpointError(f"{path}: not a safetensors file, or cut short ({error}){pointer(path)}") from None
+        with file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 yield name, file.get_tensor(name)
 
@@ -129,10 +156,6 @@ def copy_tensors(model: nn.Module, tensors: Iterator[tuple[str, Tensor]], where:
         wrong += [f"missing {name} {list(targets[name].shape)}" for name in targets if name not in seen]
     if wrong:
         raise CheckpointError(f"{where}: {len(wrong)} tensors do not fit the config:\n  " + "\n  ".join(sorted(wrong)))
-
-
-def write_weights_note(checkpoint: Path, sentence: str) -> None:
-    (checkpoint / NOTE).write_text(sentence.strip() + "\n")
 
 
 def read_weights_note(checkpoint: Path) -> str:

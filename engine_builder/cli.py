@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from .config import PRESETS, preset
+from .manifest import PRECISIONS, TARGETS
 
 EXAMPLES = """\
 examples:
@@ -52,13 +53,13 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--target",
         default="onnxruntime",
-        choices=("onnxruntime", "tensorrt", "tensorrt-rtx", "torch-cuda"),
+        choices=TARGETS,
         help="onnxruntime: any CPU (default); tensorrt: this machine's NVIDIA GPU; tensorrt-rtx: ahead of time; "
         "torch-cuda: PyTorch with a paged attention kernel, any NVIDIA GPU",
     )
     build.add_argument(
         "--precision",
-        choices=("float32", "float16", "bfloat16"),
+        choices=PRECISIONS,
         help="of the matrices and of the KV pool (default: float32 for onnxruntime, bfloat16 for GPUs)",
     )
     build.add_argument("--timing-cache", type=Path, metavar="FILE", help="kept between builds (tensorrt only)")
@@ -102,37 +103,32 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _init(args: argparse.Namespace) -> int:
-    from .checkpoint import TOKENIZER, random_model, save_checkpoint, write_weights_note
+    from .checkpoint import TOKENIZER, random_model, save_checkpoint
     from .tokenizer import write_tiny_tokenizer
 
     config = preset(args.preset)
     model = random_model(config, args.seed)
-    save_checkpoint(model, args.directory)
+    note = f"random (seed {args.seed}), not trained: speaks and shows noise"
+    save_checkpoint(model, args.directory, note=note)
     write_tiny_tokenizer(args.directory / TOKENIZER, config.language)
-    write_weights_note(args.directory, f"random (seed {args.seed}), not trained: speaks and shows noise")
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{args.directory}: {config.name}, {parameters / 1e6:.1f} M parameters, random weights (seed {args.seed})")
     return 0
 
 
 def _import_qwen3(args: argparse.Namespace) -> int:
-    from .checkpoint import TOKENIZER, save_checkpoint, write_weights_note
+    from .checkpoint import save_checkpoint
     from .importers.qwen3 import import_qwen3
-    from .tokenizer import write_tiny_tokenizer
 
     model, tokenizer = import_qwen3(args.source, preset(args.preset), args.seed)
-    save_checkpoint(model, args.directory, tokenizer)
-    if tokenizer is None:
-        print(f"{args.source}: no tokenizer.json; text is carried as bytes", file=sys.stderr)
-        write_tiny_tokenizer(args.directory / TOKENIZER, model.config.language)
     note = f"backbone from {args.source.name}; audio, video and tau parts random (seed {args.seed}), not trained"
-    write_weights_note(args.directory, note)
+    save_checkpoint(model, args.directory, tokenizer, note=note)
     print(f"{args.directory}: backbone of {args.source} with the audio and video geometry of {args.preset}")
     return 0
 
 
 def _import_codec(args: argparse.Namespace) -> int:
-    from .checkpoint import load_checkpoint, read_weights_note, save_checkpoint, write_weights_note
+    from .checkpoint import load_checkpoint, read_weights_note, save_checkpoint
     from .importers.codec import import_codec
 
     sources = {"audio": args.audio, "video": args.video}
@@ -142,9 +138,8 @@ def _import_codec(args: argparse.Namespace) -> int:
     model = load_checkpoint(args.checkpoint)
     for stream, source in given.items():
         import_codec(getattr(model, f"{stream}_codec"), source)
-    save_checkpoint(model, args.checkpoint)
     origin = ", ".join(f"{stream} codec from {source.name}" for stream, source in given.items())
-    write_weights_note(args.checkpoint, f"{read_weights_note(args.checkpoint)}; {origin}")
+    save_checkpoint(model, args.checkpoint, note=f"{read_weights_note(args.checkpoint)}; {origin}")
     print(f"{args.checkpoint}: {origin}")
     return 0
 

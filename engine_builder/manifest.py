@@ -159,10 +159,9 @@ class Manifest:
         directory: Path,
         steps: tuple[str, ...] = STEPS,
         target: str | None = None,
-        model: ModelConfig | None = None,
         trusted_key: Path | None = None,
     ) -> None:
-        """Refuses a directory whose files, target or model are not what the manifest says.
+        """Refuses a directory whose files or target are not what the manifest says.
 
         `trusted_key`: the public key that must have signed it; unsigned directories are then refused as well.
         Raises `ManifestError` listing every mismatch with expected, got and the command that rebuilds.
@@ -172,11 +171,6 @@ class Manifest:
         wrong: list[str] = []
         if target is not None and target != self.target:
             wrong.append(f"target: expected {target}, built for {self.target}")
-        if model is not None and model.digest() != self.model.digest():
-            wrong.append(
-                f"model: expected {model.name} ({model.digest()[:12]}), built for {self.model.name} "
-                f"({self.model.digest()[:12]})"
-            )
         files = {f"engine {step}": (self.engines[step].file, self.engines[step].sha256) for step in steps}
         files |= {f"start of {step}": (f.file, f.sha256) for step, f in self.start.items() if step in steps}
         files["tokenizer"] = (self.tokenizer["file"], self.tokenizer["sha256"])

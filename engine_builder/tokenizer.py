@@ -28,8 +28,6 @@ TINY_WORDS: tuple[str, ...] = (
     *("goodbye", "tschüss"),
 )
 
-_BYTES = 256
-
 
 def _byte_characters() -> list[str]:
     """The 256 printable characters that stand for the byte values in the byte-level alphabet."""

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from engine_builder.checkpoint import INDEX, WEIGHTS, CheckpointError, load_checkpoint, random_model, save_checkpoint
 from engine_builder.cli import main
-from engine_builder.config import BackboneConfig, ModelConfig
+from engine_builder.config import BackboneConfig, ModelConfig, preset
 
 pytestmark = pytest.mark.unit
 
@@ -60,9 +60,9 @@ def test_every_misfit_is_reported_at_once(tmp_path):
         assert part in str(error.value)
 
 
-def test_missing_weights_say_how_to_make_some(tmp_path):
+def test_missing_weights_are_named_beside_what_is_there(tmp_path):
     SMALL.save(tmp_path / "config.json")
-    with pytest.raises(CheckpointError, match="python -m engine_builder init"):
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors; expected .*found config\.json"):
         load_checkpoint(tmp_path)
 
 
@@ -84,3 +84,43 @@ def test_cli_errors_are_one_message(tmp_path, capsys):
     assert message.strip().startswith("error: ")
     assert "config.json" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_others_are_neither_replaced_nor_removed(tmp_path, capsys):
+    """A shard was missing, the error advised `init` on the same folder, and that removed the shards that were there."""
+    shard = tmp_path / "model-00001-of-00002.safetensors"
+    save_file({"a": torch.zeros(1)}, shard)
+    before = shard.read_bytes()
+    (tmp_path / INDEX).write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "gone.safetensors"}}')
+    preset("tiny").save(tmp_path / "config.json")
+    with pytest.raises(
+        CheckpointError, match=r"no gone\.safetensors; expected .*found config\.json, model-00001"
+    ) as error:
+        load_checkpoint(tmp_path)
+    assert "init" not in str(error.value)
+    assert main(["init", str(tmp_path)]) == 1
+    assert "found other weights: not replaced" in capsys.readouterr().err
+    assert shard.read_bytes() == before
+    ours = tmp_path / "ours"
+    assert main(["init", str(ours)]) == 0
+    assert main(["init", str(ours), "--seed", "1"]) == 0
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (WEIGHTS, LFS, "not a safetensors file.*Git LFS pointer: `git lfs pull`"),
+        (WEIGHTS, b"\x10\0\0\0\0\0\0\0{}", "not a safetensors file, or cut short"),
+        (INDEX, LFS, "not a list of shards.*Git LFS pointer"),
+        (INDEX, b'{"weight_map": {"a": "../x"}}', "not a list of shards"),
+        (INDEX, b"[" * 100_000, "not a list of shards"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path, name, text, message):
+    preset("tiny").save(tmp_path / "config.json")
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path)

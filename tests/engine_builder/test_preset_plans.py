@@ -1,7 +1,7 @@
 """TensorRT-RTX plans of all four steps of every preset, at reduced depth.
 
 Token counts, heads, widths of the stream and pictures are the preset's; one layer deep and with a narrow feed-forward,
-which is one more matrix product of a known kind. The tiny preset is built whole, for two GPUs, in test_build.py.
+which is one more matrix product of a known kind. The tiny preset is built in test_build.py.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from engine_builder.targets.tensorrt import Limits, PlanBuilder
 pytestmark = pytest.mark.engine
 LIMITS = Limits(max_batch=2, max_pages=8, pool_pages=32, page_tokens=16, max_prompt=32)
 NAMES = sorted(PRESETS.keys() - {"tiny"})
+# Between them they have all picture sizes, both kinds of head, the narrowest and the widest stream. The others take two
+# minutes to say the same: `pytest -m slow`.
+EVERY_DAY = ("v0.1-0.6b", "v0.2-8b")
 
 
 def shallow(config: ModelConfig) -> ModelConfig:
@@ -75,7 +78,7 @@ def built() -> Iterator[dict[Part, int]]:
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("preset", NAMES)
+@pytest.mark.parametrize("preset", [n if n in EVERY_DAY else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_plans_build_in_bfloat16(preset: str, step: str, built: dict[Part, int]) -> None:
     config = shallow(PRESETS[preset])
     part = Part.of(step, config)

@@ -1,9 +1,12 @@
 """The backbone is Qwen3: same weights, same tokens, same logits as transformers' own model."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from engine_builder.checkpoint import CheckpointError
@@ -11,6 +14,7 @@ from engine_builder.cli import main
 from engine_builder.config import preset
 from engine_builder.importers.qwen3 import import_qwen3
 from engine_builder.layout import rope_tables
+from engine_builder.tokenizer import write_tiny_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -32,6 +36,7 @@ def hf(request, tmp_path_factory):
     model = Qwen3ForCausalLM(config).eval()
     directory = tmp_path_factory.mktemp("hf")
     model.save_pretrained(directory)
+    write_tiny_tokenizer(directory / "tokenizer.json")
     return model, directory
 
 
@@ -58,10 +63,44 @@ def test_what_the_backbone_lacks_is_refused(hf, tmp_path):
     for change, message in (
         ({"model_type": "llama"}, "expected model_type 'qwen3', got 'llama'"),
         ({"attention_bias": True}, "attention_bias"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "no .*quantization.*fp8"),
+        ({"hidden_size": "x"}, "hidden_size: expected int, got str"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(data | change))
+        with pytest.raises(ValueError, match=message):
+            import_qwen3(tmp_path, preset("tiny"), seed=0)
+    short = {key: value for key, value in data.items() if key not in ("num_hidden_layers", "hidden_size")}
+    for text, message in (
+        (b"version https://git-lfs", "Git LFS pointer"),
+        (json.dumps(short).encode(), "no hidden_size"),
+    ):
+        (tmp_path / "config.json").write_bytes(text)
         with pytest.raises(CheckpointError, match=message):
             import_qwen3(tmp_path, preset("tiny"), seed=0)
     with pytest.raises(CheckpointError, match="no such file"):
         import_qwen3(tmp_path / "absent", preset("tiny"), seed=0)
+
+
+def test_names_without_their_prefix_and_a_source_that_stays(hf, tmp_path, capsys):
+    """Embedding checkpoints leave `model.` out; nobody's weights are replaced; a tokenizer must be there and be one."""
+    model, directory = hf
+    source = tmp_path / "source"
+    source.mkdir()
+    tensors = {name.removeprefix("model."): t.contiguous() for name, t in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    save_file(tensors, source / "model.safetensors")
+    shutil.copy(directory / "config.json", source)
+    arguments = ["import-qwen3", str(source), str(source), "--preset", "tiny"]
+    for text, message in (
+        (None, "no tokenizer.json"),
+        ("version https://git-lfs.github.com/spec/v1\n", "not a tokenizer .*Git LFS pointer"),
+        ((directory / "tokenizer.json").read_text(), "found other weights: not replaced"),
+    ):
+        if text is not None:
+            (source / "tokenizer.json").write_text(text)
+        assert main(arguments) == 1
+        assert re.search(message, capsys.readouterr().err)
+    ours, _ = import_qwen3(source, preset("tiny"), seed=0)
+    torch.testing.assert_close(ours.model.norm.weight, model.model.norm.weight)

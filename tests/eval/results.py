@@ -31,7 +31,11 @@ def pooled(tallies: Iterable[Tally]) -> Tally:
     """All of them as one."""
     total = Tally()
     for tally in tallies:
-        total.add(tally)
+        for mine, theirs in ((total.hits, tally.hits), (total.trials, tally.trials)):
+            mine.update(theirs)
+        total.mistakes.update(tally.mistakes)
+        for name, values in tally.samples.items():
+            total.samples.setdefault(name, []).extend(values)
     return total
 
 
@@ -49,11 +53,13 @@ def interval(tallies: Sequence[Tally], name: str) -> tuple[float, float] | None:
     """95 % interval of a share, the wider of Wilson's and of one that takes conversations for the draws: voice, room
     and noise are drawn once a conversation, so its answers stand or fall together."""
     total = pooled(tallies)
-    wilson = total.interval(name)
     trials = total.trials[name]
-    if wilson is None:
+    if not trials:
         return None
-    share = total.hits[name] / trials
+    share, z2 = total.hits[name] / trials, 1.96**2
+    middle, half = share + z2 / (2 * trials), 1.96 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    scale = 1 + z2 / trials
+    wilson = round(max(0.0, (middle - half) / scale), 4), round(min(1.0, (middle + half) / scale), 4)
     drawn = [t for t in tallies if t.trials[name]]
     if len(drawn) < 2:
         return wilson

@@ -13,10 +13,13 @@ from engine_builder.checkpoint import load_checkpoint
 from engine_builder.tokenizer import word_ids, write_tiny_tokenizer
 from engine_builder.training.judges.figures import Judge, Tally, figures
 from engine_builder.training.judges.rehearsal import template_ear
+from engine_builder.training.world.agent_voice import AgentVoice
 from engine_builder.training.world.conversation import Studio
 from engine_builder.training.world.voices import Pcm, user_voices
+from engine_builder.training.world.words import COLOURS, DIGITS, agent_words
 from tests.eval import oracle, report, served
 from tests.eval.crew import Crew, JobFailed, Progress
+from tests.eval.ears import Recogniser
 from tests.eval.minutes import Minutes
 from tests.eval.parts import Part, main_parts, oracle_part, served_part, variant_parts
 from tests.eval.report import TARGETS, misses
@@ -28,6 +31,13 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed"),
 ]
+
+
+def test_the_recogniser_knows_every_clean_answer() -> None:
+    pytest.importorskip("pocketsphinx")
+    voice, judge = AgentVoice(), Recogniser(agent_words("en"))
+    for word in (*DIGITS["en"], *COLOURS["en"]):
+        assert judge.judge(voice.word("en", word).reshape(-1)) == word
 
 
 @pytest.fixture(scope="module")

@@ -62,27 +62,9 @@ class Tally:
         """Hits per trial; None without trials."""
         return round(self.hits[name] / self.trials[name], 4) if self.trials[name] else None
 
-    def interval(self, name: str) -> tuple[float, float] | None:
-        """Wilson's 95 % interval of `share` (Wilson 1927); None without trials."""
-        n = self.trials[name]
-        if not n:
-            return None
-        p, z2 = self.hits[name] / n, 1.96**2
-        middle, half = p + z2 / (2 * n), 1.96 * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-        scale = 1 + z2 / n
-        return round(max(0.0, (middle - half) / scale), 4), round(min(1.0, (middle + half) / scale), 4)
-
     def percentile(self, name: str, q: float) -> float | None:
         values = self.samples.get(name)
         return round(float(np.percentile(values, q)), 3) if values else None
-
-    def add(self, other: Tally) -> None:
-        """Takes over the counts and samples of `other`."""
-        self.hits.update(other.hits)
-        self.trials.update(other.trials)
-        self.mistakes.update(other.mistakes)
-        for name, values in other.samples.items():
-            self.samples.setdefault(name, []).extend(values)
 
 
 class Judge:

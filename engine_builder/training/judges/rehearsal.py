@@ -32,12 +32,10 @@ def rehearse(
     conversations: int = 16,
     units: int = 150,
     quiet: int = 8,
-    split: str = "held_out",
-    recent: int = 16,
     solver_steps: int | None = None,
 ) -> tuple[dict[str, float | None], Tally]:
     """Figures over `conversations` of `units` units and `quiet` silent or noisy ones."""
-    studio = Studio(cache, split)
+    studio = Studio(cache, "held_out")
     ears = template_ear(studio.agent)
 
     def hear(pcm: Pcm, language: str) -> str:
@@ -45,7 +43,7 @@ def rehearse(
 
     judge = Judge({token: word for word, token in word_ids().items()}, hear)
     tally = Tally()
-    loop = ClosedLoop(model, recent, solver_steps)
+    loop = ClosedLoop(model, solver_steps=solver_steps)
     talks = [studio.conversation(_FIRST_SEED + i, units) for i in range(conversations)]
     for talk, done in zip(talks, loop.run(talks), strict=True):
         judge.conversation(talk.scenario, done, tally)

@@ -14,9 +14,8 @@ _PANELS = ("state", "text", "audio", "video")
 
 def read_log(run: Path) -> dict[str, np.ndarray]:
     """Columns of log.csv. FileNotFoundError if the run has not begun."""
-    with (run / "log.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]} if rows else {}
+    names, *rows = csv.reader((run / "log.csv").read_text().splitlines())
+    return dict(zip(names, np.array(rows, dtype=float).T, strict=True)) if rows else {}
 
 
 def write_report(run: Path, figures: dict[str, float | None] | None = None) -> Path:

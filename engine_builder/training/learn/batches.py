@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
+import itertools
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,50 +78,27 @@ def collate(model: DuplexModel, conversations: list[Conversation]) -> Batch:
     )
 
 
-class BatchSource:
-    """Batch number i is made of conversations i * size ... (i + 1) * size - 1, whatever the thread's timing."""
+def batches(model: DuplexModel, studio: Studio, size: int, units: int, first: int = 0) -> Generator[Batch]:
+    """Batches `first`, `first` + 1, ..., made ahead by a thread, which ends when the iterator is closed.
 
-    def __init__(self, model: DuplexModel, studio: Studio, size: int, units: int, first: int = 0) -> None:
-        self.model, self.studio, self.size, self.units = model, studio, size, units
-        self._next = first
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=_READY)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+    Batch i is made of conversations i * size ... (i + 1) * size - 1, whatever the thread's timing.
+    """
 
-    def make(self, number: int) -> Batch:
-        """Batch `number`."""
-        return collate(self.model, [self._conversation(number * self.size + i) for i in range(self.size)])
+    def make(number: int) -> Batch:
+        return collate(model, [_stretch(studio, number * size + i, units) for i in range(size)])
 
-    def _conversation(self, seed: int) -> Conversation:
-        rng = np.random.default_rng([3, seed])
-        fresh = rng.random() < _FRESH
-        first_unit = 0 if fresh else int(np.exp(rng.uniform(0, np.log(_LONGEST_SESSION))))
-        return self.studio.conversation(seed, self.units, first_unit, quiet=rng.random() < _QUIET)
+    pool = ThreadPoolExecutor(1, "batches")
+    ready = deque(pool.submit(make, first + i) for i in range(_READY))
+    try:
+        for number in itertools.count(first + _READY):
+            yield ready.popleft().result()
+            ready.append(pool.submit(make, number))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def _work(self) -> None:
-        while not self._stop.is_set():
-            try:
-                item: Batch | BaseException = self.make(self._next)
-            except BaseException as error:  # handed to the consumer, who raises it
-                item = error
-            self._next += 1
-            while not self._stop.is_set():
-                try:
-                    self._ready.put(item, timeout=0.5)
-                    break
-                except queue.Full:
-                    continue
 
-    def __iter__(self) -> Iterator[Batch]:
-        self._thread.start()
-        while True:
-            item = self._ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    def close(self) -> None:
-        """Ends the thread."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=30)
+def _stretch(studio: Studio, seed: int, units: int) -> Conversation:
+    rng = np.random.default_rng([3, seed])
+    fresh = rng.random() < _FRESH
+    first_unit = 0 if fresh else int(np.exp(rng.uniform(0, np.log(_LONGEST_SESSION))))
+    return studio.conversation(seed, units, first_unit, quiet=rng.random() < _QUIET)

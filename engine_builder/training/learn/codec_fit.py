@@ -6,8 +6,6 @@ in the flow-matching loss (full whitening would spend the model on details that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -22,16 +20,7 @@ _FLOOR = 0.03  # components weaker than this share of the strongest keep their s
 _FIRST_SEED = 900_000_000  # conversations for codec fitting; training and tests use other numbers
 
 
-@dataclass(frozen=True)
-class CodecReport:
-    """Signal to noise ratio of the voice and peak signal to noise ratio of the face after encoding and decoding, in
-    dB, on conversations that were not fitted to."""
-
-    audio_snr_db: float
-    video_psnr_db: float
-
-
-def fit_codecs(model: DuplexModel, studio: Studio, conversations: int, units: int = 40) -> CodecReport:
+def fit_codecs(model: DuplexModel, studio: Studio, conversations: int, units: int = 40) -> dict[str, float]:
     """Sets the codec parameters of `model` from agent audio and frames of `conversations` conversations."""
     audio, video = model.audio_codec, model.video_codec
     if not isinstance(audio, Mdct) or not isinstance(video, Patch):
@@ -48,8 +37,8 @@ def fit_codecs(model: DuplexModel, studio: Studio, conversations: int, units: in
         return measure_codecs(model, studio)
 
 
-def measure_codecs(model: DuplexModel, studio: Studio, conversations: int = 12, units: int = 40) -> CodecReport:
-    """Reconstruction quality on fresh conversations."""
+def measure_codecs(model: DuplexModel, studio: Studio, conversations: int = 12, units: int = 40) -> dict[str, float]:
+    """Signal to noise ratio of the voice, peak signal to noise ratio of the face, on conversations not fitted to."""
     pcm, frames = _material(studio, conversations, units, 1)
     audio, video = model.audio_codec, model.video_codec
     with torch.no_grad():
@@ -60,7 +49,8 @@ def measure_codecs(model: DuplexModel, studio: Studio, conversations: int = 12, 
         snr = 10 * torch.log10(pcm.square().sum() / error.square().sum())
         seen, _ = video.decode(video.encode(frames, None)[0], None)
         mse = (seen - frames.float()).square().mean()
-    return CodecReport(round(float(snr), 2), round(float(10 * torch.log10(255.0**2 / mse)), 2))
+    psnr = 10 * torch.log10(255.0**2 / mse)
+    return {"audio_snr_db": round(float(snr), 2), "video_psnr_db": round(float(psnr), 2)}
 
 
 def latent_spread(model: DuplexModel, studio: Studio, conversations: int, units: int = 40) -> tuple[Tensor, Tensor]:

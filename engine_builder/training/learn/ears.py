@@ -7,7 +7,6 @@ begun is speech. The classifier heads are thrown away afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +96,6 @@ def open_ears(
     seed: int,
     steps: int = 1500,
     batch: int = 96,
-    progress: Callable[[int, float], None] | None = None,
 ) -> tuple[float, float]:
     """Trains `model.audio_encoder`; returns the shares of fresh windows (same voices) classified correctly by the word
     head and by the onset head."""
@@ -116,7 +114,7 @@ def open_ears(
         entropy = nn.functional.cross_entropy
         return entropy(words, drawn.classes[: drawn.whole]) + entropy(onsets, drawn.classes[drawn.whole :])
 
-    warm_up([*encoder.parameters(), *heads.parameters()], loss, steps, progress)
+    warm_up([*encoder.parameters(), *heads.parameters()], loss, steps)
     with torch.no_grad():
         drawn = windows(studio, np.random.default_rng([seed, 52]), 256)
         words, onsets = logits(drawn)

@@ -6,8 +6,6 @@ in ten minutes. Here every unit of a thousand rooms is an example. The classifie
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -51,7 +49,6 @@ def open_eyes(
     seed: int,
     steps: int = 1500,
     batch: int = 48,
-    progress: Callable[[int, float], None] | None = None,
 ) -> float:
     """Trains `model.video_encoder`; returns the share of held-out rooms that it then classifies correctly."""
     torch.manual_seed(seed)
@@ -62,7 +59,7 @@ def open_eyes(
         frames, classes = rooms(rng, batch, noise)
         return nn.functional.cross_entropy(classify(model, head, frames), classes)
 
-    warm_up([*model.video_encoder.parameters(), *head.parameters()], loss, steps, progress)
+    warm_up([*model.video_encoder.parameters(), *head.parameters()], loss, steps)
     with torch.no_grad():
         frames, classes = rooms(np.random.default_rng([seed, 42]), 256, sensor_noise_bank(2), held_out=True)
         return float((classify(model, head, frames).argmax(dim=1) == classes).float().mean())

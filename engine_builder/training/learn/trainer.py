@@ -7,11 +7,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from engine_builder.checkpoint import save_checkpoint
 from engine_builder.config import ModelConfig
@@ -20,7 +22,7 @@ from engine_builder.tokenizer import write_tiny_tokenizer
 
 from ..world.conversation import Studio
 from . import packed_pass
-from .batches import Batch, BatchSource
+from .batches import Batch, batches
 from .codec_fit import fit_codecs, latent_spread
 from .ears import open_ears
 from .eyes import open_eyes
@@ -68,40 +70,30 @@ class Trainer:
         run.mkdir(parents=True, exist_ok=True)
         self.model = DuplexModel(config)
         init_weights(self.model, plan.seed)
-        if not self._resume_model():
+        path = run / "state.safetensors"
+        kept = load_file(path) if path.exists() else {}
+        if kept:
+            self.model.load_state_dict(_part(kept, "model/"))
+            progress = json.loads((run / "state.json").read_text())
+            self.step_number, self.seconds = progress["step"], progress["seconds"]
+        else:
             report = fit_codecs(self.model, studio, plan.codec_conversations)
             seen = open_eyes(self.model, plan.seed, plan.eye_steps)
             words, onsets = open_ears(self.model, studio, plan.seed, plan.ear_steps)
             shares = {"cards_seen": seen, "words_heard": words, "onsets_heard": onsets}
-            found = asdict(report) | {name: round(share, 4) for name, share in shares.items()}
+            found = report | {name: round(share, 4) for name, share in shares.items()}
             (run / "warm_up.json").write_text(json.dumps(found) + "\n")
         for codec in (self.model.audio_codec, self.model.video_codec):
             codec.requires_grad_(False)
         self.spread = Spread(*latent_spread(self.model, studio, plan.codec_conversations))
         self.optimiser = Optimiser(self.model, plan.muon_lr, plan.adam_lr)
-        self._resume_optimiser()
+        if kept:
+            self.optimiser.load_state_dict(_part(kept, "optimiser/"))
         self.packed = PackedPass(self.model, plan.recent)
         # bfloat16 with AMX or AVX-512 is twice as fast as float32; elsewhere it is emulated.
         self.dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
         if compile_layers and shutil.which("g++"):
             packed_pass.compile_layers()
-
-    # -- persistence ----------------------------------------------------------------------------------------------
-    def _resume_model(self) -> bool:
-        path = self.run / "state.safetensors"
-        if not path.exists():
-            return False
-        tensors = load_file(path)
-        self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model/")})
-        progress = json.loads((self.run / "state.json").read_text())
-        self.step_number, self.seconds = progress["step"], progress["seconds"]
-        return True
-
-    def _resume_optimiser(self) -> None:
-        path = self.run / "state.safetensors"
-        if path.exists():
-            tensors = load_file(path)
-            self.optimiser.load_state_dict({n[10:]: t for n, t in tensors.items() if n.startswith("optimiser/")})
 
     def save(self) -> None:
         """Writes the state to resume from and the checkpoint as it stands, each file atomically."""
@@ -113,33 +105,29 @@ class Trainer:
         progress = {"step": self.step_number, "seconds": round(self.seconds, 1), "plan": asdict(self.plan)}
         (self.run / "state.json").write_text(json.dumps(progress, indent=1) + "\n")
         tokenizer = write_tiny_tokenizer(self.run / "checkpoint" / "tokenizer.json", self.model.config.language)
-        save_checkpoint(self.model, self.run / "checkpoint", tokenizer, torch.float16)
+        note = f"trained on a simulated world, {self.step_number} of {self.plan.steps} steps"
+        save_checkpoint(self.model, self.run / "checkpoint", tokenizer, torch.float16, note=note)
 
-    # -- training -------------------------------------------------------------------------------------------------
     def train(self, save_every: int = 200, progress: Callable[[dict[str, float]], None] | None = None) -> None:
         """Runs to `plan.steps`; `progress` gets every log row."""
-        source = BatchSource(self.model, self.studio, self.plan.batch, self.plan.units, self.step_number)
         log = self.run / "log.csv"
         # What an interrupted run logged after its last save is computed, and logged, again.
         rows = log.read_text().splitlines()[1:] if log.exists() else []
         kept = [row for row in rows if int(row.split(",", 1)[0]) <= self.step_number]
         log.write_text("\n".join([",".join(LOG_FIELDS), *kept]) + "\n")
-        try:
-            with log.open("a", buffering=1) as stream:
-                for batch in source:
-                    if self.step_number >= self.plan.steps:
-                        break
-                    begin = time.perf_counter()
-                    values = self._step(batch)
-                    self.seconds += time.perf_counter() - begin
-                    row = {"step": self.step_number, "seconds": round(self.seconds, 1), **values}
-                    stream.write(",".join(f"{row[name]:.5g}" for name in LOG_FIELDS) + "\n")
-                    if progress is not None:
-                        progress(row)
-                    if self.step_number % save_every == 0:
-                        self.save()
-        finally:
-            source.close()
+        source = batches(self.model, self.studio, self.plan.batch, self.plan.units, self.step_number)
+        with closing(source), log.open("a", buffering=1) as stream:
+            while self.step_number < self.plan.steps:
+                batch = next(source)
+                begin = time.perf_counter()
+                values = self._step(batch)
+                self.seconds += time.perf_counter() - begin
+                row = {"step": self.step_number, "seconds": round(self.seconds, 1), **values}
+                stream.write(",".join(f"{row[name]:.5g}" for name in LOG_FIELDS) + "\n")
+                if progress is not None:
+                    progress(row)
+                if self.step_number % save_every == 0:
+                    self.save()
         self.save()
 
     def _step(self, batch: Batch) -> dict[str, float]:
@@ -157,6 +145,10 @@ class Trainer:
         self.optimiser.step(rate)
         self.step_number += 1
         return {"rate": rate, **{name: float(value.detach()) for name, value in vars(losses).items()}}
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _fast_bfloat16() -> bool:

@@ -10,20 +10,13 @@ from torch import Tensor, nn
 _LR = 2e-3
 
 
-def warm_up(
-    parameters: Iterable[nn.Parameter],
-    loss_of_batch: Callable[[], Tensor],
-    steps: int,
-    progress: Callable[[int, float], None] | None = None,
-) -> None:
-    """Takes `steps` steps down `loss_of_batch()`, which draws a batch; `progress` gets the step and its loss."""
+def warm_up(parameters: Iterable[nn.Parameter], loss_of_batch: Callable[[], Tensor], steps: int) -> None:
+    """Takes `steps` steps down `loss_of_batch()`, which draws a batch."""
     optimiser = torch.optim.AdamW([*parameters], lr=_LR)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, 2.0 * (1 - step / steps)))
-    for step in range(steps):
+    for _ in range(steps):
         loss = loss_of_batch()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-        if progress is not None:
-            progress(step, float(loss.detach()))

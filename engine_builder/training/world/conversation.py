@@ -13,7 +13,7 @@ from engine_builder.tokenizer import word_ids
 
 from .agent_voice import UNIT, AgentVoice
 from .camera import Camera, CardShow, sensor_noise_bank
-from .face import CYCLE_UNITS, FaceArtist, mouth_levels, poses
+from .face import CYCLE_UNITS, film, mouth_levels, poses
 from .room import Room
 from .scenario import QUIET, Habits, Scenario, Simulator
 from .voices import Pcm, VoiceBank, user_voices
@@ -55,7 +55,6 @@ class Studio:
         self.voices = VoiceBank.load(user_voices(split, count), cache)
         self.agent = AgentVoice()
         self.room = Room(seed=2 if held_out else 1)
-        self.artist = FaceArtist()
         self.simulator = Simulator(self.voices, self.agent, habits)
         self._sensor = sensor_noise_bank(2 if held_out else 1)
         self._language = LanguageConfig()
@@ -119,8 +118,8 @@ class Studio:
         mouths = np.concatenate([np.zeros(frames, dtype=np.int64), mouth_levels(agent_pcm.reshape(-1))])
         attentive = np.repeat(np.array([False, *scene.attentive]), frames)
         nods = [(r.unit + 1) * frames for r in scene.reactions if r.action == "nod"]
-        film = self.artist.frames(poses(phase - frames, mouths, attentive, nods))
-        return film.reshape(-1, frames, *film.shape[1:])
+        face = film(poses(phase - frames, mouths, attentive, nods))
+        return face.reshape(-1, frames, *face.shape[1:])
 
     def _user_audio(self, scene: Scenario, rng: np.random.Generator, units: int, disturbed: float) -> Pcm:
         """Speech at one loudness, noise 0 to 35 dB below it, with probability `disturbed` music, and knocks."""

@@ -6,8 +6,8 @@ and blink at the top of each breath. So a face that has lost its audience stays 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +57,9 @@ def _ellipse(x: float, y: float, rx: float, ry: float) -> NDArray[np.float32]:
     return np.clip((1.0 - distance) * min(rx, ry) + 0.5, 0.0, 1.0)
 
 
+@lru_cache(_CACHE_FRAMES)
 def draw(pose: Pose) -> Frames:
-    """One frame uint8 [64, 64, 3]."""
+    """One frame uint8 [64, 64, 3], not to be written to: it is kept for the next such pose."""
     image = np.empty((SIZE, SIZE, 3), dtype=np.float32)
     image[:] = _BACKGROUND + (_Y[..., None] - 32) * 0.35
     x, y = 31.5, 30.0 + pose.head_y / 4
@@ -85,26 +86,9 @@ def draw(pose: Pose) -> Frames:
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
-class FaceArtist:
-    """Draws pose sequences; a bounded least-recently-used store of drawn frames makes that a copy."""
-
-    def __init__(self) -> None:
-        self._drawn: OrderedDict[Pose, Frames] = OrderedDict()
-
-    def frame(self, pose: Pose) -> Frames:
-        found = self._drawn.get(pose)
-        if found is None:
-            found = draw(pose)
-            self._drawn[pose] = found
-            if len(self._drawn) > _CACHE_FRAMES:
-                self._drawn.popitem(last=False)
-        else:
-            self._drawn.move_to_end(pose)
-        return found
-
-    def frames(self, poses: list[Pose]) -> Frames:
-        """uint8 [len(poses), 64, 64, 3]."""
-        return np.stack([self.frame(pose) for pose in poses])
+def film(poses: list[Pose]) -> Frames:
+    """uint8 [len(poses), 64, 64, 3]."""
+    return np.stack([draw(pose) for pose in poses])
 
 
 def mouth_levels(pcm: Pcm, delay: int = 320) -> NDArray[np.int64]:

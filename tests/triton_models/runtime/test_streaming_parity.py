@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from engine_builder.checkpoint import load_checkpoint
-from engine_builder.config import ModelConfig
+from engine_builder.config import BackboneConfig, ModelConfig
 from engine_builder.layout import UnitLayout, rope_tables
 from engine_builder.model import reference
 from engine_builder.model.reference import Conversation, Outputs
@@ -370,16 +370,16 @@ def test_a_conversation_a_million_positions_in_is_the_same(duo: Duo, monkeypatch
     script = Script("ann", "red", 11, 2, {1: "hello"})
     near = duo.run((script,), "full", 8)["ann"]
     far_off = 10**6
-    block, slot, noisy = UnitLayout.block_positions, UnitLayout.slot_position, UnitLayout.noisy_positions
-    monkeypatch.setattr(UnitLayout, "block_positions", lambda s, o, u: block(s, o + far_off, u))
-    monkeypatch.setattr(UnitLayout, "slot_position", lambda s, o, u, i: slot(s, o + far_off, u, i))
-    monkeypatch.setattr(UnitLayout, "noisy_positions", lambda s, o, u: noisy(s, o + far_off, u))
-    tables = rope_tables
-    monkeypatch.setattr(
-        "triton_models.runtime.thinker.passes.rope_tables",
-        lambda b, p: tables(b, np.where(np.asarray(p) < far_off, np.asarray(p) + far_off, p)),  # the prompt moves along
-    )
+    moved = []
+
+    def tables(backbone: BackboneConfig, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        moved.append(positions)
+        return rope_tables(backbone, np.asarray(positions) + far_off)
+
+    for role in ("thinker.passes", "performer.performer"):  # where every position of the serving path gets its tables
+        monkeypatch.setattr(f"triton_models.runtime.{role}.rope_tables", tables)
     far = duo.run((script,), "full", 8)["ann"]
+    assert len(moved) >= 16, "prompt, blocks with their slots, and solved units"
     assert far.slots == near.slots
     for unit in range(8):
         for got, expected in zip(far.logits[unit], near.logits[unit], strict=True):

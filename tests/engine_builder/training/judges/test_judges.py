@@ -12,13 +12,12 @@ from engine_builder.training.judges import dtw
 from engine_builder.training.judges.closed_loop import Performance
 from engine_builder.training.judges.dtw import DtwJudge
 from engine_builder.training.judges.figures import Judge, Tally, figures
-from engine_builder.training.judges.recogniser import Recogniser
 from engine_builder.training.judges.rehearsal import template_ear
 from engine_builder.training.judges.sync import sync
 from engine_builder.training.world.agent_voice import AgentVoice
 from engine_builder.training.world.conversation import NO_WORD, Conversation, Studio
 from engine_builder.training.world.voices import Pcm
-from engine_builder.training.world.words import COLOURS, DIGITS, LANGUAGES, agent_words
+from engine_builder.training.world.words import LANGUAGES, agent_words
 
 pytestmark = [
     pytest.mark.unit,
@@ -45,13 +44,6 @@ def test_the_template_judge_knows_every_clean_word() -> None:
             assert judge.judge(voice.word(language, word).reshape(-1)) == word
     with pytest.raises(ValueError, match="references"):
         DtwJudge({})
-
-
-def test_the_recogniser_knows_every_clean_answer() -> None:
-    pytest.importorskip("pocketsphinx")
-    voice, judge = AgentVoice(), Recogniser(agent_words("en"))
-    for word in (*DIGITS["en"], *COLOURS["en"]):
-        assert judge.judge(voice.word("en", word).reshape(-1)) == word
 
 
 def test_the_distance_is_that_of_the_cheapest_path() -> None:
