@@ -241,8 +241,6 @@ def test_the_gateway_is_healthy_while_the_server_is(web: tuple[Box, list[str]]) 
     while (found := box.run(*check)).returncode != 0:
         assert time.monotonic() < end, found.stdout + found.stderr + box.log.read_text()
     assert f"page      {ORIGIN}/#token=" in box.log.read_text()
-    stranger = box.run(*check[:-1], "--origin=https://elsewhere.example.org")
-    assert (stranger.returncode, stranger.stdout[:3]) == (1, "403")
     assert "ModuleNotFoundError" in box.run("python", "-c", "import onnxruntime").stderr
 
 
@@ -250,8 +248,7 @@ CLIENT = """
 import asyncio, json
 import numpy as np
 import tritonclient.grpc as grpc
-from client.stream import DuplexClient
-from client.units import UserUnit
+from client.stream import DuplexClient, UserUnit
 
 triton = grpc.InferenceServerClient("server:8001")
 closed = {}
