@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not _NAME.fullmatch(args.name):
             raise LaunchError(f"--name: expected letters, digits, '-' and '_' (at most 40), got {args.name!r}")
-        manifest = verified(args.engines, args.device)
+        manifest = verified(args.engines, args.device, args.trusted_key)
         check_descriptors(args.max_sessions)
         if args.trace:
             check_trace(args.trace)
@@ -142,7 +142,8 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
         supervisor = Supervisor(plan, status, run / "server.json", facts, sockets[2], options, _say, awake)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: supervisor.stop())
-        _say(f"model {manifest.model.name}, weights: {manifest.weights}")
+        signed = f"signed by {args.trusted_key}" if args.trusted_key else "signatures not looked at (--trusted-key)"
+        _say(f"model {manifest.model.name}, weights: {manifest.weights}, engines: {signed}")
         _say(f"KV pool: {pages} pages of {manifest.limits['page_tokens']} tokens, {pool_bytes / 2**20:.0f} MiB")
         if manifest.target in GPU_TARGETS:
             _say_devices(args.device)
@@ -185,6 +186,7 @@ def _settings(
             degrade=duplex.degrade,
             orphan_seconds=2 * (IDLE_SECONDS + GRACE_SECONDS),  # longer than duplex keeps a silent session
             device=args.device,
+            trusted_key=str(args.trusted_key.resolve()) if args.trusted_key else "",
         )
         for name, role in STAGES[manifest.target in GPU_TARGETS and Devices.parse(args.device).apart].items()
     }
@@ -236,6 +238,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--engines", type=Path, required=True, metavar="DIR", help="engine directory (python -m engine_builder build)")
+    add(
+        "--trusted-key",
+        type=Path,
+        metavar="FILE",
+        help="public key that must have signed the engines (engine_builder sign)",
+    )
     add("--name", default="serve", help="name of the run: build/runs/NAME (default: %(default)s)")
     add("--runs", type=Path, default=Path("build/runs"), metavar="DIR", help="where runs go (default: %(default)s)")
     ports = parser.add_argument_group("ports", "0 picks a free one; server.json says which")

@@ -29,13 +29,15 @@ class LaunchError(ValueError):
     """An argument that cannot work; the message says what was expected."""
 
 
-def verified(engines: Path, device: str = "") -> Manifest:
+def verified(engines: Path, device: str = "", trusted_key: Path | None = None) -> Manifest:
     """The manifest of an engine directory that this machine can serve; refuses before anything is loaded.
 
     Raises ManifestError, LaunchError, or EngineError if a library or a GPU is missing.
     """
     manifest = Manifest.load(engines)
-    manifest.verify(engines, target=manifest.target if manifest.target in GPU_TARGETS else TARGET)
+    manifest.verify(
+        engines, target=manifest.target if manifest.target in GPU_TARGETS else TARGET, trusted_key=trusted_key
+    )
     if manifest.target in GPU_TARGETS:
         from ..gpu.serving import check_target
 

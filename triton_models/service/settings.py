@@ -29,6 +29,7 @@ class StageSettings(msgspec.Struct, frozen=True, kw_only=True):
     degrade: bool  # late units may get fewer solver steps
     orphan_seconds: float  # a session of which nothing is heard for so long is closed
     device: str = ""  # of GPU engines: see `runtime.engines.devices`
+    trusted_key: str = ""  # public key that must have signed the engines; empty: none has to
 
 
 class DuplexSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -118,7 +118,8 @@ class Stage:
     def of(cls, settings: StageSettings, key: bytes) -> Stage:
         """The stage of a server: loads its engines, and what their calls cost."""
         directory = Path(settings.engines)
-        engines = load_engines(directory, STEPS[settings.role], settings.threads, settings.device)
+        key_file = Path(settings.trusted_key) if settings.trusted_key else None
+        engines = load_engines(directory, STEPS[settings.role], settings.threads, settings.device, key_file)
         if engines.manifest is None:
             raise EngineError(f"{directory}: expected engines with their manifest")
         retention = OptionLimits.of(engines.manifest).retention
