@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from .config import PRESETS, preset
 from .manifest import PRECISIONS, TARGETS
+from .presets import PRESETS, preset
 
 EXAMPLES = """\
 examples:

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from engine_builder.config import UNIT_MS, ConfigError, ModelConfig, preset
+from engine_builder.config import UNIT_MS, ConfigError, ModelConfig
+from engine_builder.presets import preset
 
 from .planner.fleet import ROUTINGS, FleetPlan
 from .planner.fleet_page import fleet

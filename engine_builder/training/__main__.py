@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ..checkpoint import load_checkpoint
-from ..config import preset
+from ..presets import preset
 from .judges.rehearsal import rehearse
 from .judges.run_report import write_report
 from .learn.trainer import Trainer, TrainingPlan

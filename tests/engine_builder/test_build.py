@@ -12,9 +12,9 @@ import torch
 from engine_builder.build import BuildOptions, build_engines, verify_engines
 from engine_builder.checkpoint import load_checkpoint, random_model, save_checkpoint
 from engine_builder.cli import main
-from engine_builder.config import preset
 from engine_builder.manifest import STEPS, ManifestError
 from engine_builder.model.steps import step_specs
+from engine_builder.presets import preset
 from engine_builder.tokenizer import write_tiny_tokenizer
 
 pytestmark = pytest.mark.engine

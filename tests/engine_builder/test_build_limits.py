@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine_builder.build import PROMPT_TOKENS, BuildOptions
-from engine_builder.config import PRESETS
+from engine_builder.presets import PRESETS
 from triton_models.runtime.duplex.options import OptionLimits
 from triton_models.runtime.kv.retention import pages_needed
 

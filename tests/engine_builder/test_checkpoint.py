@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from engine_builder.checkpoint import INDEX, WEIGHTS, CheckpointError, load_checkpoint, random_model, save_checkpoint
 from engine_builder.cli import main
-from engine_builder.config import BackboneConfig, ModelConfig, preset
+from engine_builder.config import BackboneConfig, ModelConfig
+from engine_builder.presets import preset
 
 pytestmark = pytest.mark.unit
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine_builder.config import PRESETS, AudioConfig, ConfigError, ModelConfig, SolverConfig, preset
+from engine_builder.config import AudioConfig, ConfigError, ModelConfig, SolverConfig
 from engine_builder.layout import UnitLayout, rope_tables
+from engine_builder.presets import PRESETS, preset
 
 pytestmark = pytest.mark.unit
 

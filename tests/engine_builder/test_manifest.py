@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from engine_builder.cli import main
-from engine_builder.config import preset
 from engine_builder.manifest import MANIFEST, STEPS, EngineEntry, Manifest, ManifestError, TensorSpec, _seal, sha256
+from engine_builder.presets import preset
 
 pytestmark = pytest.mark.unit
 DELETED = object()

@@ -17,11 +17,12 @@ import onnx
 import pytest
 import torch
 
-from engine_builder.config import PRESETS, ModelConfig
+from engine_builder.config import ModelConfig
 from engine_builder.export import export_step
 from engine_builder.manifest import STEPS
 from engine_builder.model.duplex import DuplexModel
 from engine_builder.model.steps import StepSpec, step_specs
+from engine_builder.presets import PRESETS
 from engine_builder.targets.precision import set_precision
 from engine_builder.targets.tensorrt import Limits, PlanBuilder
 

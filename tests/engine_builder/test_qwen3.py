@@ -11,9 +11,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from engine_builder.checkpoint import CheckpointError
 from engine_builder.cli import main
-from engine_builder.config import preset
 from engine_builder.importers.qwen3 import import_qwen3
 from engine_builder.layout import rope_tables
+from engine_builder.presets import preset
 from engine_builder.tokenizer import write_tiny_tokenizer
 
 pytestmark = pytest.mark.unit

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from engine_builder.checkpoint import random_model
-from engine_builder.config import preset
 from engine_builder.model.duplex import velocity
 from engine_builder.model.reference import Conversation, forward, keep_all
+from engine_builder.presets import preset
 
 pytestmark = pytest.mark.unit
 

@@ -44,7 +44,7 @@ def test_the_recogniser_knows_every_clean_answer() -> None:
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model's shape with random weights."""
     from engine_builder.checkpoint import random_model, save_checkpoint
-    from engine_builder.config import preset
+    from engine_builder.presets import preset
 
     root = tmp_path_factory.mktemp("random")
     tokenizer = write_tiny_tokenizer(root / "tokenizer.json")

@@ -17,7 +17,8 @@ sys.path.append(str(Path(__file__).resolve().parents[3]))  # the repository: not
 
 from gpu_work import Ceilings, Work, history_tokens, step_work
 
-from engine_builder.config import UNIT_MS, preset
+from engine_builder.config import UNIT_MS
+from engine_builder.presets import preset
 from triton_models.runtime.budget.costs import STEPS
 
 PRESETS = ("v0.1-0.6b", "v0.1-1.7b", "v0.1-8b", "v0.2-8b")

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from engine_builder.config import ModelConfig, preset
+from engine_builder.config import ModelConfig
+from engine_builder.presets import preset
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine_builder.checkpoint import random_model
-from engine_builder.config import preset
 from engine_builder.export import export_step
 from engine_builder.model.steps import step_specs
+from engine_builder.presets import preset
 from engine_builder.targets.tensorrt import Limits, PlanBuilder
 from triton_models.gpu.tensorrt.probe import probe
 

@@ -14,7 +14,7 @@ import gpu_goals
 import gpu_work
 import pytest
 
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models.runtime.budget.costs import STEPS
 
 pytestmark = pytest.mark.engine

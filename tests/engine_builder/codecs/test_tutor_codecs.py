@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from engine_builder.checkpoint import load_checkpoint, random_model
-from engine_builder.config import preset
 from engine_builder.model.codecs.mdct import mdct_matrix
 from engine_builder.model.steps import PerceiveStep, RenderStep, start_states
+from engine_builder.presets import preset
 
 pytestmark = pytest.mark.unit
 

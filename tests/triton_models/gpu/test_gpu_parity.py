@@ -17,9 +17,10 @@ from step_oracle import Arrays, draw_inputs, reference
 
 from engine_builder.build import BuildOptions, build_engines
 from engine_builder.checkpoint import random_model, save_checkpoint
-from engine_builder.config import ModelConfig, preset
+from engine_builder.config import ModelConfig
 from engine_builder.manifest import STEPS
 from engine_builder.model.steps import step_specs
+from engine_builder.presets import preset
 from triton_models.gpu.cuda.cuda_runtime import CudaRuntime
 from triton_models.gpu.cuda.device_pool import DevicePool
 from triton_models.gpu.torch_cuda.engine import load_engines

@@ -18,9 +18,9 @@ import torch
 
 from engine_builder.build import BuildOptions, build_engines
 from engine_builder.checkpoint import load_checkpoint, random_model, save_checkpoint
-from engine_builder.config import preset
 from engine_builder.manifest import Manifest
 from engine_builder.model.steps import step_specs
+from engine_builder.presets import preset
 from triton_models.gpu import serving
 from triton_models.gpu.cuda.cuda_runtime import CudaRuntime, DeviceArray
 from triton_models.gpu.cuda.device_pool import DevicePool

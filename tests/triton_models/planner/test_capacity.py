@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models import launch
 from triton_models.planner import capacity
 from triton_models.runtime.budget import probe

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models.plan import main
 from triton_models.planner.fleet import FleetPlan, Room, erlang_b, servers_needed, simulate_fleet
 from triton_models.planner.workload import gpu_like

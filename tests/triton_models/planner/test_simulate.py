@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models.planner.policies import Policy, one_at_a_time, request_level, step_level
 from triton_models.planner.simulate import AdmissionGate, Simulation, capacity, simulate
 from triton_models.planner.workload import Workload, gpu_like

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models.runtime import validate
 
 pytestmark = pytest.mark.unit

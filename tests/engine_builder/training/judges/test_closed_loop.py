@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine_builder.config import BackboneConfig, preset
+from engine_builder.config import BackboneConfig
 from engine_builder.model import reference
 from engine_builder.model.duplex import DuplexModel, init_weights
+from engine_builder.presets import preset
 from engine_builder.training.judges.closed_loop import ClosedLoop
 from engine_builder.training.world.conversation import Conversation
 from engine_builder.training.world.scenario import Scenario

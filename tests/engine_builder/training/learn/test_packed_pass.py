@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine_builder.config import preset
 from engine_builder.model import reference
 from engine_builder.model.duplex import DuplexModel, init_weights
+from engine_builder.presets import preset
 from engine_builder.training.learn.packed_pass import PackedPass, PackedUnits
 
 pytestmark = pytest.mark.unit

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from engine_builder.checkpoint import load_checkpoint
-from engine_builder.config import BackboneConfig, ModelConfig, preset
+from engine_builder.config import BackboneConfig, ModelConfig
+from engine_builder.presets import preset
 from engine_builder.training.judges.run_report import read_log, write_report
 from engine_builder.training.learn.losses import word_weights
 from engine_builder.training.learn.trainer import Trainer, TrainingPlan

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine_builder.config import BackboneConfig, preset
+from engine_builder.config import BackboneConfig
 from engine_builder.model.duplex import DuplexModel, init_weights
+from engine_builder.presets import preset
 from engine_builder.training.learn.ears import MURMUR, NOTHING, UNITS, open_ears, windows
 from engine_builder.training.learn.eyes import open_eyes
 from engine_builder.training.world.agent_voice import UNIT

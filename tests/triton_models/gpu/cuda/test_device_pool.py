@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models.gpu.cuda import cuda_runtime
 from triton_models.gpu.cuda.cuda_runtime import CudaError, CudaRuntime, DeviceArray
 from triton_models.gpu.cuda.device_pool import SHM_DIRECTORY, DevicePool, MirroredPool, PoolCard, to_bits

@@ -27,7 +27,8 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 
-from engine_builder.config import ModelConfig, preset
+from engine_builder.config import ModelConfig
+from engine_builder.presets import preset
 from triton_models.gpu.kernels import paged_attention
 from triton_models.gpu.kernels.history_index import HistoryIndex
 from triton_models.gpu.kernels.paged_attention import Chip

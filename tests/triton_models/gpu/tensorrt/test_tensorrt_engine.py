@@ -21,9 +21,9 @@ from step_oracle import draw_inputs, reference
 
 from engine_builder.build import BuildOptions, build_engines
 from engine_builder.checkpoint import random_model, save_checkpoint
-from engine_builder.config import preset
 from engine_builder.manifest import EngineEntry, Manifest, TensorSpec
 from engine_builder.model.steps import step_specs
+from engine_builder.presets import preset
 from engine_builder.targets import tensorrt as builder
 from triton_models.gpu.cuda.buckets import Limits
 from triton_models.gpu.cuda.cuda_runtime import CudaRuntime, DeviceArray

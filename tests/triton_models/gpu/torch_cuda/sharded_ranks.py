@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from engine_builder.config import ModelConfig, preset
+from engine_builder.config import ModelConfig
+from engine_builder.presets import preset
 from triton_models.gpu.kernels.history_index import HistoryIndex
 from triton_models.gpu.torch_cuda import passes
 from triton_models.gpu.torch_cuda.backbone import Backbone, History

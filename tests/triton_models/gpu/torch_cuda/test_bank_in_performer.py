@@ -9,7 +9,7 @@ import pytest
 
 from engine_builder.build import BuildOptions, build_engines
 from engine_builder.checkpoint import random_model, save_checkpoint
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models.gpu.torch_cuda.solver_bank import SolverBank
 from triton_models.runtime.budget.costs import CostTable
 from triton_models.runtime.engines.engine import PERFORMER_STEPS

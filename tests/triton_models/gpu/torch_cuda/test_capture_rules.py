@@ -18,7 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine_builder.checkpoint import random_model
-from engine_builder.config import FRAMES_PER_UNIT, PRESETS, ModelConfig, preset
+from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
+from engine_builder.presets import PRESETS, preset
 from engine_builder.targets.torch_cuda import pack_backbone
 from triton_models.gpu.cuda.buckets import Limits
 from triton_models.gpu.torch_cuda import captured, codecs

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models.gpu.torch_cuda.performer_group import Shard, cut_kv
 
 SCRIPT = Path(__file__).with_name("sharded_ranks.py")

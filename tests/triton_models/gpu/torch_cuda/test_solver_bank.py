@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine_builder.checkpoint import random_model
-from engine_builder.config import preset
 from engine_builder.model.steps import PerformStep
+from engine_builder.presets import preset
 from engine_builder.targets.torch_cuda import pack_backbone
 from triton_models.gpu.cuda.buckets import Limits
 from triton_models.gpu.torch_cuda.backbone import Backbone

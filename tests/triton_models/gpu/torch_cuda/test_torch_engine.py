@@ -12,10 +12,11 @@ from step_oracle import Arrays, draw_inputs, reference
 
 from engine_builder.build import BuildOptions, build_engines, verify_engines
 from engine_builder.checkpoint import random_model, save_checkpoint
-from engine_builder.config import ModelConfig, preset
+from engine_builder.config import ModelConfig
 from engine_builder.manifest import STEPS, ManifestError
 from engine_builder.model.duplex import DuplexModel
 from engine_builder.model.steps import step_specs
+from engine_builder.presets import preset
 from triton_models.gpu.cuda.buckets import Limits
 from triton_models.gpu.cuda.staging import HostBlock, Layout, Slot
 from triton_models.gpu.torch_cuda.captured import Lane

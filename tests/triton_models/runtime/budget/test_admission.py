@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models.runtime.budget.admission import Admission, Budget
 from triton_models.runtime.budget.costs import Cost, CostTable
 from triton_models.runtime.kv.pages import BlockManager, PageTable

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models.runtime.kv.pages import BlockManager, PageTable
 from triton_models.runtime.kv.retention import (
     Full,

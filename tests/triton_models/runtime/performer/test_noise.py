@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models.runtime.performer import noise
 
 pytestmark = pytest.mark.unit
