@@ -122,7 +122,7 @@ pool.close()
 
 def test_bfloat16_pools_are_tensors_without_a_copy():
     config, name = config_of("tiny"), f"wst-test-{os.getpid()}-view"
-    with DevicePool.create(name, config, 4, PAGE_TOKENS, "bfloat16", CudaRuntime()) as pool:
+    with DevicePool.create(config, 4, PAGE_TOKENS, "bfloat16", CudaRuntime(), name) as pool:
         bits = torch.as_tensor(pool.v, device="cuda")
         assert bits.data_ptr() == pool.v.pointer
         assert bits.view(torch.bfloat16).shape == pool.v.shape

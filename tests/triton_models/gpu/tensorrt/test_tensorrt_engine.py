@@ -136,7 +136,7 @@ def test_slots_and_prompts_take_their_own_profiles(model, cuda):
 def test_pools_are_read_in_place_and_new_kv_goes_into_them(model, cuda):
     """perform, then think, then perform again over what think committed: nothing but the pool carries it."""
     config, name = model.config, f"wst-test-{os.getpid()}-trt"
-    with DevicePool.create(name, config, POOL_PAGES, PAGE_TOKENS, "float32", cuda) as pool:
+    with DevicePool.create(config, POOL_PAGES, PAGE_TOKENS, "float32", cuda, name) as pool:
         think, perform = engine_of(model, "think", cuda), engine_of(model, "perform", cuda)
         inputs, _ = example(model, "think", batch=1)
         out = think.run({**inputs, "k_pool": pool.k, "v_pool": pool.v})
