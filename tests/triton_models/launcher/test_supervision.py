@@ -158,7 +158,8 @@ def test_a_group_is_killed_once_and_while_its_number_is_ours(
 def test_a_server_ends_with_its_launcher(number: int) -> None:
     """Whatever the launcher dies of."""
     start = (
-        "import os, subprocess, sys, time\n"
+        "import os, signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # ignored under nohup
         "command = [sys.executable, '-I', '-S', sys.argv[1], str(os.getpid()), '/bin/sleep', '600']\n"
         "print(subprocess.Popen(command, start_new_session=True).pid, flush=True)\n"
         "time.sleep(600)"
