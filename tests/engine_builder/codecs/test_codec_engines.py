@@ -29,7 +29,7 @@ def config(video: str, perceive: str = "codec") -> ModelConfig:
     )
 
 
-@pytest.fixture(scope="module", params=["taehv", "wan21"])
+@pytest.fixture(scope="module", params=["taehv", pytest.param("wan21", marks=pytest.mark.slow)])  # 90 s to build
 def built(request, tmp_path_factory):
     work = tmp_path_factory.mktemp("codec")
     model = random_model(config(request.param), seed=0)
