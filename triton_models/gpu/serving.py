@@ -64,8 +64,10 @@ class DeviceTarget:
             rehearse(engines, pool, solver)
 
 
-def load_engines(engine_dir: Path, steps: Sequence[str], device: str = "") -> EngineSet:
-    """The engines of a role on the `device` (see `Devices.parse`) that is its own.
+def load_engines(
+    engine_dir: Path, steps: Sequence[str], device: str = "", trusted_key: Path | None = None
+) -> EngineSet:
+    """The engines of a role on the `device` (see `Devices.parse`) that is its own. `trusted_key`: of `Manifest.verify`.
 
     Raises `ManifestError`, `EngineError` or `CudaError` with the reason, ValueError for a device that is none.
     """
@@ -87,12 +89,12 @@ def load_engines(engine_dir: Path, steps: Sequence[str], device: str = "") -> En
 
         place = torch.device(CPU if where == CPU else f"cuda:{where}")
         lanes = Lane.on(place, _THINKER_PRIORITY), Lane.on(place, _PERFORMER_PRIORITY)
-        engines = load(engine_dir, tuple(steps), str(place), *lanes)
+        engines = load(engine_dir, tuple(steps), str(place), *lanes, trusted_key=trusted_key)
     else:
         from .tensorrt.engine import load_engines as load_plans
 
         streams = (CudaRuntime(int(where), priority=p) for p in (_THINKER_PRIORITY, _PERFORMER_PRIORITY))
-        engines = load_plans(engine_dir, steps, *streams)
+        engines = load_plans(engine_dir, steps, *streams, trusted_key=trusted_key)
     return replace(engines, target=DeviceTarget(manifest.precision, devices))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine_builder.manifest import GPU_TARGETS, Manifest
 
-from ..runtime.engines.engine import EngineSet, OnnxEngine, read_start_states
+from ..runtime.engines.engine import EngineSet, OnnxEngine
 
 
 def load_engines(
@@ -19,19 +19,10 @@ def load_engines(
     and the command that rebuilds it) or `EngineError` (a library or a GPU is missing, or does not take the file).
     """
     manifest = Manifest.load(engine_dir)
-    if trusted_key is not None:
-        manifest.verify(engine_dir, steps=(), trusted_key=trusted_key)
     if manifest.target in GPU_TARGETS:
         from ..gpu.serving import load_engines as load  # a CPU needs nothing of it
 
-        return load(engine_dir, steps, device)
-    manifest.verify(engine_dir, steps=steps)
-    return EngineSet(
-        config=manifest.model,
-        engines={step: OnnxEngine(engine_dir / manifest.engines[step].file, threads) for step in steps},
-        state_sizes=dict(manifest.state),
-        max_batch=manifest.limits["max_batch"],
-        tokenizer_path=engine_dir / manifest.tokenizer["file"],
-        manifest=manifest,
-        start_states=read_start_states(engine_dir, manifest, steps),
-    )
+        return load(engine_dir, steps, device, trusted_key)
+    manifest.verify(engine_dir, steps=steps, trusted_key=trusted_key)
+    engines = {step: OnnxEngine(engine_dir / manifest.engines[step].file, threads) for step in steps}
+    return EngineSet.of(manifest, engine_dir, engines)

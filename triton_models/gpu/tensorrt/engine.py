@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from engine_builder.manifest import TENSORRT_MODULES, EngineEntry, Manifest, TensorSpec
-from triton_models.runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet, read_start_states
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet
 
 from ..cuda.buckets import Limits, used_pages
 from ..cuda.cuda_runtime import CudaRuntime, DeviceArray
@@ -282,15 +282,17 @@ def load_engines(
     steps: Sequence[str],
     cuda: CudaRuntime | None = None,
     performer_cuda: CudaRuntime | None = None,
+    trusted_key: Path | None = None,
 ) -> EngineSet:
     """The engines of a role from a directory built for `tensorrt` or `tensorrt-rtx`.
 
     `performer_cuda`: of the performer's steps, where another thread calls them than the thinker's; None: the same.
+    `trusted_key`: see `Manifest.verify`.
     Plans are native code and a plan for another GPU or version can take the process with it: each is probed in a
     process of its own first. Raises `ManifestError`, `EngineError` or `CudaError` with the reason.
     """
     manifest = Manifest.load(engine_dir)
-    manifest.verify(engine_dir, steps=tuple(steps))
+    manifest.verify(engine_dir, steps=tuple(steps), trusted_key=trusted_key)
     if manifest.target not in TENSORRT_MODULES:
         raise EngineError(f"{engine_dir}: expected plans of {' or '.join(TENSORRT_MODULES)}, got {manifest.target}")
     name = TENSORRT_MODULES[manifest.target]
@@ -307,20 +309,12 @@ def load_engines(
     cuda = cuda or CudaRuntime()
     streams: dict[str, CudaRuntime] = dict.fromkeys(PERFORMER_STEPS, performer_cuda or cuda)
     limits = Limits(int(manifest.limits["max_batch"]), int(manifest.limits["max_pages"]))
-    return EngineSet(
-        config=manifest.model,
-        engines={
-            step: PlanEngine(step, (engine_dir / entry.file).read_bytes(), entry, limits, trt, streams.get(step, cuda))
-            for step, entry in manifest.engines.items()
-            if step in steps
-        },
-        state_sizes=dict(manifest.state),
-        max_batch=limits.max_batch,
-        tokenizer_path=engine_dir / manifest.tokenizer["file"],
-        manifest=manifest,
-        start_states=read_start_states(engine_dir, manifest, steps),
-        max_pages=limits.max_pages,
-    )
+    engines = {
+        step: PlanEngine(step, (engine_dir / entry.file).read_bytes(), entry, limits, trt, streams.get(step, cuda))
+        for step, entry in manifest.engines.items()
+        if step in steps
+    }
+    return EngineSet.of(manifest, engine_dir, engines, limits.max_pages)
 
 
 def _resolve(spec: TensorSpec, symbols: Mapping[str, int]) -> tuple[int, ...]:

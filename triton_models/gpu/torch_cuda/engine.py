@@ -8,7 +8,7 @@ import torch
 
 from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
 from engine_builder.manifest import Manifest
-from triton_models.runtime.engines.engine import PERFORMER_STEPS, Engine, EngineError, EngineSet, read_start_states
+from triton_models.runtime.engines.engine import PERFORMER_STEPS, Engine, EngineError, EngineSet
 
 from ..cuda.buckets import Limits
 from . import codecs
@@ -26,14 +26,16 @@ def load_engines(
     device: str | None = None,
     lane: Lane | None = None,
     performer_lane: Lane | None = None,
+    trusted_key: Path | None = None,
 ) -> EngineSet:
     """The `torch-cuda` engines of a role. `device`: "cuda:0" if there is one, otherwise the interpreter on the CPU.
 
     `performer_lane`: of the performer's steps, where another thread calls them than the thinker's; None: the same lane.
+    `trusted_key`: see `Manifest.verify`.
     Raises `ManifestError` or `EngineError` with the reason.
     """
     manifest = Manifest.load(engine_dir)
-    manifest.verify(engine_dir, steps=steps, target=TARGET)
+    manifest.verify(engine_dir, steps=steps, target=TARGET, trusted_key=trusted_key)
     where = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     lane = lane or Lane.on(where)
     limits = Limits(int(manifest.limits["max_batch"]), int(manifest.limits["max_pages"]))
@@ -48,16 +50,7 @@ def load_engines(
     }
     if where.type == "cuda":
         torch.cuda.synchronize(where)  # weights were copied on another stream than the lane's
-    return EngineSet(
-        config=manifest.model,
-        engines=engines,
-        state_sizes=dict(manifest.state),
-        max_batch=limits.max_batch,
-        tokenizer_path=engine_dir / manifest.tokenizer["file"],
-        manifest=manifest,
-        start_states=read_start_states(engine_dir, manifest, steps),
-        max_pages=limits.max_pages,
-    )
+    return EngineSet.of(manifest, engine_dir, engines, limits.max_pages)
 
 
 def _engine(

@@ -98,6 +98,22 @@ class EngineSet:
     target: Target = field(default_factory=HostTarget)
     start_states: Mapping[str, np.ndarray] = field(default_factory=dict)  # of steps whose sessions do not begin at zero
 
+    @classmethod
+    def of(
+        cls, manifest: Manifest, engine_dir: Path, engines: Mapping[str, Engine], max_pages: int | None = None
+    ) -> EngineSet:
+        """`engines` by step, loaded from the verified files of `engine_dir`. Raises EngineError."""
+        return cls(
+            config=manifest.model,
+            engines=engines,
+            state_sizes=dict(manifest.state),
+            max_batch=int(manifest.limits["max_batch"]),
+            tokenizer_path=engine_dir / manifest.tokenizer["file"],
+            manifest=manifest,
+            max_pages=max_pages,
+            start_states=read_start_states(engine_dir, manifest, tuple(engines)),
+        )
+
     def __getitem__(self, step: str) -> Engine:
         try:
             return self.engines[step]
