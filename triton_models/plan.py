@@ -18,6 +18,7 @@ from engine_builder.presets import preset
 
 from .planner.fleet import ROUTINGS, FleetPlan
 from .planner.fleet_page import fleet
+from .planner.plot import pyplot
 from .planner.policies import one_at_a_time, request_level, step_level
 from .planner.simulate import capacity, simulate
 from .planner.workload import Report, Workload, gpu_like
@@ -257,15 +258,9 @@ def _write_csv(reports: Sequence[Report], path: Path) -> None:
 
 def _plot(reports: Sequence[Report], target: float, path: Path) -> bool:
     """On-time share and p99 over sessions. False (with a word why) where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: matplotlib is not installed (it comes with the `client` extra)")
+    if (plt := pyplot()) is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name in dict.fromkeys(report.policy for report in reports):
         mine = [report for report in reports if report.policy == name]
         sessions = [report.load.sessions for report in mine]
@@ -278,7 +273,7 @@ def _plot(reports: Sequence[Report], target: float, path: Path) -> bool:
     right.set(xlabel="sessions", ylabel="p99 response, ms", ylim=(0, 3 * deadline))
     left.legend()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plt.close(figure)
     return True
 
 

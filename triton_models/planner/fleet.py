@@ -264,11 +264,9 @@ class _Fleet:
             return
         self.report.failures += 1
         self.report.cut_by_failures += len(self._sessions[server])
-        if server in self._draining:
-            self._gone(server)
-            return
-        self._room.remove(server)
-        self._draining[server] = True
+        if server not in self._draining:
+            self._room.remove(server)
+            self._draining[server] = True
         self._gone(server)
 
     def _gone(self, server: int) -> None:

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from .fleet import FleetPlan, FleetReport, erlang_b, servers_needed, simulate_fleet
+from .plot import pyplot
 
 COLUMNS = ("hour", "open_sessions", "slots", "servers", "refused_so_far")
 
@@ -45,16 +46,10 @@ def fleet(plan: FleetPlan, target: float, price: float | None, out: Path) -> Fle
 
 
 def _plot(report: FleetReport, path: Path) -> bool:
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: matplotlib is not installed (it comes with the `client` extra)")
+    if (plt := pyplot()) is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     hours, sessions, slots, servers, refused = zip(*report.samples, strict=True)
-    figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
     top.step(hours, slots, label="slots that take new sessions", color="tab:grey", where="post")
     top.plot(hours, sessions, label="open sessions")
     top.set(ylabel="sessions", ylim=(0, None))
@@ -64,5 +59,5 @@ def _plot(report: FleetReport, path: Path) -> bool:
     bottom.set(xlabel="hour", ylim=(0, None))
     bottom.legend()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plt.close(figure)
     return True
