@@ -3,11 +3,13 @@
 Word tokens carry their leading space, as in GPT-2's byte-level BPE, so the text of successive units concatenates to a
 sentence. There are no merges: a word is found whole in the vocabulary or spelt out in UTF-8 bytes.
 The special tokens of `LanguageConfig` are vocabulary entries but no "added" tokens: typing `<speak>` yields the bytes
-of that text, never the token, so a user cannot forge a state.
+of that text, never the token, so a user cannot forge a state. So are the tokens of the transcript: a model that heard
+"two" writes `<heard:two>`, a token of its own beside the word that it says.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -27,6 +29,17 @@ TINY_WORDS: tuple[str, ...] = (
     *("thanks", "you", "are", "welcome", "danke", "gern", "geschehen"),
     *("goodbye", "tschüss"),
 )
+# What a user may say, words or whole phrases; their tokens follow those of TINY_WORDS.
+TINY_HEARD: tuple[str, ...] = (
+    *TINY_WORDS[:20],  # digits
+    *("hello", "thanks", "goodbye", "hallo", "danke", "tschüss"),
+)
+HEARD = re.compile("<heard:(.+)>", re.DOTALL)  # how any vocabulary spells a token of the transcript, in plain text
+
+
+def heard_token(text: str) -> str:
+    """The token by which a model says that it heard `text`."""
+    return f"<heard:{text}>"
 
 
 def _byte_characters() -> list[str]:
@@ -43,7 +56,7 @@ def _visible(word: str) -> str:
 
 
 def tiny_vocabulary(language: LanguageConfig | None = None) -> dict[str, int]:
-    """Token -> id: the special tokens where `language` has them, then bytes, then words.
+    """Token -> id: the special tokens where `language` has them, then bytes, words, and the transcript's tokens.
 
     Raises ValueError if `language.vocab_size` is too small.
     """
@@ -52,7 +65,7 @@ def tiny_vocabulary(language: LanguageConfig | None = None) -> dict[str, int]:
     vocabulary |= {f"<{name}>": token for name, token in zip(language.states, language.state_ids, strict=True)}
     taken = set(vocabulary.values())
     free = (i for i in range(language.vocab_size) if i not in taken)
-    tokens = [*_byte_characters(), *(_visible(word) for word in TINY_WORDS)]
+    tokens = [*_byte_characters(), *(_visible(word) for word in TINY_WORDS), *map(heard_token, TINY_HEARD)]
     for token in tokens:
         number = next(free, None)
         if number is None:
@@ -83,3 +96,9 @@ def word_ids(language: LanguageConfig | None = None) -> dict[str, int]:
     """Word -> token id, for the task's words."""
     vocabulary = tiny_vocabulary(language)
     return {word: vocabulary[_visible(word)] for word in TINY_WORDS}
+
+
+def heard_ids(language: LanguageConfig | None = None) -> dict[str, int]:
+    """What a user may say -> id of the token that says it was heard."""
+    vocabulary = tiny_vocabulary(language)
+    return {text: vocabulary[heard_token(text)] for text in TINY_HEARD}

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from engine_builder.config import LanguageConfig
-from engine_builder.tokenizer import TINY_WORDS, tiny_tokenizer, tiny_vocabulary, word_ids, write_tiny_tokenizer
+from engine_builder.tokenizer import (
+    HEARD,
+    TINY_HEARD,
+    TINY_WORDS,
+    heard_ids,
+    tiny_tokenizer,
+    tiny_vocabulary,
+    word_ids,
+    write_tiny_tokenizer,
+)
 
 pytestmark = pytest.mark.unit
 TOKENIZER = tiny_tokenizer()
@@ -31,8 +40,14 @@ def test_a_sentence_is_one_token_a_word_and_concatenates() -> None:
 
 def test_special_tokens_cannot_be_typed() -> None:
     language = LanguageConfig()
-    ids = TOKENIZER.encode("<pad> <query><eou> <listen> <speak>").ids
-    assert not set(ids) & set(language.special_ids)
+    ids = TOKENIZER.encode("<pad> <query><eou> <listen> <speak> <heard:two>").ids
+    assert not set(ids) & {*language.special_ids, *heard_ids().values()}
+
+
+def test_the_transcript_has_a_token_of_its_own_for_all_that_a_user_may_say() -> None:
+    ids, names = heard_ids(), {number: token for token, number in tiny_vocabulary().items()}
+    assert not set(ids.values()) & set(word_ids().values())
+    assert [HEARD.fullmatch(names[ids[text]])[1] for text in TINY_HEARD] == list(TINY_HEARD)  # type: ignore[index]
 
 
 @given(st.text(max_size=40))
