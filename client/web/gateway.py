@@ -1,4 +1,4 @@
-"""The aiohttp application: static page, token endpoint, health, metrics, and the two sockets."""
+"""The aiohttp application: static page, token endpoint, health, metrics, and the sockets."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .call.call_book import CallBook
 from .door.access import Access, Refused, bearer
 from .door.desk import DESK, Desk
 from .door.upstream import Upstream
+from .live.socket import live_attach, live_hangup, live_refuse, live_socket
 from .page.socket import page_socket
 from .realtime.socket import realtime_socket
 
@@ -51,6 +52,11 @@ def make_app(access: Access, upstream: Upstream, book: CallBook) -> web.Applicat
             web.post("/v1/realtime/client_secrets", _client_secret),
             web.get("/v1/session", page_socket),
             web.get("/v1/realtime", realtime_socket),
+            web.get("/v1/live/sessions", live_socket),
+            web.get("/v1/live/sessions/{id}/attach", live_attach),
+            web.post("/v1/live/sessions/{id}/hangup", live_hangup),
+            web.post("/v1/live/sessions", live_refuse),
+            web.route("*", "/v1/live/sessions/{id}/{verb:fork|content|accept|refer|reject}", live_refuse),
             web.static("/static", STATIC),
         ]
     )

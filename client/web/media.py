@@ -7,9 +7,11 @@ the frames of one unit travel as a strip, one below the other: one image to enco
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
@@ -111,6 +113,12 @@ def encode_strip(frames: UInt8) -> bytes:
     strip = Image.fromarray(frames.reshape(n * height, width, 3))
     strip.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # small faces suffer from halved colour
     return out.getvalue()
+
+
+async def show_strip(frames: UInt8) -> dict[str, Any]:
+    """The fields of a `wan.video.delta` event."""
+    strip = await asyncio.to_thread(encode_strip, frames)
+    return {"format": "jpeg", "frames": len(frames), "delta": base64.b64encode(strip).decode()}
 
 
 def decode_strip(data: bytes, shape: UnitShape) -> UInt8:

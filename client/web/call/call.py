@@ -70,12 +70,14 @@ class Dialect(Protocol):
 class Call:
     """One conversation. `key` is a capability: whoever knows it may take the conversation over."""
 
-    def __init__(self, client: DuplexClient, *, live: bool, limit_seconds: float) -> None:
+    def __init__(self, client: DuplexClient, *, live: bool, limit_seconds: float, resumable: bool = True) -> None:
         self.key = secrets.token_urlsafe(18)
         self.shape: UnitShape = client.shape
         self.model: dict[str, Any] = {"name": client.model, "server": client.server, "parameters": client.parameters}
         self.prompts = Prompts.of(client.parameters)
+        self.delegation = client.parameters.get("delegation", "")  # what the model writes to hand work over
         self.intake = Intake(client.shape, live=live, limit_seconds=limit_seconds)
+        self.resumable = resumable  # whether it waits for a client that is away
         self.pixels = Bucket(PIXELS_PER_SECOND, PIXEL_BURST)
         self.fence = Fence()
         self.journal = Journal()
@@ -85,6 +87,7 @@ class Call:
         self.closed = False
         self.error: DuplexError | None = None
         self.on_timed: Callable[[float], None] = lambda seconds: None  # a unit was answered after `seconds`
+        self.on_delegated: Callable[[int], None] = lambda unit: None  # the model handed work over in `unit`
         self.on_mended: list[Callable[[Call], None]] = []
         self.on_closed: list[Callable[[Call], None]] = []
         self._client = client
@@ -141,7 +144,7 @@ class Call:
 
     def emit(self, kind: Kind, data: str | bytes, epoch: int | None = None) -> None:
         """Sends a message to the client, or keeps it for the one that comes back. epoch: None passes every fence."""
-        if kind == "video":
+        if kind == "video" or not self.resumable:
             message = Message(kind, data, epoch)
         else:
             message = Message(kind, data, epoch, self.journal.last + 1)
@@ -257,8 +260,13 @@ class Call:
             self.answered += 1
             self.on_timed(response.received - sent.at)
             epoch = self.fence.stamp(response.unit_index, response.state)
+            handed_over = response.text.count(self.delegation) if self.delegation else 0
+            if handed_over:
+                response = replace(response, text=response.text.replace(self.delegation, ""))
             if self.dialect is not None:
                 await self.dialect.on_unit(response, sent, epoch)
+            for _ in range(handed_over):
+                self.on_delegated(response.unit_index)
 
     def _refuse(self, error: DuplexError) -> None:
         """The oldest unit was refused, which changed nothing at the server. Raises `error` if it would be again."""

@@ -92,7 +92,7 @@ class CallBook:
         """The client behind `outbox` is gone: the conversation waits for it, if it is worth it."""
         if not call.detach(outbox) or call.closed:
             return
-        if not call.started or call.answered < YOUNG_UNITS:
+        if not call.resumable or not call.started or call.answered < YOUNG_UNITS:
             self._close(call, "the client left")
             return
         self.count["waited"] += 1

@@ -42,10 +42,11 @@ class Intake:
     come faster than real time (a file in one burst) and what does not fit is refused, so that nothing is lost unseen.
     """
 
-    def __init__(self, shape: UnitShape, *, live: bool, limit_seconds: float) -> None:
+    def __init__(self, shape: UnitShape, *, live: bool, limit_seconds: float, text_bytes: int = MAX_TEXT_BYTES) -> None:
         self.shape = shape
         self.live = live
         self.limit = round(limit_seconds * shape.sample_rate)
+        self.text_bytes = min(text_bytes, MAX_TEXT_BYTES)  # that may wait
         self.dropped = 0  # samples of a live user that came too late to be heard
         self.changed = asyncio.Event()  # set by every call that adds something
         self._pcm: deque[tuple[Float32, Stamp | None]] = deque()
@@ -82,8 +83,8 @@ class Intake:
     def add_text(self, text: str) -> None:
         """Raises ValueError when too much of it waits."""
         waiting = sum(len(part.encode()) for part in self._text)
-        if (size := waiting + len(text.encode(errors="replace"))) > MAX_TEXT_BYTES:
-            raise ValueError(f"text: expected at most {MAX_TEXT_BYTES} bytes waiting to be read, got {size}")
+        if (size := waiting + len(text.encode(errors="replace"))) > self.text_bytes:
+            raise ValueError(f"text: expected at most {self.text_bytes} bytes waiting to be read, got {size}")
         self._text.append(text.encode(errors="replace").decode())
         self.changed.set()
 

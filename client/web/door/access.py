@@ -23,6 +23,7 @@ import jwt
 TOKEN_SECONDS = 600.0
 PER_MINUTE = 120.0  # connections and tokens for one peer; half of it at once
 MIN_SECRET = 16  # characters
+API_KEY_PROTOCOL = "openai-insecure-api-key."  # how browsers, which cannot set headers, name their token
 _PREFIX = "ek_"  # of OpenAI's short-lived keys
 _AUDIENCE = "wan-web"
 

@@ -45,11 +45,11 @@ class Desk:
         body = {"error": {"message": error.reason, "type": "invalid_request_error", "code": str(error.status)}}
         return _ERRORS[error.status](text=json.dumps(body), content_type="application/json")
 
-    async def new_call(self, *, live: bool, limit_seconds: float) -> Call:
+    async def new_call(self, *, live: bool, limit_seconds: float, resumable: bool = True) -> Call:
         """A conversation that has not begun. Raises DuplexError: BookFull, or the model is not there."""
         self.book.check_room()
         link = await self.upstream.take()
-        call = Call(link.client, live=live, limit_seconds=limit_seconds)
+        call = Call(link.client, live=live, limit_seconds=limit_seconds, resumable=resumable)
         try:
             self.book.add(call)
         except BaseException:
@@ -86,6 +86,7 @@ _ERRORS: dict[int, type[web.HTTPException]] = {
     400: web.HTTPBadRequest,
     401: web.HTTPUnauthorized,
     403: web.HTTPForbidden,
+    404: web.HTTPNotFound,
     415: web.HTTPUnsupportedMediaType,
     429: web.HTTPTooManyRequests,
 }

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .. import media
 from ..call.intake import MAX_TEXT_BYTES
+from ..events import Event, EventError, EventReader, wrong
 from ..media import Resampler
 from .items import ROLES, Item, new_id
 from .session import RealtimeSession
-from .wording import EventError, wrong
 
-log = logging.getLogger(__name__)
-
-Event = dict[str, Any]
-MAX_EVENT_ID = 512
 DATA_URL = "data:image/"
 MAX_REMEMBERED = 64 << 10  # characters of an item that the client keeps here
 
 
-class Commands:
+class Commands(EventReader):
     """Reader of one session's client events. `resume` takes (session id, last event number) to another session."""
 
     def __init__(self, session: RealtimeSession, resume: Callable[[str, int], Awaitable[None]]) -> None:
+        super().__init__(session.call, session.emit_error)
         self._session = session
         self._resume = resume
         self._up = Resampler(session.config.input.rate, session.call.shape.sample_rate)
         self._uncommitted = 0  # samples since the last commit
         self._typed: list[str] = []  # items that nobody has asked to answer yet
-        self._handlers: dict[str, Callable[[Event], Awaitable[None]]] = {
+        self.handlers = {
             "session.update": self._update,
             "session.resume": self._do_resume,
             "input_audio_buffer.append": self._append,
@@ -49,29 +42,6 @@ class Commands:
             "playback.ack": self._playback_ack,
             "wan.video.append": self._video_append,
         }
-
-    async def on_text(self, data: str) -> None:
-        event_id = None
-        try:
-            event = _parse(data)
-            event_id = event.get("event_id")
-            if not (event_id is None or (isinstance(event_id, str) and len(event_id) <= MAX_EVENT_ID)):
-                event_id = None
-                raise wrong("event_id", f"up to {MAX_EVENT_ID} characters")
-            kind = event.get("type")
-            handler = self._handlers.get(kind) if isinstance(kind, str) else None
-            if handler is None:
-                raise wrong("type", f"one of {', '.join(self._handlers)}", kind or "none", "unknown_event")
-            await handler(event)
-        except EventError as error:
-            self._session.emit_error(error, event_id)
-        except Exception:
-            log.exception("an event of session %s failed", self._session.call.key[:6])
-            error = EventError("server_error", "the gateway failed at this event; its log says how")
-            self._session.emit_error(error, event_id, "server_error")
-
-    async def on_binary(self, data: bytes) -> None:
-        await self.on_text(data.decode(errors="replace"))
 
     # -- session -----------------------------------------------------------------------------------------------
     async def _update(self, event: Event) -> None:
@@ -101,14 +71,7 @@ class Commands:
 
     # -- the user ----------------------------------------------------------------------------------------------
     async def _append(self, event: Event) -> None:
-        self._hear(self._sound(event.get("audio"), "audio"), "audio")
-
-    def _sound(self, audio: Any, where: str) -> Any:
-        """float32 [n] at the client's rate."""
-        try:
-            return self._session.config.input.decode(_base64(audio, where))
-        except ValueError as error:
-            raise EventError("invalid_audio", str(error), where) from None
+        self._hear(self.sound(self._session.config.input, event.get("audio"), "audio"), "audio")
 
     def _hear(self, sound: Any, where: str) -> None:
         pcm = self._up.feed(sound)
@@ -133,19 +96,8 @@ class Commands:
         self._session.emit("input_audio_buffer.cleared")
 
     async def _video_append(self, event: Event) -> None:
-        self._session.call.intake.add_frames(await self._picture(event.get("image"), "image"))
+        self._session.call.intake.add_frames(await self.picture(event.get("image"), "image"))
         self._start()
-
-    async def _picture(self, given: Any, where: str) -> Any:
-        """uint8 [1, H, W, 3]; refused by its head if it is too large, or too many come."""
-        call = self._session.call
-        try:
-            image = media.open_image(_base64(given, where))
-            if not call.pixels.take(image.width * image.height):
-                raise wrong(where, f"{call.pixels.rate:.0f} pixels a second at most", code="rate_limit_exceeded")
-            return await media.decode_in_turn(image, call.shape)
-        except ValueError as error:
-            raise EventError("invalid_image", str(error), where) from None
 
     # -- items -------------------------------------------------------------------------------------------------
     async def _item_create(self, event: Event) -> None:
@@ -195,10 +147,10 @@ class Commands:
             if kind == "input_text" and isinstance(text, str) and text.strip():
                 item.pieces.append((0.0, text))
             elif kind == "input_audio":
-                sounds.append((f"{where}.audio", self._sound(part.get("audio"), f"{where}.audio")))
-                item.modality = "audio"
+                item.modality, form = "audio", self._session.config.input
+                sounds.append((f"{where}.audio", self.sound(form, part.get("audio"), f"{where}.audio")))
             elif kind == "input_image" and isinstance(url, str) and url.startswith(DATA_URL):
-                pictures.append(await self._picture(url.partition(",")[2], f"{where}.image_url"))
+                pictures.append(await self.picture(url.partition(",")[2], f"{where}.image_url"))
             else:
                 raise wrong(where, "input_text, input_audio or input_image (a data: URL) with content")
         return sounds, pictures
@@ -248,22 +200,3 @@ class Commands:
         if speech is not None and not speech.over:
             self._session.cancel(None)
         self._session.emit("output_audio_buffer.cleared", response_id=response_id)
-
-
-def _parse(data: str) -> Event:
-    try:
-        event = json.loads(data)
-    except (ValueError, RecursionError):
-        raise EventError("invalid_json", "expected a JSON object") from None
-    if not isinstance(event, dict):
-        raise EventError("invalid_json", "expected a JSON object")
-    return event
-
-
-def _base64(value: Any, where: str) -> bytes:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{where}: expected base64, got {type(value).__name__}")
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError(f"{where}: expected base64, got something else") from None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from client.stream import UnitShape
 from client.stream.units import FPS, UNIT_MS
 
+from ..events import EventError, wrong
+from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, text
 from ..media import G711_RATE, HIGHEST_RATE, LOWEST_RATE, Format
-from .wording import EventError, Wording, wrong
+from .wording import Wording
 
 CAPABILITIES = {
     "full_duplex": "the model hears and speaks at the same time and decides by itself, every 160 ms, whether it speaks",
@@ -62,7 +64,7 @@ class SessionConfig:
         choose: the prompt in force for what was asked.  started: the model has begun, its prompt and options are fixed.
         """
         new, refused = self, []
-        for path, value in _leaves(given, ""):
+        for path, value in leaves(given, _GROUPS):
             where = f"session.{path}"
             try:
                 if path not in _FIELDS:
@@ -182,38 +184,15 @@ def _turn_detection(where: str, value: Any) -> dict[str, Any] | None:
     return {"type": kind, **defaults, **{name: value[name] for name in defaults if name in value}}
 
 
-def _text(where: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise wrong(where, "a string", value)
-    return value
-
-
 def _realtime(where: str, value: Any) -> None:
     if value != "realtime":
         raise wrong(where, "realtime", value)
 
 
-def _video(where: str, value: Any) -> bool:
-    if value not in (None, "jpeg"):
-        raise wrong(where, "jpeg or null", value)
-    return value == "jpeg"
-
-
-def _whole(where: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise wrong(where, "a whole number from 0", value)
-    return value
-
-
-def _as_given(where: str, value: Any) -> Any:
-    """The server knows what it takes."""
-    return value
-
-
 # Path in the session object -> field of SessionConfig, and what reads the value (EventError if it cannot).
-_FIELDS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
+_FIELDS: dict[str, tuple[str, Read]] = {
     "type": ("", _realtime),
-    "instructions": ("instructions", _text),
+    "instructions": ("instructions", text),
     "output_modalities": ("modality", read_modality),
     "modalities": ("modality", read_modality),
     "input_audio_format": ("input", _format),
@@ -222,18 +201,7 @@ _FIELDS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "audio.output.format": ("output", _format),
     "turn_detection": ("turn_detection", _turn_detection),
     "audio.input.turn_detection": ("turn_detection", _turn_detection),
-    "wan.video.output": ("video", _video),
-    "wan.seed": ("options", _whole),
-    "wan.solver_steps": ("options", _whole),
-    "wan.retention": ("options", _as_given),
+    "wan.video.output": ("video", jpeg_or_null),
+    **{path: ("options", read) for path, read in MODEL_OPTIONS.items()},
 }
-_GROUPS = {path.rpartition(".")[0] for path in _FIELDS} | {"audio"}
-
-
-def _leaves(given: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
-    for name, value in given.items():
-        path = f"{above}{name}"
-        if path in _GROUPS and isinstance(value, dict):
-            yield from _leaves(value, f"{path}.")
-        else:
-            yield path[:80], value
+_GROUPS = groups_of(_FIELDS)

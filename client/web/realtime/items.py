@@ -7,7 +7,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from .wording import Wording, wrong
+from ..events import wrong
+from .wording import Wording
 
 KEPT = 128
 MAX_ID = 64  # characters of an id that a client chose

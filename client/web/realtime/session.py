@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import json
 from collections import deque
 from typing import Any
@@ -13,12 +11,13 @@ from client.stream import DuplexError, Resumed, UnitResponse
 from .. import media
 from ..call.call import Call, SentUnit
 from ..call.outbox import Kind
+from ..events import EventError, wrong
 from ..media import Resampler
 from .config import SessionConfig, read_modality
 from .floor import Floor
 from .items import Item, Items, new_id
 from .speech import Speech
-from .wording import EventError, Wording, wrong
+from .wording import Wording
 
 SILENT_UNITS = 19  # a response that was asked for ends empty when the model has not spoken for 3 s
 HELD_UNITS = 125  # of what the model says unasked, where the client wants to ask first
@@ -134,9 +133,7 @@ class RealtimeSession:
         if self.speech is not None and self.speech.item is None:
             self._wait_on(self.speech)
         if self.config.video and self.call.wants_video():
-            strip = await asyncio.to_thread(media.encode_strip, response.frames)
-            delta = base64.b64encode(strip).decode()
-            self.emit("wan.video.delta", unit=unit, format="jpeg", frames=len(response.frames), delta=delta)
+            self.emit("wan.video.delta", unit=unit, **await media.show_strip(response.frames))
 
     def _begin(self) -> None:
         """The model takes the floor, asked or not."""

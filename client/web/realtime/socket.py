@@ -10,14 +10,15 @@ from client.stream import DuplexError
 
 from ..call.call import Call
 from ..call.call_book import BookFull
+from ..door.access import API_KEY_PROTOCOL
 from ..door.connection import CLOSE_BUSY, Connection
 from ..door.desk import DESK, Desk
+from ..events import EventError
 from .commands import Commands
 from .session import RealtimeSession
-from .wording import BETA, GA, EventError
+from .wording import BETA, GA
 
 BETA_PROTOCOL = "openai-beta.realtime-v1"
-TOKEN_PROTOCOL = "openai-insecure-api-key."  # how browsers, which cannot set headers, name their token
 MAX_MESSAGE = 4 << 20  # bytes; base64 of more than a minute of audio
 AHEAD_SECONDS = 60.0  # of audio may be appended faster than real time
 
@@ -25,7 +26,7 @@ AHEAD_SECONDS = 60.0  # of audio may be appended faster than real time
 async def realtime_socket(request: web.Request) -> web.StreamResponse:
     """Serves one WebSocket of a Realtime client."""
     desk = request.app[DESK]
-    desk.check(request, (TOKEN_PROTOCOL,))
+    desk.check(request, (API_KEY_PROTOCOL,))
     connection = await Connection.open(request, desk.book, protocols=("realtime", BETA_PROTOCOL), max_bytes=MAX_MESSAGE)
     beta = "realtime=v1" in request.headers.get("OpenAI-Beta", "") or BETA_PROTOCOL in request.headers.get(
         "Sec-WebSocket-Protocol", ""

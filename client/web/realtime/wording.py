@@ -6,22 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class EventError(Exception):
-    """A client event that cannot be obeyed; it is answered with an `error` event and changes nothing."""
-
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.param = param
-
-
-def wrong(where: str, expected: str, got: object = None, code: str = "invalid_value") -> EventError:
-    """An EventError for the field `where`."""
-    shown = f", got {str(got)[:120]}" if got is not None else ""
-    return EventError(code, f"{where}: expected {expected}{shown}", where)
-
-
 @dataclass(frozen=True)
 class Wording:
     """Names that differ between the spellings."""

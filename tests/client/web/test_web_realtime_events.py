@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from client.stream.units import UnitShape
+from client.web.events import EventError
 from client.web.media import Format
 from client.web.realtime.config import SessionConfig
 from client.web.realtime.items import KEPT, Item, Items
-from client.web.realtime.wording import BETA, GA, EventError
+from client.web.realtime.wording import BETA, GA
 
 pytestmark = pytest.mark.unit
 SHAPE = UnitShape(samples=2560, height=64, width=64)

@@ -1,0 +1,57 @@
+"""Fields of a session object that a client gives: what reads each of them, and a walk over all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from .events import wrong
+
+Read = Callable[[str, Any], Any]  # (place, value) -> what is kept; raises EventError
+MAX_PATH = 80  # characters of a field's place that are quoted
+
+
+def leaves(given: Mapping[str, Any], groups: Collection[str], above: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of each field; an object whose path is in `groups` is gone through, any other is a value."""
+    for name, value in given.items():
+        path = f"{above}{name}"
+        if path in groups and isinstance(value, dict):
+            yield from leaves(value, groups, f"{path}.")
+        else:
+            yield path[:MAX_PATH], value
+
+
+def groups_of(fields: Collection[str]) -> set[str]:
+    """Paths of the objects that hold `fields`."""
+    out: set[str] = set()
+    for path in fields:
+        while path := path.rpartition(".")[0]:
+            out.add(path)
+    return out
+
+
+def text(where: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise wrong(where, "a string", value)
+    return value
+
+
+def whole(where: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise wrong(where, "a whole number from 0", value)
+    return value
+
+
+def jpeg_or_null(where: str, value: Any) -> bool:
+    if value not in (None, "jpeg"):
+        raise wrong(where, "jpeg or null", value)
+    return value == "jpeg"
+
+
+def as_given(where: str, value: Any) -> Any:
+    """The server knows what it takes."""
+    return value
+
+
+# Of the model's start request, by their place in a session object.
+MODEL_OPTIONS: dict[str, Read] = {"wan.seed": whole, "wan.solver_steps": whole, "wan.retention": as_given}
