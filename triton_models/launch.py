@@ -100,6 +100,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
         (args.grpc_address, args.grpc_port),
         (args.metrics_address, args.metrics_port),
         (args.metrics_address, args.health_port),
+        *([(args.metrics_address, args.agent_port)] if args.agent_port is not None else []),
     )
     with contextlib.ExitStack() as reserved:
         sockets = [reserved.enter_context(each) for each in reserve_ports(wanted)]
@@ -134,12 +135,15 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
             "weights": manifest.weights,
             "grpc": f"{reached(args.grpc_address)}:{grpc}",
             "metrics": f"{reached(args.metrics_address)}:{metrics}",
+            **({"agent": f"{reached(args.metrics_address)}:{sockets[3].getsockname()[1]}"} if len(sockets) > 3 else {}),
             "shm_prefix": prefix,
             "awake": keeps_awake,
             **({"http": f"{LOOPBACK}:{HTTP_PORT}"} if "http" in args.open else {}),
         }
         options = SupervisorOptions(drain_seconds=args.drain_seconds, max_restarts=args.max_restarts)
-        supervisor = Supervisor(plan, status, run / "server.json", facts, sockets[2], options, _say, awake)
+        supervisor = Supervisor(
+            plan, status, run / "server.json", facts, sockets[2], options, _say, awake, *sockets[3:]
+        )
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: supervisor.stop())
         signed = f"signed by {args.trusted_key}" if args.trusted_key else "signatures not looked at (--trusted-key)"
@@ -250,6 +254,9 @@ def _parser() -> argparse.ArgumentParser:
     ports.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="clients (default: %(default)s)")
     ports.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="(default: %(default)s)")
     ports.add_argument("--health-port", type=int, default=8003, metavar="PORT", help="/ready (default: %(default)s)")
+    ports.add_argument(
+        "--agent-port", type=int, metavar="PORT", help="tells HAProxy how much room there is (default: none)"
+    )
     place = parser.add_argument_group("addresses", "not loopback: put mTLS or a proxy in front")
     place.add_argument(
         "--grpc-address", type=_address, default=LOOPBACK, metavar="IP", help="clients (default: %(default)s)"
@@ -290,7 +297,14 @@ def _parser() -> argparse.ArgumentParser:
         "poll, which takes 0.6 ms off a unit and costs power on the whole machine. It needs the right to write there "
         "(root, or a udev rule; build/compose.yaml says how in a container) and does nothing without",
     )
-    add("--drain-seconds", type=_seconds, default=10.0, metavar="S", help="to answer what is open at the end")
+    add(
+        "--drain-seconds",
+        type=_seconds,
+        default=0.0,
+        metavar="S",
+        help="at the end: for which open sessions may go on, and are told, while no new ones are taken "
+        "(default: %(default)s; a second signal does not wait)",
+    )
     add("--log-to-console", action="store_true", help="Triton's log goes where the launcher's goes, to no file")
     add("--trace", type=Path, metavar="FILE", help="one OpenTelemetry trace a unit, as OTLP/JSON lines")
     add(
@@ -319,8 +333,8 @@ def _address(text: str) -> str:
 
 def _seconds(text: str) -> float:
     value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {value}")
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"expected 0 seconds or more, got {value}")
     return value
 
 

@@ -19,12 +19,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from ..observability.table import LAUNCHER, PARTS
+from ..runtime.budget.admission import Room
 from ..service.status import read_status
 from .repository import MODELS
 from .server_process import ServerProcess, process_lives
 
 BEAT_LIMIT = 5.0  # seconds without a heartbeat: far above any pause of a loaded machine
 CALL_LIMIT = 10.0  # seconds of one call to a model: its process hangs
+MAX_WEIGHT = 256  # of HAProxy
+DRAINING = "draining"  # the reason of a server that takes no new sessions and keeps the open ones
 PROBE_SECONDS = 1.0  # between two questions to Triton itself
 PROBE_FAILURES = 3  # unanswered ones in a row: the server hangs
 
@@ -106,11 +109,36 @@ class Readiness:
             self._fault = part
             self._faults[part] += 1
 
+    def room(self) -> Room:
+        """What is published of the books: here, in the metrics, and to the balancer. A server that is down has none."""
+        with self._lock:
+            said = self._models.get("duplex", {}).get("room")
+            draining = self.reason == DRAINING
+            if said is None or not (self.ready or draining):
+                return Room(capacity=0, admitted=0, reserved=0, free=0, draining=draining)
+            return Room(**{**said, "draining": draining, "free": 0 if draining else said["free"]})
+
+    def agent(self) -> bytes:
+        """A line of HAProxy's agent-check protocol.
+
+        The weight, in hundredths of the configured one, is how many streams this server could have: a balancer of least
+        connections counts those by itself, from one look to the next. Without free room it is 0: another balancer's
+        streams may be what fills it. Either way, and while draining, sessions that belong here still come through.
+        """
+        room = self.room()
+        if room["draining"]:
+            return b"up drain\n"
+        if not self.ready:
+            return b"down #not ready\n"
+        return b"up ready %d%%\n" % (min(MAX_WEIGHT, room["admitted"] + room["free"]) if room["free"] else 0)
+
     def body(self) -> bytes:
+        room = self.room()
         with self._lock:
             said = {
                 "ready": self.ready,
                 "reason": self.reason,
+                "room": room,
                 "restarts": self.restarts,
                 "models": self._models,
                 "fault": self._fault,
@@ -123,8 +151,10 @@ class Readiness:
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        room = self.room()
         with self._lock:
             figures: dict[str, float] = {
+                **{f"room.{name}": float(value) for name, value in room.items()},  # pyright: ignore[reportArgumentType]
                 "ready": self.ready,
                 "restarts": self.restarts,
                 **{f"up.{part}": self._fault != part for part in PARTS},

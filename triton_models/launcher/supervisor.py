@@ -1,7 +1,7 @@
 """Keeps one server running: starts it, watches it, restarts it when a part of it dies, and ends it in good order.
 
 start --> ready --(fault)--> streams are told --> server is killed --> [backoff] --> start ...
-             +--(SIGTERM)--> drain: open units are answered --> server is stopped --> exit 0
+             +--(SIGTERM)--> drain: no new sessions, the open ones may go on --> server is stopped --> exit 0
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from ..service.status import Notice, prepare, write_notice
 from .awake import KeepAwake
-from .health import Health, Readiness
+from .health import DRAINING, Health, Readiness
 from .server_process import ServerError, ServerPlan, ServerProcess, clean_shared_memory, hide_shared_memory, reached
 from .web import HealthServer
 
@@ -28,13 +28,14 @@ TICK_SECONDS = 0.2
 TOLD_SECONDS = 0.8  # after a fault: time for `duplex` to send every open stream its error
 RESTART_WINDOW = 120.0  # seconds in which restarts are counted
 BACKOFF_SECONDS = (0.0, 1.0, 2.0, 4.0, 8.0)
+ANSWER_SECONDS = 10.0  # to answer what is under way once sessions are ended
 DRAINED_SECONDS = 0.5  # once no session is left: whoever sends on hears that the server goes
 
 
 @dataclass(frozen=True)
 class SupervisorOptions:
     start_seconds: float = 300.0
-    drain_seconds: float = 10.0
+    drain_seconds: float = 0.0  # for which open sessions may go on
     max_restarts: int = 5
 
 
@@ -51,13 +52,15 @@ class Supervisor:
         options: SupervisorOptions,
         say: Callable[[str], None],
         awake: KeepAwake | None = None,
+        agent: socket.socket | None = None,
     ) -> None:
         """status: directory that the models' records get.  state: server.json.  facts: what it says beside pids.
-        listener: where /ready is answered.  awake: held while a session is open; None lets cores sleep as they like."""
+        listener: where /ready is answered.  agent: where a balancer hears of room.
+        awake: held while a session is open; None lets cores sleep as they like."""
         self._plan, self._status, self._state, self._facts = plan, status, state, facts
         self._options, self._say, self._awake = options, say, awake
         self._readiness = Readiness()
-        self._web = HealthServer(self._readiness, listener)
+        self._web = HealthServer(self._readiness, listener, agent)
         self._stop = threading.Event()
         self._hurry = threading.Event()
         self._faults: deque[float] = deque(maxlen=options.max_restarts + 1)
@@ -166,23 +169,28 @@ class Supervisor:
 
     def _end(self) -> None:
         """Drains, then stops the server."""
-        self._readiness.set(False, "draining")
-        self._write("draining")
+        self._readiness.set(False, DRAINING)
+        self._write(DRAINING)
         if self._server.alive() and self._health.check() is None:
             self._drain()
         clean = self._server.stop()
         self._say("stopped" if clean else "stopped; the server had to be killed")
 
     def _drain(self) -> None:
-        self._say("draining: open units are answered, no new ones are taken")
-        self._tell(Notice("drain", "the server is shutting down"))
-        end = time.monotonic() + self._options.drain_seconds
+        seconds = self._options.drain_seconds
+        self._say(
+            f"draining: no new sessions, open ones may go on for {seconds:g} s"
+            if seconds
+            else "draining: open units are answered, no new ones are taken"
+        )
+        self._tell(Notice("drain", "the server is shutting down", seconds))
+        end = time.monotonic() + seconds + ANSWER_SECONDS
         while time.monotonic() < end and not self._hurry.is_set():
             if self._health.check() is not None:
                 return
             self._readiness.show(self._health.models)
             duplex = self._health.models["duplex"]
-            if duplex["closing"] and duplex["sessions"] == 0 and duplex["freeing"] == 0:
+            if duplex["room"]["draining"] and duplex["sessions"] == 0 and duplex["freeing"] == 0:
                 self._hurry.wait(DRAINED_SECONDS)
                 return
             time.sleep(TICK_SECONDS / 2)

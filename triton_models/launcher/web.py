@@ -1,5 +1,6 @@
 """The launcher's HTTP: GET /ready is 200 or 503, with the reason and the models' figures as JSON; GET /live is 200
-while the launcher lives; GET /metrics is for Prometheus.
+while the launcher lives; GET /metrics is for Prometheus. On a port of its own, whoever connects is told the room in
+a line of HAProxy's agent-check protocol.
 
 Probes and scrapers are few and quick. So connections are few and short: whoever opens many and says nothing takes
 neither threads nor descriptors from the launcher, nor its answer from the others.
@@ -11,6 +12,8 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -21,15 +24,19 @@ MAX_CONNECTIONS = 32  # one more ends the one that is open longest
 REQUEST_SECONDS = 2.0  # from the connection to the last byte of the answer
 MAX_HEAD = 8_192  # bytes
 
+Answer = Callable[[asyncio.StreamReader], Awaitable[bytes]]
+
 
 class HealthServer:
-    """Answers on `listener`, a bound TCP socket, from a thread of its own."""
+    """Answers on `listener` and `agent`, bound TCP sockets, from a thread of its own."""
 
-    def __init__(self, readiness: Readiness, listener: socket.socket) -> None:
+    def __init__(self, readiness: Readiness, listener: socket.socket, agent: socket.socket | None = None) -> None:
         self.port: int = listener.getsockname()[1]
-        self._readiness, self._listener = readiness, listener
+        self._readiness = readiness
+        self._listeners = {listener: self._ask} | ({agent: self._tell} if agent is not None else {})
         self._open: dict[asyncio.Task[None] | None, None] = {}  # the oldest first
-        listener.listen()
+        for each in self._listeners:
+            each.listen()
         self._ended = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         running = threading.Event()
@@ -41,15 +48,19 @@ class HealthServer:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join(2.0)
-        self._listener.close()
+        for each in self._listeners:
+            each.close()
 
     async def _serve(self, running: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        async with await asyncio.start_server(self._talk, sock=self._listener, limit=MAX_HEAD):
+        async with contextlib.AsyncExitStack() as servers:
+            for listener, answer in self._listeners.items():
+                talk = partial(self._talk, answer)
+                await servers.enter_async_context(await asyncio.start_server(talk, sock=listener, limit=MAX_HEAD))
             running.set()
             await self._ended.wait()
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _talk(self, answer: Answer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         if len(self._open) >= MAX_CONNECTIONS and (oldest := next(iter(self._open))) is not None:
             del self._open[oldest]
@@ -58,8 +69,7 @@ class HealthServer:
         writer.transport.set_write_buffer_limits(0)  # drain waits until the kernel has all of it
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(self._answer(head))
+                writer.write(await answer(reader))
                 await writer.drain()
         except (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError):
             writer.transport.abort()
@@ -68,7 +78,11 @@ class HealthServer:
             with contextlib.suppress(OSError):
                 writer.close()
 
-    def _answer(self, head: bytes) -> bytes:
+    async def _tell(self, _: asyncio.StreamReader) -> bytes:
+        return self._readiness.agent()
+
+    async def _ask(self, reader: asyncio.StreamReader) -> bytes:
+        head = await reader.readuntil(b"\r\n\r\n")
         method, path, *_ = [*head.split(b" ", 2), b""]
         status, kind = HTTPStatus.OK, "application/json"
         if method != b"GET":

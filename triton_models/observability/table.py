@@ -192,6 +192,15 @@ LAUNCHER = (
         _by("part", "faults.{}", PARTS),
     ),
     _spec("restarts_total", "counter", "Restarts of the server by the launcher.", "restarts"),
+    _spec("sessions_capacity", "gauge", "Sessions of the usual kind that this server takes in all.", "room.capacity"),
+    _spec(
+        "sessions_reserved",
+        "gauge",
+        "Places of sessions that lost their stream and may come back, or are being freed.",
+        "room.reserved",
+    ),
+    _spec("sessions_free", "gauge", "Sessions of the usual kind that would get in now; 0 while draining.", "room.free"),
+    _spec("draining", "gauge", "1 while open sessions go on and no new ones are taken, else 0.", "room.draining"),
 )
 # Who exports what: the three models through Triton's metrics port, the launcher beside /ready.
 TABLE: dict[str, tuple[MetricSpec, ...]] = {

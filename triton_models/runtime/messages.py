@@ -49,6 +49,14 @@ class SessionError(Exception):
         self.message = message
 
 
+RETRY_SECONDS = 1.0  # what whoever was refused for want of room should wait: another server may have some by then
+
+
+def full(message: str) -> SessionError:
+    """A start that was refused because there is no room now. The hint at its end is for programs too."""
+    return SessionError("RESOURCE_EXHAUSTED", f"{message}; retry after {RETRY_SECONDS:g} s")
+
+
 class Message(msgspec.Struct, frozen=True, eq=False, array_like=True, tag=True, forbid_unknown_fields=True):
     """Packed as a list: its class, then its fields in their order."""
 

@@ -102,7 +102,10 @@ class DuplexService:
                 if notice is not None:
                     told = True
                     _log.info("notice of the launcher: %s (%s)", notice.kind, notice.reason)
-                    self._duplex.drain() if notice.kind == "drain" else self._duplex.abandon(notice.reason)
+                    if notice.kind == "drain":
+                        self._duplex.drain(notice.seconds)
+                    else:
+                        self._duplex.abandon(notice.reason)
             except Exception:
                 _log.exception("the watch over the sessions failed")
 

@@ -32,10 +32,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Notice:
-    """drain: answer what was asked and take no more. abandon: end everything now, a part of the server is dead."""
+    """drain: take no new sessions, end those that are open after `seconds`. abandon: end everything now, a part of the
+    server is dead."""
 
     kind: Literal["drain", "abandon"]
     reason: str
+    seconds: float = 0.0
 
 
 class Record:

@@ -14,7 +14,7 @@ import pytest
 
 from triton_models.launcher import web
 from triton_models.launcher.checks import reserve_ports
-from triton_models.launcher.health import Readiness
+from triton_models.launcher.health import DRAINING, Readiness
 from triton_models.launcher.web import HealthServer
 from triton_models.observability.table import LAUNCHER
 
@@ -66,6 +66,37 @@ def test_every_metric_of_the_table_is_there(launcher: tuple[Readiness, HealthSer
         assert line in text
     readiness.set(True, "ready")
     assert 'wan_streamer_part_up{part="thinker"} 1.0' in get(served, "/metrics")[1]
+
+
+@pytest.mark.parametrize(
+    ("state", "room", "line"),
+    [
+        ("starting", None, "down #not ready"),
+        ("ready", {"admitted": 0, "free": 5}, "up ready 5%"),
+        ("ready", {"admitted": 3, "free": 2, "reserved": 1}, "up ready 5%"),
+        ("ready", {"admitted": 5, "free": 0}, "up ready 0%"),
+        ("ready", {"admitted": 0, "free": 999}, "up ready 256%"),
+        (DRAINING, {"admitted": 3, "free": 2}, "up drain"),
+        ("a part has died", {"admitted": 3, "free": 2}, "down #not ready"),
+    ],
+)
+def test_a_balancer_hears_the_room_and_all_three_say_the_same(state: str, room: dict[str, int], line: str) -> None:
+    readiness, sockets = Readiness(), reserve_ports([("127.0.0.1", 0)] * 2)
+    served = HealthServer(readiness, *sockets)
+    readiness.set(state == "ready", state)
+    if room is not None:
+        readiness.show({"duplex": {"room": {"capacity": 6, "reserved": 0, "draining": False, **room}}})
+    try:
+        with socket.create_connection(sockets[1].getsockname(), 10) as agent:
+            assert agent.makefile("rb").read().decode() == line + "\n"
+        told, metrics = json.loads(get(served, "/ready")[1])["room"], get(served, "/metrics")[1]
+    finally:
+        served.stop()
+    takes = state == "ready" and room is not None
+    assert told["free"] == (room["free"] if takes else 0)
+    assert told["draining"] == (state == DRAINING)
+    for name in ("free", "capacity", "reserved"):
+        assert f"wan_streamer_sessions_{name} {told[name]:.1f}" in metrics.splitlines()
 
 
 def test_the_silent_take_neither_threads_nor_the_answer(

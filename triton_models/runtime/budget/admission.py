@@ -14,11 +14,12 @@ their deadlines. Two budgets:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from engine_builder.config import UNIT_MS, ModelConfig
 
 from ..kv.retention import Full, Retention, history_tokens, pages_needed, units_that_fit
-from ..messages import SessionError
+from ..messages import SessionError, full
 from .costs import CostTable
 
 UNITS_PER_SECOND = 1000 / UNIT_MS
@@ -51,6 +52,7 @@ class Budget:
     deadline       ms from a complete unit to its response; a unit that takes longer by itself breaks real time
     full_seconds   the least for which a `full` session is opened, and the most that it is promised
     notice_seconds the client of a `full` session is warned this long before its end
+    session_pages  what a session of the usual kind is promised, for counting how many more would get in
     """
 
     sessions: float
@@ -62,9 +64,10 @@ class Budget:
     deadline: float = float(UNIT_MS)
     full_seconds: tuple[float, float] = FULL_SECONDS
     notice_seconds: float = 10.0
+    session_pages: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("solver_steps", "pages", "page_tokens"):
+        for name in ("solver_steps", "pages", "page_tokens", "session_pages"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")
         if self.sessions < 0:
@@ -112,6 +115,20 @@ class Ticket:
             )
 
 
+class Room(TypedDict):
+    """What a balancer, a scaler and an operator hear of one server's books; counted in sessions of the usual kind.
+
+    admitted: open sessions.  reserved: places of sessions that lost their stream and may come back, or are freed.
+    free: how many more would get in now; not always the rest, for a long history takes more than one place.
+    """
+
+    capacity: int
+    admitted: int
+    reserved: int
+    free: int
+    draining: bool
+
+
 class Admission:
     """The books of one server. `admit` on start, `release` on the one way out of a session."""
 
@@ -124,10 +141,12 @@ class Admission:
         cls, config: ModelConfig, costs: CostTable, keep: Retention, sessions: int, pages: int, page_tokens: int
     ) -> Admission:
         """For a pool of `pages` and the `sessions` of retention `keep` that `costs` carry on time; 0 admits none."""
+        each = pages_needed(keep, config, 0, page_tokens, None)
         budget = Budget(
             sessions=sessions,
             solver_steps=config.solver.steps,
             pages=pages - 1,  # the null page is nobody's
+            session_pages=each or 1,  # a `full` session takes what there is
             page_tokens=page_tokens,
             history=usual_history(config, keep, pages, page_tokens),
             utilisation=CPU_UTILISATION,
@@ -146,6 +165,19 @@ class Admission:
         """Pages that nobody was promised."""
         return self.budget.pages - sum(ticket.pages for ticket in self._tickets.values())
 
+    @property
+    def capacity(self) -> int:
+        """Sessions of the usual kind that get in when nobody is."""
+        return self._fit(self.budget.shares, self.budget.pages)
+
+    @property
+    def room(self) -> int:
+        """Sessions of the usual kind that would get in now."""
+        return self._fit(self.shares_free, self.pages_free)
+
+    def _fit(self, shares: float, pages: int) -> int:
+        return max(0, min(int(shares + 1e-9), pages // self.budget.session_pages))
+
     def admit(self, session: str, retention: Retention, prompt_tokens: int, solver_steps: int) -> Ticket:
         """Books a session in. Raises SessionError RESOURCE_EXHAUSTED; then nothing is booked."""
         if session in self._tickets:
@@ -153,14 +185,12 @@ class Admission:
         ticket = self._offer(retention, prompt_tokens, solver_steps)
         # The tolerance forgives the rounding of sums of shares, no more.
         if ticket.share > self.shares_free + 1e-9:
-            raise SessionError(
-                "RESOURCE_EXHAUSTED",
+            raise full(
                 f"sessions: this server keeps {self.budget.shares:.1f} on time (measured step costs), {len(self)} "
                 f"open sessions take {self.budget.shares - self.shares_free:.1f}, this one needs {ticket.share:.1f}",
             )
         if ticket.pages > self.pages_free:
-            raise SessionError(
-                "RESOURCE_EXHAUSTED",
+            raise full(
                 f"kv pages: this session needs {ticket.pages} ({retention.to_json()}), {self.pages_free} of "
                 f"{self.budget.pages} are not promised to {len(self)} open sessions",
             )

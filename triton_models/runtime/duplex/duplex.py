@@ -22,14 +22,14 @@ from typing import Any
 from engine_builder.config import ModelConfig
 
 from .. import validate
-from ..budget.admission import Admission
+from ..budget.admission import Admission, Room
 from ..messages import MAX_QUEUED_TEXT, CloseJob, SessionError
 from .contract import Call, Reply, UnitRequest, UnitResponse
 from .conversation import Conversation, Farewell, UnitWork
 from .loop import UnitLoop
 from .meter import DuplexMeter
 from .options import OptionLimits, SessionOptions, interrupts
-from .table import Accepted, Session, SessionTable
+from .table import SECOND_NS, Accepted, Session, SessionTable
 from .tracing import Tracer
 
 STALL_SECONDS = 10.0  # a call that takes longer will not come back: its process died under it, or hangs
@@ -75,6 +75,7 @@ class Duplex:
         self._conversations: dict[str, Conversation] = {}
         self._freeing: set[Conversation] = set()  # that ended and still hold something in the models
         self._farewells: list[Farewell] = []
+        self._leaves_ns: int | None = None  # while draining: when what is still open is ended
         self._loop = UnitLoop(
             call_thinker,
             call_performer,
@@ -216,6 +217,9 @@ class Duplex:
 
     def _lasting(self, session: Session, unit: int) -> dict[str, Any]:
         """What the client of a session that cannot go on for ever is told."""
+        if self._leaves_ns is not None:
+            left = max(0.0, (self._leaves_ns - self._clock()) / SECOND_NS)
+            return {"leaves_seconds": round(left, 1), "notice": f"this server is going away: {left:.0f} s are left"}
         ticket = self._admission.ticket(session.name) if self._admission is not None else None
         if ticket is None or ticket.units is None:
             return {}
@@ -286,12 +290,18 @@ class Duplex:
                     if begun < since:
                         error = f"{what}: no result in {self._stall_seconds:g} s"
                         self._end(talk, SessionError("UNAVAILABLE", error))
+            if self._leaves_ns is not None and not self.table.closing and self._clock() >= self._leaves_ns:
+                self.table.close()
             self.table.expire(self._clock())
 
-    def drain(self) -> None:
-        """Takes no more units: sessions end with their last answer, or at once if none is owed."""
+    def drain(self, seconds: float = 0.0) -> None:
+        """Takes no new sessions. Those that are open may go on for so long, and hear of it with each answer; then they
+        end with their last answer, or at once if none is owed."""
         with self._locked():
-            self.table.drain()
+            self.table.draining = True
+            self._leaves_ns = self._clock() + round(seconds * SECOND_NS)
+            if not seconds:
+                self.table.close()
 
     def abandon(self, reason: str) -> None:
         """Ends every session now with UNAVAILABLE, as when the thinker is dead and no unit can be finished."""
@@ -304,6 +314,22 @@ class Duplex:
         """Takes no more work."""
         self._loop.stop()
 
+    def _room(self) -> Room:
+        """The one truth about room, from the books of admission."""
+        table, books, taken = self.table, self._admission, len(self.table)
+        capacity, free = table.max_sessions, table.max_sessions - taken
+        leaving = table.draining or table.closing
+        if books is not None:
+            capacity, free = min(capacity, books.capacity), min(free, books.room)
+        held = table.held
+        return Room(
+            capacity=capacity,
+            admitted=taken - held,
+            reserved=held + len(self._freeing),
+            free=0 if leaving else max(0, free),
+            draining=leaving,
+        )
+
     def status(self) -> dict[str, Any]:
         """Sessions now, counters so far, and for how long the oldest call has been under way."""
         with self._lock:
@@ -311,7 +337,7 @@ class Duplex:
             oldest = min((begun for talk in talks for begun, _ in talk.calls.values()), default=None)
             return {
                 "sessions": len(self.table),
-                "closing": self.table.closing,
+                "room": self._room(),
                 "freeing": len(self._freeing),
                 "units": self.units,
                 "dropped": self.table.dropped,

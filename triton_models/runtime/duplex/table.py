@@ -20,7 +20,7 @@ from typing import Literal
 
 from engine_builder.config import UNIT_MS
 
-from ..messages import SessionError
+from ..messages import SessionError, full
 from .contract import SessionKey
 from .options import SessionOptions
 
@@ -90,6 +90,7 @@ class SessionTable:
         self.max_sessions, self.max_in_flight, self.ahead_units = max_sessions, max_in_flight, ahead_units
         self.idle_ns, self.grace_ns = idle_ns, grace_ns
         self.dropped = 0  # late outputs that the fence held back
+        self.draining = False  # no new sessions; those that are open go on
         self.closing = False  # the server is shutting down
         self._release, self._admit = release, admit
         self._sessions: dict[SessionKey, Session] = {}
@@ -205,7 +206,12 @@ class SessionTable:
             if now_ns - session.seen_ns >= limit:
                 self.end(session, f"{'not resumed within' if detached else 'idle for'} {limit / SECOND_NS:g} s")
 
-    def drain(self) -> None:
+    @property
+    def held(self) -> int:
+        """Sessions without a stream, which wait to be resumed."""
+        return sum(session.state == "detached" for session in self._sessions.values())
+
+    def close(self) -> None:
         """Shutdown: takes no more units; ends every session at once or, if it has units in flight, at the last one."""
         self.closing = True
         for session in self.sessions:
@@ -239,10 +245,10 @@ class SessionTable:
                 reason = self._ended.get(key, "no such session")
                 raise SessionError("NOT_FOUND", f"sequence_id: {key!r} cannot be resumed ({reason}); start at unit 0")
             raise SessionError("INVALID_ARGUMENT", f"unit_index: expected 0 with sequence_start, got {unit}")
+        if self.draining:
+            raise SessionError("UNAVAILABLE", "sessions: this server is going away; start again, on another one")
         if len(self._sessions) >= self.max_sessions:
-            raise SessionError(
-                "RESOURCE_EXHAUSTED", f"sessions: {len(self._sessions)} are open, this server takes {self.max_sessions}"
-            )
+            raise full(f"sessions: {len(self._sessions)} are open, this server takes {self.max_sessions}")
         epoch = self._next_epoch()
         name = f"{'int' if isinstance(key, int) else 'str'}:{key}#{epoch}"
         session = Session(key=key, name=name, options=wanted, epoch=epoch, seen_ns=now_ns)

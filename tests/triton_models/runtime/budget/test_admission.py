@@ -125,6 +125,29 @@ def test_full_ends_before_it_breaks_real_time() -> None:
 
 
 @pytest.mark.parametrize(
+    ("sessions", "pages", "capacity"), [(0, 900, 0), (1, 900, 1), (7.3, 900, 5), (50, 50, 6), (50, 7, 0)]
+)
+def test_the_room_that_is_told_is_the_room_that_there_is(sessions: float, pages: int, capacity: int) -> None:
+    need = books().admit("a", SMALL, 0, 4).pages
+    assert need == 8
+    admission = books(sessions=sessions, pages=pages, utilisation=0.7, session_pages=need)
+    assert admission.capacity == admission.room == capacity
+    for number in range(capacity):
+        assert admission.room == capacity - number
+        admission.admit(str(number), SMALL, 0, 4)
+    assert admission.room == 0
+    with pytest.raises(SessionError, match=r"RESOURCE_EXHAUSTED: .*"):
+        admission.admit("one more", SMALL, 0, 4)
+
+
+def test_who_is_refused_for_want_of_room_hears_when_to_ask_again() -> None:
+    admission = books(sessions=1)
+    admission.admit("a", SMALL, 0, 4)
+    with pytest.raises(SessionError, match=r"; retry after 1 s$"):
+        admission.admit("b", SMALL, 0, 4)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"pages": 0}, "pages: expected >= 1, got 0"),

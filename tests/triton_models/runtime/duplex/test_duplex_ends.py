@@ -183,6 +183,47 @@ def test_drain_answers_what_is_open_and_refuses_the_rest(make: Callable[..., Ben
     assert bench.duplex.status()["sessions"] == bench.duplex.status()["freeing"] == 0
 
 
+def test_while_draining_open_sessions_go_on_and_know_how_long(make: Callable[..., Bench]) -> None:
+    bench = make()
+    talk = bench.unit("old", 0, options='{"hold_open": true, "resume": true}')
+    bench.settled()
+    assert "leaves_seconds" not in talk.said[0].info
+    bench.duplex.drain(60.0)
+    [refused] = bench.unit("new", 0).errors
+    assert refused == "UNAVAILABLE: sessions: this server is going away; start again, on another one"
+    said = bench.unit("old", 1)
+    bench.settled()
+    assert 55 < said.said[0].info["leaves_seconds"] <= 60
+    talk2 = bench.unit("old", 2, start=True, options='{"resume": true, "hold_open": true}')
+    bench.settled()
+    assert talk2.units == [2], "who lost a connection still comes back"
+    assert 55 < talk2.said[0].info["leaves_seconds"] <= 60
+    assert talk2.said[0].info["notice"].startswith("this server is going away: ")
+    room = bench.duplex.status()["room"]
+    assert (room["admitted"], room["free"], room["draining"]) == (1, 0, True)
+    bench.clock.now += 61 * 10**9
+    bench.duplex.poll()
+    bench.settled()
+    assert bench.duplex.status()["sessions"] == 0
+    assert talk2.errors == ["UNAVAILABLE: session 'old' has ended: the server is shutting down"]
+
+
+def test_the_room_counts_places_that_are_kept(make: Callable[..., Bench]) -> None:
+    bench = make(admission=books(sessions=3))
+    open_, lost = '{"hold_open": true}', '{"hold_open": true, "resume": true}'
+    bench.unit("a", 0, options=open_)
+    reply = bench.unit("b", 0, options=lost)
+    bench.settled()
+    reply.gone = True
+    bench.duplex.poll()
+    expected = {"capacity": 3, "admitted": 1, "reserved": 1, "free": 1, "draining": False}
+    assert bench.duplex.status()["room"] == expected
+    bench.unit("c", 0)
+    bench.settled()
+    [full] = bench.unit("d", 0).errors
+    assert full.endswith("retry after 1 s")
+
+
 def test_units_keep_their_order_whatever_the_models_do(make: Callable[..., Bench]) -> None:
     """Two units under way at all times, stages of random length: jobs and answers keep their order."""
     bench = make()

@@ -238,7 +238,7 @@ def test_shutdown_lets_units_in_flight_finish() -> None:
     desk.send(2, 1)
     desk.send(3, 1)
     desk.table.detach(gone, 0)
-    desk.table.drain()
+    desk.table.close()
     assert [name for name, _ in desk.released] == [idle.name, gone.name]
     desk.refuse("UNAVAILABLE", "the server is shutting down", 2, 2)
     desk.refuse("UNAVAILABLE", "the server is shutting down", 4, 0, start=True)
