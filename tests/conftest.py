@@ -58,6 +58,7 @@ def mini_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from engine_builder.checkpoint import random_model, save_checkpoint
+    from engine_builder.tokenizer import heard_ids, word_ids
 
     model = random_model(MINI, seed=0)
     with torch.no_grad():
@@ -68,6 +69,8 @@ def mini_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.model.embed_tokens.weight.mul_(4.0)
         # <eou> is never fed back, so a longer row only makes it win more often: units of every length occur.
         model.model.embed_tokens.weight[MINI.language.eou_id].mul_(4.0)
+        words = [*word_ids(MINI.language).values(), *heard_ids(MINI.language).values()]
+        model.model.embed_tokens.weight[words] *= 1.75  # it says something, and that it heard something
     directory = tmp_path_factory.mktemp("checkpoint") / "mini"
     save_checkpoint(model, directory)
     return directory

@@ -80,6 +80,8 @@ class UserUnit:
 class UnitResponse:
     """What the agent said, showed and wrote for user unit `unit_index`.
 
+    text: what it says in words.  heard: words of the user that it understood, if it tells; neither is ever the other's.
+    Both go on from unit to unit and begin with their own space.
     pcm: float32 [samples].  frames: uint8 [4, H, W, 3].  info: the server's JSON (`ms` per stage, epoch, degradation).
     received: time.monotonic() in seconds, taken when the message came off the socket.
     """
@@ -91,6 +93,7 @@ class UnitResponse:
     frames: UInt8
     info: dict[str, Any] = field(default_factory=dict)
     received: float = 0.0
+    heard: str = ""
 
     @property
     def lost(self) -> bool:

@@ -96,6 +96,7 @@ def decode(result: Any, shape: UnitShape, received: float) -> UnitResponse:
     """One response of the stream, a ModelInferResponse. Raises DuplexError (INTERNAL) when it breaks the contract."""
     found = {t.name: (t, data) for t, data in zip(result.outputs, result.raw_output_contents, strict=False)}
     state, text, info = (_read_text(found, name) for name in ("state", "text", "info"))
+    heard = _read_text(found, "heard") if "heard" in found else b""  # where the model writes down what it hears
     try:
         facts = json.loads(info)
     except ValueError as error:
@@ -108,6 +109,7 @@ def decode(result: Any, shape: UnitShape, received: float) -> UnitResponse:
         frames=_read(found, "frames", shape.frames, "UINT8"),
         info=facts if isinstance(facts, dict) else {},
         received=received,
+        heard=heard.decode(errors="replace"),
     )
 
 

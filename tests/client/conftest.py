@@ -48,6 +48,7 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
     leave_at: int | None = None  # closes the stream instead of answering this unit
     deaf_at: int | None = None  # closes the stream as if this unit had never come, once
     resume_errors: list[str] = field(default_factory=list)  # instead of resuming a session, each once
+    heard: dict[int, str] = field(default_factory=dict)  # unit -> what the model heard in it
     swap: tuple[int, int] | None = None  # answers the first with the index of the second
     stuck_after: int | None = None  # reads nothing more after the answer to this unit
     stay_open: bool = False  # does not close the stream after the last unit
@@ -130,6 +131,7 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
         index = self.swap[1] if self.swap and unit.index == self.swap[0] else unit.index
         ms = {"queue": 0.5, "perceive": 4.0, "think": 12.0, "perform": 30.0, "render": 6.0, "total": 53.0}
         info = {"ms": ms, "epoch": 1, "degradation": [], "steps": 4}
+        heard = [self.heard[unit.index]] if unit.index in self.heard else []
         message = service_pb2.ModelStreamInferResponse()
         response = message.infer_response
         for name, kind, value in (
@@ -139,6 +141,7 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
             ("pcm", "FP32", pcm),
             ("frames", "UINT8", frames),
             ("info", "BYTES", np.array([json.dumps(info).encode()], np.object_)),
+            *(("heard", "BYTES", np.array([words.encode()], np.object_)) for words in heard),
         ):
             response.outputs.add(name=name, datatype=kind, shape=value.shape)
             raw = serialize_byte_tensor(value).item() if kind == "BYTES" else np.ascontiguousarray(value).tobytes()

@@ -37,6 +37,7 @@ class Answer:
     frames: np.ndarray | None = None
     info: dict[str, Any] | None = None
     error: str = ""
+    heard: str = ""
 
 
 class Stream:
@@ -56,11 +57,14 @@ class Stream:
             return
 
         def text(name: str) -> str:
-            return result.as_numpy(name)[0].decode()  # pyright: ignore
+            found = result.as_numpy(name)  # None: an optional one
+            return "" if found is None else found[0].decode()
 
         values = {name: result.as_numpy(name) for name in ("pcm", "frames")}
         unit = int(result.as_numpy("unit_index")[0])  # pyright: ignore
-        self._answers.put(Answer(unit, text("state"), text("text"), **values, info=json.loads(text("info"))))
+        self._answers.put(
+            Answer(unit, text("state"), text("text"), **values, info=json.loads(text("info")), heard=text("heard"))
+        )
 
     def send(
         self,

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.server
 
 PLAYED = 18
 CUT_AT, BACK_AFTER = 5, 0.8  # unit, seconds
-OPTIONS = {"seed": 5, "prompt": "be kind"}
+OPTIONS = {"seed": 5, "prompt": "seven"}  # after which it hears something in many units
 
 
 class Proxy:
@@ -116,7 +116,8 @@ async def same_without_outage(server: Any, cut: list[UnitResponse], unheard: set
             got = await anext(session)
             if not expected.lost:
                 np.testing.assert_array_equal(got.pcm, expected.pcm)
-                assert (got.state, got.text) == (expected.state, expected.text)
+                assert (got.state, got.text, got.heard) == (expected.state, expected.text, expected.heard)
+    assert any(response.heard for response in heard[CUT_AT + 1 :]), "and what it heard is told as before"
 
 
 async def test_a_conversation_goes_on_in_real_time(server: Any, proxy: Proxy) -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.server
 def same(a: Any, b: Any) -> bool:
     """Equal but for rounding, which may differ with the shape of the batch."""
     close = np.allclose(a.pcm, b.pcm, atol=1e-4) and int(np.abs(a.frames.astype(int) - b.frames).max()) <= 1
-    return (a.unit, a.state, a.text) == (b.unit, b.state, b.text) and close
+    return (a.unit, a.state, a.text, a.heard) == (b.unit, b.state, b.text, b.heard) and close
 
 
 def test_shapes_are_in_the_metadata(server: Any) -> None:
@@ -36,7 +36,7 @@ def test_shapes_are_in_the_metadata(server: Any) -> None:
     assert sound in metadata["outputs"]
     assert frames in metadata["inputs"]
     assert frames in metadata["outputs"]
-    assert {t["name"] for t in metadata["outputs"]} == {"unit_index", "state", "text", "pcm", "frames", "info"}
+    assert {t["name"] for t in metadata["outputs"]} == {"unit_index", "state", "text", "pcm", "frames", "info", "heard"}
     config = client.get_model_config("duplex", as_json=True)
     assert config is not None
     assert config["config"]["parameters"]["weights"]["string_value"] == server.manifest.weights

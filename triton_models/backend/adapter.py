@@ -81,6 +81,8 @@ class TritonReply:
             pb_utils.Tensor("frames", np.ascontiguousarray(response.frames)),
             _text("info", orjson.dumps(response.info)),
         ]
+        if response.heard:  # optional: few units have any, and clients of before know nothing of it
+            outputs.append(_text("heard", response.heard.encode()))
         self._do(lambda: self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs)))
 
     def fail(self, error: SessionError) -> None:

@@ -112,7 +112,8 @@ class ThinkJob(Message, frozen=True):
 
 
 class ThinkResult(Message, frozen=True):
-    """history: where the K/V of the session is, for a performer of another stage; None where it was handed over.
+    """text, heard: what the agent said, and what it heard of the user, in the tokens of this unit.
+    history: where the K/V of the session is, for a performer of another stage; None where it was handed over.
 
     `seal` vouches for that history: pages that a message names are taken only with the seal of who owns them.
     """
@@ -128,6 +129,7 @@ class ThinkResult(Message, frozen=True):
     slots: tuple[Count, ...]  # emitted token ids
     ms: dict[str, float] = {}  # perceive, think
     seal: bytes = b""
+    heard: str = ""
 
 
 class PerformJob(Message, frozen=True):

@@ -61,11 +61,13 @@ class UserUnit:
 
 @dataclass(frozen=True)
 class AgentUnit:
-    """160 ms of the agent. `steps`: solver steps that ran; `ms`: perceive, think, queue, perform, render, total."""
+    """160 ms of the agent. `heard`: words of the user; `steps`: solver steps that ran; `ms`: perceive, think, queue,
+    perform, render, total."""
 
     unit: int
     state: str
     text: str
+    heard: str
     slots: tuple[int, ...]
     pcm: Float32
     frames: UInt8
@@ -208,6 +210,7 @@ class LocalSession:
             unit=answer.unit,
             state=answer.state,
             text=answer.text,
+            heard=answer.heard,
             slots=self.thought.slots,
             pcm=answer.pcm,
             frames=answer.frames,

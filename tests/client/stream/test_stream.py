@@ -59,6 +59,14 @@ async def test_units_come_back_in_order_with_their_tensors(start_fake, make_unit
     assert all(s.options is None for s in fake.seen[1:])
 
 
+async def test_what_was_heard_is_optional(start_fake, make_unit):
+    fake, _ = await start_fake(heard={1: " fünf"})
+    async with await DuplexClient.connect(fake.url) as client, client.session() as session:
+        await _send_all(session, make_unit, 3)
+        responses, error = await _collect(session)
+    assert (error, [r.heard for r in responses]) == (None, ["", " fünf", ""])
+
+
 async def test_session_ids_are_random_numbers_unless_given(start_fake, make_unit):
     fake, _ = await start_fake()
     async with await DuplexClient.connect(fake.url) as client:

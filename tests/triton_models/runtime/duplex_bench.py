@@ -131,7 +131,10 @@ class Models:
             case ThinkJob():
                 history = HistoryView(np.array([1 + unit], np.int64), np.array([[0, 1]], np.int64))
                 ms = {"perceive": 1.0, "think": 2.0}
-                return ThinkResult(job.session, job.epoch, unit, "listen", f"t{unit}", history, 3, 7, (3,), ms, b"seal")
+                said, heard = f"t{unit}", f" h{unit}"
+                return ThinkResult(
+                    job.session, job.epoch, unit, "listen", said, history, 3, 7, (3,), ms, b"seal", heard
+                )
             case PerformJob():
                 z = np.full((2, 2), unit, np.float32)
                 pcm, frames = np.full(4, unit, np.float32), np.zeros((1, 1, 1, 3), np.uint8)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine_builder.tokenizer import heard_ids
 from triton_models.runtime.budget.costs import CostTable
 from triton_models.runtime.kv import pool as kv_pool
 from triton_models.runtime.messages import SessionError
@@ -45,6 +46,15 @@ def test_a_whole_conversation_in_one_call(runtime: LocalRuntime) -> None:
         assert set(unit.ms) == {"perceive", "think", "queue", "perform", "render", "total"}
     assert runtime.stats()["thinker.sessions"] == 0
     assert runtime.stats()["thinker.pages.used"] == 0
+
+
+def test_what_was_heard_is_told_apart_from_what_was_said(runtime: LocalRuntime) -> None:
+    said = runtime.converse(user(8), prompt="be kind")
+    names = {token: f" {text}" for text, token in heard_ids(runtime.config.language).items()}
+    assert [unit.heard for unit in said] == ["".join(names.get(token, "") for token in unit.slots) for unit in said]
+    assert any(unit.heard for unit in said)
+    assert any(unit.text for unit in said)
+    assert not any("heard" in unit.text for unit in said)
 
 
 def test_a_seed_replays_and_another_seed_does_not(runtime: LocalRuntime) -> None:

@@ -31,7 +31,7 @@ class UnitRequest:
 
 @dataclass(frozen=True)
 class UnitResponse:
-    """One response of the wire contract; `info` is what the client gets as JSON."""
+    """One response of the wire contract; `info` is what the client gets as JSON, `heard` are words of the user."""
 
     unit: int
     state: str
@@ -39,6 +39,7 @@ class UnitResponse:
     pcm: Float32
     frames: UInt8
     info: dict[str, Any]
+    heard: str = ""
 
 
 class Reply(Protocol):

@@ -137,7 +137,7 @@ class UnitLoop:
         taken = measures(solved.steps, job.steps, now - due if self._degrade else 0)
         pcm, frames = talk.output.shorten(solved.pcm, solved.frames, taken)
         info = self._info(work, thought, solved, taken, now)
-        self._to_answer(work, UnitResponse(unit, thought.state, thought.text, pcm, frames, info))
+        self._to_answer(work, UnitResponse(unit, thought.state, thought.text, pcm, frames, info, thought.heard))
 
     def _call(self, work: UnitWork, call: Call, job: object) -> Any:
         if not self._traced:

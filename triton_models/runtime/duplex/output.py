@@ -43,7 +43,8 @@ class Output:
         return pcm, frames
 
     def blank(self, response: UnitResponse) -> UnitResponse:
-        """What is sent for a unit whose epoch is over: its number, and nothing that the agent wanted to say or show."""
+        """What is sent for a unit whose epoch is over: its number and what was heard of the user, and nothing that the
+        agent wanted to say or show."""
         shown = response.frames[:1] if self.last_frame is None else self.last_frame[None]
         return replace(
             response,

@@ -2,6 +2,8 @@
 
 Both kinds in use are byte-level BPE (the tiny preset's and Qwen's), so a token stands for bytes and not for characters:
 a character may be split over tokens, and tokens over units. `TextStream` holds back an incomplete character's bytes.
+
+A token spelt `<heard:two>` is no text: the model writes it when it heard "two".
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders
 
 from engine_builder.config import LanguageConfig
+from engine_builder.tokenizer import HEARD
 
 
 class TextTokenizer:
@@ -27,7 +30,11 @@ class TextTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._special = frozenset(language.special_ids)
+        spelt = (
+            (number, HEARD.fullmatch(token)) for token, number in tokenizer.get_vocab(with_added_tokens=True).items()
+        )
+        self._heard = {number: " " + found[1] for number, found in spelt if found}
+        self._special = frozenset(language.special_ids) | self._heard.keys()
         self._bytes = _token_bytes(tokenizer)
         highest = max(self._bytes, default=-1)
         if highest >= language.vocab_size:
@@ -56,6 +63,10 @@ class TextTokenizer:
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for; none for special tokens and for spare rows of the vocabulary."""
         return b"" if token in self._special else self._bytes.get(token, b"")
+
+    def heard(self, ids: Iterable[int]) -> str:
+        """What these tokens say of the user's words, each behind a space."""
+        return "".join(self._heard.get(token, "") for token in ids)
 
     def stream(self) -> TextStream:
         """A decoder for one session's tokens as they come."""

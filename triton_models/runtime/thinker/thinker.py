@@ -212,6 +212,7 @@ class Thinker:
             unit=row.unit,
             state=self.config.language.state_name(row.slots[0]),
             text=session.text_stream.feed(row.slots[1:]),
+            heard=self._tokenizer.heard(row.slots[1:]),
             history=None if self._hand_over is not None else history,
             origin=origin,
             seed=seed,

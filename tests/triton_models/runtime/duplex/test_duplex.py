@@ -37,7 +37,7 @@ def test_one_unit_goes_through_all_stages(make: Callable[..., Bench]) -> None:
     assert {job.session for _, job in bench.models.log} == {opened.session}
     response = reply.said[0]
     assert isinstance(response, UnitResponse)
-    assert (response.unit, response.state, response.text) == (0, "listen", "t0")
+    assert (response.unit, response.state, response.text, response.heard) == (0, "listen", "t0", " h0")
     assert response.info["steps"] == 4
     assert response.info["degradation"] == ["fewer_steps"]
 

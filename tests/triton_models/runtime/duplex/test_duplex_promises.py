@@ -105,6 +105,7 @@ def test_an_interruption_drops_what_is_on_its_way(make: Callable[..., Bench]) ->
     assert isinstance(fresh, UnitResponse)
     assert dropped.info["dropped"] is True
     assert (dropped.text, dropped.pcm.any()) == ("", False)
+    assert dropped.heard == " h1", "what the user said stays said"
     assert (fresh.text, fresh.pcm.all()) == ("t2", True)
     assert fresh.info["epoch"] > dropped.info["epoch"]
     refused = bench.unit(7, 3, options='{"seed": 1}')

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from engine_builder.config import LanguageConfig
-from engine_builder.tokenizer import tiny_tokenizer, write_tiny_tokenizer
+from engine_builder.tokenizer import heard_ids, tiny_tokenizer, write_tiny_tokenizer
 from triton_models.runtime.engines.tokenizer import TextTokenizer
 
 pytestmark = pytest.mark.unit
@@ -68,10 +68,13 @@ def test_bytes_that_are_no_utf8_become_replacement_characters() -> None:
     assert stream.finish() == "\ufffd"
 
 
-@pytest.mark.parametrize("typed", ["<speak>", "<eou>", "<|im_start|>user", "<pad> <query>"])
+@pytest.mark.parametrize("typed", ["<speak>", "<eou>", "<|im_start|>user", "<pad> <query>", "<heard:two>"])
 def test_typing_a_control_token_yields_its_letters(typed: str) -> None:
     qwen = TextTokenizer(qwen_like(), SPARE_ROWS)
-    for tokenizer, special in ((TINY, set(LANGUAGE.special_ids)), (qwen, set(SPARE_ROWS.special_ids) | {256})):
+    for tokenizer, special in (
+        (TINY, {*LANGUAGE.special_ids, *heard_ids().values()}),
+        (qwen, set(SPARE_ROWS.special_ids) | {256}),
+    ):
         ids = tokenizer.encode(typed)
         assert not set(ids) & special
         assert tokenizer.decode(ids).strip() == typed
@@ -86,6 +89,21 @@ def test_added_tokens_are_plain_text_unless_they_are_special() -> None:
     tokenizer = TextTokenizer(source, SPARE_ROWS)
     assert tokenizer.decode([source.token_to_id("<think>")]) == "<think>"
     assert tokenizer.decode([source.token_to_id("<|im_start|>")]) == ""
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_what_was_heard_is_no_text_however_the_vocabulary_has_it(special: bool) -> None:
+    source = qwen_like()
+    source.add_tokens([AddedToken("<heard:grün>", special=special), AddedToken("<heard:>", special=False)])
+    for tokenizer, token, word in (
+        (TINY, heard_ids()["fünf"], "fünf"),
+        (TextTokenizer(source, SPARE_ROWS), source.token_to_id("<heard:grün>"), "grün"),
+    ):
+        said = tokenizer.encode("a")
+        ids = [*said, token, token]
+        assert tokenizer.heard(ids) == f" {word} {word}"
+        assert tokenizer.decode(ids).strip() == tokenizer.stream().feed(ids).strip() == "a"
+        assert tokenizer.heard(said) == ""
 
 
 def test_load_names_the_file(tmp_path: Path) -> None:

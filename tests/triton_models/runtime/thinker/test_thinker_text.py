@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from outcomes import error_of
 
+from engine_builder.tokenizer import heard_ids
 from triton_models.runtime.messages import MAX_QUEUED_TEXT, ThinkJob, ThinkResult
 
 pytestmark = pytest.mark.unit
@@ -77,6 +78,32 @@ def test_state_and_text_are_named_and_characters_wait_for_their_bytes(bench: Ben
     wanted[:] = [speak, smile[2], smile[3], 10]
     thought = bench.unit("a", 1)
     assert thought.text == "🙂"
+
+
+def test_what_was_heard_goes_beside_the_text_and_splits_no_character(bench: Bench) -> None:
+    bench.open("a")
+    smile, heard = bench.tokenizer.encode("🙂")[-4:], heard_ids(bench.config.language)
+    listen, speak = bench.config.language.state_ids
+    wanted: list[int] = []
+
+    def script(inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+        outputs["logits"][:] = 0
+        outputs["logits"][:, wanted.pop(0)] = 1
+
+    bench.fake("think").spoil = script
+    said = []
+    for unit, ids in enumerate(
+        [
+            [listen, heard["two"], bench.config.language.eou_id],
+            [speak, smile[0], smile[1], 10],
+            [speak, heard["three"], smile[2], 10],
+            [speak, smile[3], heard["fünf"], 10],
+        ]
+    ):
+        wanted[:] = ids
+        thought = bench.unit("a", unit)
+        said.append((thought.state, thought.text, thought.heard))
+    assert said == [("listen", "", " two"), ("speak", "", ""), ("speak", "", " three"), ("speak", "🙂", " fünf")]
 
 
 def test_text_beyond_a_unit_goes_into_the_next_ones(bench: Bench) -> None:
