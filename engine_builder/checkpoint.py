@@ -167,6 +167,10 @@ def read_defaults(checkpoint: Path) -> Defaults:
     """`defaults.json` of a checkpoint: options that a server takes where a client says nothing. {} if there is none."""
     path = checkpoint / DEFAULTS
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Defaults) if path.exists() else {}
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected an object with `retention` or `prompts` only ({error})") from None
+        given = msgspec.json.decode(path.read_bytes()) if path.exists() else {}
+        if unknown := sorted(set(given) - Defaults.__optional_keys__):
+            raise msgspec.ValidationError(f"got {', '.join(unknown)}")
+        return msgspec.convert(given, Defaults)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        known = ", ".join(sorted(Defaults.__optional_keys__))
+        raise CheckpointError(f"{path}: expected an object with any of {known} ({error})") from None

@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -37,8 +37,18 @@ FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]  #
 Size = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Retention = Literal["full"] | dict[Literal["window", "window_language"], dict[str, Size]]
-# prompts: those that the checkpoint was trained on, its default first; without them it takes any.
-Defaults = dict[Literal["retention", "prompts"], Retention | list[str]]
+
+
+class Defaults(TypedDict, total=False):
+    """What suits a checkpoint. prompts: those that it was trained on, its default first; without them it takes any.
+
+    text_bytes: how much text it was trained to read at a time.  delegation: what it writes to hand work over.
+    """
+
+    retention: Retention
+    prompts: list[str]
+    text_bytes: Positive
+    delegation: str
 
 
 class ManifestError(ValueError):
@@ -91,7 +101,7 @@ class Manifest:
     engines: dict[str, EngineEntry]
     tokenizer: dict[str, str]
     rebuild: str
-    defaults: Defaults = field(default_factory=dict)  # session options that suit the checkpoint
+    defaults: Defaults = field(default_factory=Defaults)  # session options that suit the checkpoint
     start: dict[str, StateFile] = field(default_factory=dict)  # of steps whose sessions do not begin with zeros
 
     def save(self, directory: Path) -> None:

@@ -110,7 +110,7 @@ def test_no_damaged_field_gets_through(engines: Path) -> None:
         ("limits", {"max_batch": 8}, "manifest.limits: expected max_batch, max_pages, pool_pages, page_tokens, got"),
         ("state", {"perceive": 1.5, "render": 1}, "manifest.state[...]: expected int, got float"),
         ("weights", 7, "manifest.weights: expected str, got int (7); rebuild: python -m engine_builder build a b"),
-        ("defaults", {"retention": 3}, "manifest.defaults[...]: expected str | object | array, got int"),
+        ("defaults", {"retention": 3}, "manifest.defaults.retention: expected str | object, got int"),
         ("engines", {}, "manifest.engines: expected perceive, think, perform, render, got"),
     ],
 )

@@ -16,6 +16,7 @@ from ..service.settings import RunSettings
 TEMPLATES = Path(__file__).parents[1] / "repository"
 MODELS = ("duplex", "thinker", "performer")  # what tells its state; the last two may be one stage
 CONFIG = "config.pbtxt"
+TOLD = ("prompts", "text_bytes", "delegation")  # to clients, where the manifest names them
 
 
 def fill_repository(target: Path, manifest: Manifest, run: RunSettings) -> None:
@@ -24,6 +25,7 @@ def fill_repository(target: Path, manifest: Manifest, run: RunSettings) -> None:
     Sizes come from the manifest's model. Parameters are what clients read: weights, precision, rates, limits.
     """
     config, duplex = manifest.model, run.duplex
+    suits: dict[str, object] = {**manifest.defaults}
     facts = {
         "max_in_flight": str(duplex.max_in_flight),
         "idle_ms": str(duplex.idle_ms),
@@ -33,7 +35,7 @@ def fill_repository(target: Path, manifest: Manifest, run: RunSettings) -> None:
         "weights": manifest.weights,
         "precision": manifest.precision,
         "sample_rate": str(config.audio.sample_rate),
-        **({"prompts": json.dumps(manifest.defaults["prompts"])} if "prompts" in manifest.defaults else {}),
+        **{name: _fact(suits[name]) for name in TOLD if name in suits},
     }
     public = {
         "unit_samples": config.audio.unit_samples,
@@ -51,6 +53,10 @@ def fill_repository(target: Path, manifest: Manifest, run: RunSettings) -> None:
         shutil.copytree(template, target / model, ignore=shutil.ignore_patterns("__pycache__"))
         variables = public if model == "duplex" else {"model": model}
         (target / model / CONFIG).write_text(fill((template / CONFIG).read_text(), variables))
+
+
+def _fact(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def fill(template: str, variables: Mapping[str, object]) -> str:

@@ -97,6 +97,7 @@ class ThinkJob(Message, frozen=True):
     z_video [n_v, c_v] and z_audio [n_a, c_a]: clean latents of the unit before, which open the block; unit 0 has none.
     latest_ns: the unit is late unless its call starts by then; None: nothing is known of a deadline.
     steps, deadline_ns: of the solver, which starts without another call where it lives in the same stage.
+    interrupt: what was typed before and has not been read yet is forgotten.
     """
 
     session: Name
@@ -109,6 +110,7 @@ class ThinkJob(Message, frozen=True):
     latest_ns: Count | None = None
     steps: Steps = 1
     deadline_ns: Count = 0
+    interrupt: bool = False
 
 
 class ThinkResult(Message, frozen=True):

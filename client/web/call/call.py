@@ -76,7 +76,8 @@ class Call:
         self.model: dict[str, Any] = {"name": client.model, "server": client.server, "parameters": client.parameters}
         self.prompts = Prompts.of(client.parameters)
         self.delegation = client.parameters.get("delegation", "")  # what the model writes to hand work over
-        self.intake = Intake(client.shape, live=live, limit_seconds=limit_seconds)
+        text_bytes = _whole(client.parameters.get("text_bytes", ""))
+        self.intake = Intake(client.shape, live=live, limit_seconds=limit_seconds, text_bytes=text_bytes)
         self.resumable = resumable  # whether it waits for a client that is away
         self.pixels = Bucket(PIXELS_PER_SECOND, PIXEL_BURST)
         self.fence = Fence()
@@ -307,3 +308,7 @@ class Call:
             self._outbox.close("ended")
         for listener in self.on_closed:
             listener(self)
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None

@@ -42,11 +42,11 @@ class Intake:
     come faster than real time (a file in one burst) and what does not fit is refused, so that nothing is lost unseen.
     """
 
-    def __init__(self, shape: UnitShape, *, live: bool, limit_seconds: float, text_bytes: int = MAX_TEXT_BYTES) -> None:
+    def __init__(self, shape: UnitShape, *, live: bool, limit_seconds: float, text_bytes: int | None = None) -> None:
         self.shape = shape
         self.live = live
         self.limit = round(limit_seconds * shape.sample_rate)
-        self.text_bytes = min(text_bytes, MAX_TEXT_BYTES)  # that may wait
+        self.text_bytes = min(text_bytes or MAX_TEXT_BYTES, MAX_TEXT_BYTES)  # may wait: what the checkpoint reads
         self.dropped = 0  # samples of a live user that came too late to be heard
         self.changed = asyncio.Event()  # set by every call that adds something
         self._pcm: deque[tuple[Float32, Stamp | None]] = deque()

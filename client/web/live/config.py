@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.stream import UnitShape
 from client.stream.units import FPS, UNIT_MS
 
+from ..call.call import Call
 from ..events import wrong
 from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, text
 from ..media import G711_RATE, Format
@@ -74,12 +74,11 @@ class LiveConfig:
         """Options of the start request."""
         return {**({"prompt": self.instructions} if self.instructions else {}), **self.options}
 
-    def show(
-        self, *, key: str, model: str, expires_at: int, shape: UnitShape, prompts: tuple[str, ...], text_bytes: int
-    ) -> dict[str, Any]:
-        """The session resource. prompts: all that the model knows.  text_bytes: how much text it reads at a time."""
+    def show(self, call: Call, model: str, expires_at: int) -> dict[str, Any]:
+        """The session resource."""
+        shape = call.shape
         return {
-            "id": key,
+            "id": call.key,
             "object": "live.session",
             "status": "active",
             "expires_at": expires_at,
@@ -94,8 +93,8 @@ class LiveConfig:
             "wan": {
                 "unit_ms": UNIT_MS,
                 "model_rate": shape.sample_rate,
-                "prompts": list(prompts),
-                "text_bytes": text_bytes,
+                "prompts": list(call.prompts.known),
+                "text_bytes": call.intake.text_bytes,
                 "video": {
                     "output": "jpeg" if self.video else None,
                     "width": shape.width,

@@ -61,15 +61,8 @@ class LiveSession:
 
     def show(self) -> dict[str, Any]:
         """The session resource."""
-        call = self.call
-        return (self.config or LiveConfig()).show(
-            key=call.key,
-            model=self._model,
-            expires_at=round(self._begun + LONGEST_SECONDS),
-            shape=call.shape,
-            prompts=call.prompts.known,
-            text_bytes=call.intake.text_bytes,
-        )
+        config = self.config or LiveConfig()
+        return config.show(self.call, self._model, round(self._begun + LONGEST_SECONDS))
 
     # -- the client --------------------------------------------------------------------------------------------
     def start(self, config: LiveConfig, event_id: str | None) -> None:

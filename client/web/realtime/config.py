@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from client.stream import UnitShape
 from client.stream.units import FPS, UNIT_MS
 
+from ..call.call import Call
 from ..events import EventError, wrong
 from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, text
 from ..media import G711_RATE, HIGHEST_RATE, LOWEST_RATE, Format
@@ -23,7 +23,8 @@ CAPABILITIES = {
     "held until it is asked for",
     "response_cancel": "what is under way is given up, the rest fenced at the gateway; the model goes on unheard",
     "playback": "playback.ack and conversation.item.truncate record what was heard; the model's history keeps the rest",
-    "history": "items of other roles than user are remembered and not told to the model",
+    "history": "items of other roles than user, and text longer than the checkpoint reads (wan.text_bytes), are kept, "
+    "and the model is not told; such a text says so in wan.untold",
     "video": "wan.video.append (JPEG, PNG or WebP in base64); session.wan.video.output = jpeg turns on wan.video.delta",
     "resume": "session.resume with session_id and last_event_id, after session.created of the new socket",
     "not_supported": ["tools", "transcription of the user", "voices", "responses outside the conversation"],
@@ -90,12 +91,11 @@ class SessionConfig:
         """Options of the start request."""
         return {**({"prompt": self.instructions} if self.instructions else {}), **self.options}
 
-    def show(
-        self, key: str, model: str, shape: UnitShape, wording: Wording, grace: float, prompts: tuple[str, ...] = ()
-    ) -> dict[str, Any]:
-        """The session object of session.created and session.updated. prompts: all that the model knows."""
+    def show(self, call: Call, model: str, wording: Wording, grace: float) -> dict[str, Any]:
+        """The session object of session.created and session.updated."""
+        shape = call.shape
         common: dict[str, Any] = {
-            "id": key,
+            "id": call.key,
             "object": "realtime.session",
             "model": model,
             "instructions": self.instructions,
@@ -104,7 +104,8 @@ class SessionConfig:
             "wan": {
                 "unit_ms": UNIT_MS,
                 "model_rate": shape.sample_rate,
-                "prompts": list(prompts),
+                "prompts": list(call.prompts.known),
+                "text_bytes": call.intake.text_bytes,
                 "video": {
                     "output": "jpeg" if self.video else None,
                     "width": shape.width,

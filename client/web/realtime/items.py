@@ -30,6 +30,7 @@ class Item:
     pieces: list[tuple[float, str]] = field(default_factory=list)
     audio_ms: float = 0.0  # sent to the client
     heard_ms: float | None = None  # said to have been played
+    untold: str | None = None  # why the model is not told the text
     given: dict[str, Any] | None = None  # what a client remembers for itself; the model does not know it
 
     @property
@@ -60,6 +61,8 @@ class Item:
             "status": self.status,
             "content": content,
         }
+        if self.untold is not None:
+            item["wan"] = {"untold": self.untold}
         if self.heard_ms is not None:
             item["wan"] = {"heard_ms": round(self.heard_ms), "heard_text": self.heard_text}
         return item

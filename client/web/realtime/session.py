@@ -43,8 +43,7 @@ class RealtimeSession:
         self.emit("session.created", session=self.show())
 
     def show(self) -> dict[str, Any]:
-        known = self.call.prompts.known
-        return self.config.show(self.call.key, self.model, self.call.shape, self.wording, self.grace, known)
+        return self.config.show(self.call, self.model, self.wording, self.grace)
 
     def configure(self, config: SessionConfig) -> None:
         """Takes over a checked configuration."""

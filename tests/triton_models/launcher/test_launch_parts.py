@@ -14,7 +14,7 @@ import pytest
 from msgspec import structs
 
 from engine_builder.config import ModelConfig
-from engine_builder.manifest import Manifest
+from engine_builder.manifest import Defaults, Manifest
 from triton_models import launch
 from triton_models.launcher import server_process
 from triton_models.launcher.repository import TEMPLATES, fill, fill_repository, parameters
@@ -87,9 +87,12 @@ def test_the_repository_has_the_shapes_of_the_model(tmp_path: Path) -> None:
         assert (model / "1" / "model.py").read_text() == (TEMPLATES / model.name / "1" / "model.py").read_text()
 
 
-def test_clients_read_which_prompts_the_checkpoint_knows(tmp_path: Path) -> None:
-    fill_repository(tmp_path, replace(manifest(), defaults={"prompts": ["english", "german"]}), RUN)
+def test_clients_read_what_the_checkpoint_was_trained_on(tmp_path: Path) -> None:
+    defaults: Defaults = {"prompts": ["english", "german"], "text_bytes": 16, "delegation": "<ask>"}
+    fill_repository(tmp_path, replace(manifest(), defaults=defaults), RUN)
     text = (tmp_path / "duplex" / "config.pbtxt").read_text()
+    assert 'key: "text_bytes" value: { string_value: "16" }' in text
+    assert 'key: "delegation" value: { string_value: "<ask>" }' in text
     assert r'key: "prompts" value: { string_value: "[\"english\", \"german\"]" }' in text
 
 

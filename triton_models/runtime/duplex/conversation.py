@@ -118,4 +118,5 @@ class UnitWork:
     text: str
     arrival_ns: int
     think_ns: int = 0  # when its think call was made
+    interrupt: bool = False
     spans: list[Span] = field(default_factory=list)  # of its calls, if they are traced

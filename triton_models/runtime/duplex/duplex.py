@@ -111,19 +111,19 @@ class Duplex:
             text, start, interrupt = self._read(request)
             tokens = self._tokens(text)
             with self._locked():
-                self._check_room(request, tokens)
+                self._check_room(request, tokens, interrupt)
                 accepted = self.table.accept(
                     request.key, request.unit, start=start, end=request.end, interrupt=interrupt, now_ns=arrival
                 )
                 talk = self._conversation(accepted, reply)
                 self.meter.accepted(accepted, arrival)
                 talk.unanswered[accepted.unit] = reply
-                talk.typed = max(0, talk.typed + tokens - self._config.language.text_tokens)
+                talk.typed = max(0, (0 if interrupt else talk.typed) + tokens - self._config.language.text_tokens)
                 self._keep_promise(talk, accepted.unit)
         except Exception as error:
             self._refuse(request, reply, error)
             return
-        self._loop.start(UnitWork(talk, accepted, request, text, accepted.due_ns))
+        self._loop.start(UnitWork(talk, accepted, request, text, accepted.due_ns, interrupt=interrupt))
 
     def _read(self, request: UnitRequest) -> tuple[str, SessionOptions | None, bool]:
         """The text of a request, the options if it starts a session, and whether it interrupts. Refuses bad input."""
@@ -143,9 +143,9 @@ class Duplex:
     def _tokens(self, text: str) -> int:
         return self._count_tokens(text) if text else 0
 
-    def _check_room(self, request: UnitRequest, tokens: int) -> None:
+    def _check_room(self, request: UnitRequest, tokens: int, interrupt: bool) -> None:
         session = self.table.get(request.key)
-        waiting = self._conversations[session.name].typed if session is not None else 0
+        waiting = self._conversations[session.name].typed if session is not None and not interrupt else 0
         room = MAX_QUEUED_TEXT - waiting
         if tokens > room:
             raise SessionError(

@@ -113,6 +113,7 @@ class UnitLoop:
             max(0, latest),
             options.solver_steps,
             max(0, deadline),
+            work.interrupt,
         )
         thought: ThinkResult = self._call(work, self._call_thinker, job)
         talk.reach(thought=unit)

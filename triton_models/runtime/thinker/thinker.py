@@ -192,6 +192,8 @@ class Thinker:
             z_audio = validate.latents("z_audio", job.z_audio, a.tokens, a.latent_dim)
         else:
             z_video, z_audio = session.z_video, session.z_audio  # zeros
+        if job.interrupt:
+            session.typed.clear()
         if job.text:
             session.queue_text(self._tokenizer.encode(validate.text(job.text)))
         session.z_video, session.z_audio = z_video, z_audio

@@ -147,6 +147,9 @@ def test_text_that_waits_in_the_thinker_counts(make: Callable[..., Bench]) -> No
     room = 1024 - (1000 - CONFIG.language.text_tokens)
     assert f"expected at most {room} more tokens" in bench.unit("a", 1, text=b"y" * (room + 1)).errors[0]
     assert bench.unit("a", 1, text=b"y" * room).errors == []
+    bench.settled()
+    interrupted = bench.unit("a", 2, text=b"z" * 1024, options='{"interrupt": true}')
+    assert interrupted.errors == [], "what waited is forgotten"
 
 
 def test_no_unit_is_thought_with_the_latents_of_one_before(

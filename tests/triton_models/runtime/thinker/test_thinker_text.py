@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from outcomes import error_of
 
 from engine_builder.tokenizer import heard_ids
@@ -121,6 +122,9 @@ def test_text_beyond_a_unit_goes_into_the_next_ones(bench: Bench) -> None:
     bench.unit("a", 2)
     bench.unit("a", 3)
     assert typed == [words[:2], words[2:4], words[4:], []]
+    bench.unit("a", 4, text="one two three four five")
+    bench.think(structs.replace(bench.asks("a", 5, "six"), interrupt=True))
+    assert typed[4:] == [words[:2], bench.tokenizer.encode("six")], "F3a: an interruption forgets the rest"
 
 
 def test_too_much_waiting_text_is_refused_and_the_unit_can_be_sent_again(bench: Bench) -> None:
