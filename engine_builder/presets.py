@@ -11,7 +11,13 @@ def _geometry(name: str, video: VideoConfig, backbone: BackboneConfig) -> ModelC
     return ModelConfig(
         name=name,
         audio=AudioConfig(
-            sample_rate=24_000, tokens=4, latent_dim=128, perceive_tokens=4, mel_bands=80, encoder_channels=384
+            sample_rate=24_000,
+            tokens=2,
+            latent_dim=32,
+            perceive_tokens=4,
+            mel_bands=80,
+            encoder_channels=384,
+            codec="mimi-vae",
         ),
         video=video,
         language=LanguageConfig(
@@ -29,10 +35,12 @@ def _geometry(name: str, video: VideoConfig, backbone: BackboneConfig) -> ModelC
     )
 
 
-# v0.1: 192x336 is 12 x 21 = 252 tokens a unit, v0.2: 640x368 is 40 x 23 = 920 (reference: paper.md, inferred from
-# the stated frame sizes and a total spatial stride of 16). Backbones have the published Qwen3 shapes.
+# v0.1: 192x336 is 12 x 21 = 252 tokens a unit, v0.2: 640x368 is 40 x 23 = 920 (inferred from the papers' frame sizes
+# and a total spatial stride of 16): one latent frame of the Wan VAE, 2 x 2 neighbours a token. The papers name no
+# codecs; these are public ones that fit a unit exactly. What is seen and heard goes through small encoders that are
+# trained with the Transformer, as in the papers. Backbones have the published Qwen3 shapes.
 _V01_VIDEO = VideoConfig(
-    height=192, width=336, stride=16, latent_dim=64, perceive_grid=(4, 7), encoder_channels=128, refine_channels=64
+    height=192, width=336, stride=16, latent_dim=64, perceive_grid=(4, 7), encoder_channels=128, codec="taehv"
 )
 _V02_VIDEO = replace(_V01_VIDEO, height=368, width=640, perceive_grid=(5, 8))
 _QWEN3_06B = BackboneConfig(hidden_size=1024, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate_size=3072)
@@ -44,7 +52,9 @@ PRESETS: dict[str, ModelConfig] = {
     "v0.1-0.6b": _geometry("v0.1-0.6b", _V01_VIDEO, _QWEN3_06B),
     "v0.1-1.7b": _geometry("v0.1-1.7b", _V01_VIDEO, _QWEN3_17B),
     "v0.1-8b": _geometry("v0.1-8b", _V01_VIDEO, _QWEN3_8B),
+    "v0.1-8b-wan": _geometry("v0.1-8b-wan", replace(_V01_VIDEO, codec="wan21"), _QWEN3_8B),
     "v0.2-8b": _geometry("v0.2-8b", _V02_VIDEO, _QWEN3_8B),
+    "v0.2-8b-wan": _geometry("v0.2-8b-wan", replace(_V02_VIDEO, codec="wan21"), _QWEN3_8B),
 }
 
 

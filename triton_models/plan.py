@@ -37,7 +37,7 @@ busy the devices are; then the most sessions that keep 99% of their units on tim
   one-at-a-time  no batching
 
 Costs come from the costs.csv that the server measures and keeps next to its engines. Without --costs they are
-assumed (--fixed-ms, --row-ms) and the output says so.
+assumed (--fixed-ms, --row-ms; codecs by their operations at --codec-tflops) and the output says so.
 """
 EXAMPLES = f"""\
 examples:
@@ -72,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--costs", type=Path, help="costs.csv: step,batch,history,ms")
     model.add_argument("--fixed-ms", type=float, default=6.0, help="assumed: fixed part of a call (%(default)s)")
     model.add_argument("--row-ms", type=float, default=1.5, help="assumed: part per row of a call (%(default)s)")
+    model.add_argument(
+        "--codec-tflops",
+        type=float,
+        default=53.0,
+        help="assumed: what codecs reach in float32 (%(default)s: 80%% of an H100's datasheet)",
+    )
     model.add_argument("--devices", type=int, choices=(1, 2), default=2, help="2: thinker and performer have their own")
     model.add_argument("--max-batch", type=int, default=64, help="rows an engine call takes (%(default)s)")
     model.add_argument("--kv-gb", type=float, help="memory of the K/V pool, in 10^9 bytes")
@@ -128,7 +134,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plan(args: argparse.Namespace) -> None:
     """Prints the plan and writes `plan.csv` and `plan.png` to `args.out`."""
     config, keep = preset(args.preset), retention.parse(args.retention)
-    costs = CostTable.load(args.costs) if args.costs else gpu_like(args.fixed_ms, args.row_ms)
+    perceive, render = (flops / args.codec_tflops / 1e9 for flops in _codec_flops(config))
+    costs = (
+        CostTable.load(args.costs) if args.costs else gpu_like(args.fixed_ms, args.row_ms, codecs=(perceive, render))
+    )
     load = Workload(
         seconds=args.seconds,
         deadline=args.deadline,
@@ -144,7 +153,10 @@ def plan(args: argparse.Namespace) -> None:
         request_level(args.max_batch),
         one_at_a_time(),
     ]
-    source = args.costs or f"ASSUMED, not measured: {args.fixed_ms:g} + {args.row_ms:g} ms a row and call"
+    source = args.costs or (
+        f"ASSUMED, not measured: {args.fixed_ms:g} + {args.row_ms:g} ms a row and call, "
+        f"codecs {perceive + render:.2g} ms a row more"
+    )
     print(f"model {config.name}, costs {source}")
     print(
         f"{load.devices} device(s), {load.solver_steps} solver steps, deadline {load.deadline:g} ms, "
@@ -167,6 +179,16 @@ def plan(args: argparse.Namespace) -> None:
     print(f"\n{args.out / 'plan.csv'}")
     if _plot(reports, args.target, args.out / "plan.png"):
         print(args.out / "plan.png")
+
+
+def _codec_flops(config: ModelConfig) -> tuple[int, int]:
+    """Of perceive and render, a unit; a server without torch cannot count them, and takes them for small."""
+    try:
+        from engine_builder.model.codec_work import codec_works
+    except ModuleNotFoundError:
+        return 0, 0
+    works = codec_works(config)
+    return works["perceive"].flops, works["render"].flops
 
 
 def _plan_fleet(args: argparse.Namespace, sessions: int) -> None:

@@ -29,6 +29,15 @@ def test_presets_have_the_papers_token_counts():
     assert preset("v0.1-8b").audio.unit_samples == 3840
 
 
+def test_presets_have_codecs_that_exist():
+    """Mimi gives two latents a unit; a latent frame of the Wan VAE is a unit, whichever decoder shows it."""
+    for name in PRESETS.keys() - {"tiny"}:
+        audio, video = preset(name).audio, preset(name).video
+        assert (audio.codec, audio.sample_rate, audio.tokens, audio.latent_dim) == ("mimi-vae", 24_000, 2, 32)
+        assert (video.codec, video.latent_dim) == ("wan21" if name.endswith("-wan") else "taehv", 64)
+        assert preset(name).latent_tokens in (252 + 2, 920 + 2)
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_layout_covers_a_unit_without_gaps(name):
     config = preset(name)

@@ -1,7 +1,8 @@
 """TensorRT-RTX plans of all four steps of every preset, at reduced depth.
 
 Token counts, heads, widths of the stream and pictures are the preset's; one layer deep and with a narrow feed-forward,
-which is one more matrix product of a known kind. The tiny preset is built in test_build.py.
+which is one more matrix product of a known kind. The tiny preset is built in test_build.py; the renders of the others,
+which take half a minute each, on small pictures in codecs/test_codec_engines.py every day.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from engine_builder.targets.tensorrt import Limits, PlanBuilder
 pytestmark = pytest.mark.engine
 LIMITS = Limits(max_batch=2, max_pages=8, pool_pages=32, page_tokens=16, max_prompt=32)
 NAMES = sorted(PRESETS.keys() - {"tiny"})
-# Between them they have all picture sizes, both kinds of head, the narrowest and the widest stream. The others take two
+# Between them they have all picture sizes, both kinds of head, the narrowest and the widest stream. The others take
 # minutes to say the same: `pytest -m slow`.
-EVERY_DAY = ("v0.1-0.6b", "v0.2-8b")
+EVERY_DAY = [(name, step) for name in ("v0.1-0.6b", "v0.2-8b") for step in ("perceive", "think", "perform")]
+CASES = [(name, step) for name in NAMES for step in STEPS]
 
 
 def shallow(config: ModelConfig) -> ModelConfig:
@@ -62,10 +64,11 @@ class Part:
 
     @classmethod
     def of(cls, step: str, config: ModelConfig) -> Part:
-        b, pictures = config.backbone, (*astuple(config.audio), *astuple(config.video))
+        a, v, b = config.audio, config.video, config.backbone
         if step == "render":
-            return cls(step, pictures)
-        return cls(step, (*pictures, b.hidden_size) if step == "perceive" else (*pictures, *astuple(b)))
+            return cls(step, (*astuple(a), *astuple(v)))
+        streams = (*astuple(replace(a, codec="")), *astuple(replace(v, codec="")))  # presets perceive without them
+        return cls(step, (*streams, b.hidden_size) if step == "perceive" else (*streams, *astuple(b)))
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +81,9 @@ def built() -> Iterator[dict[Part, int]]:
     specs_of.cache_clear()
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("preset", [n if n in EVERY_DAY else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize(
+    ("preset", "step"), [c if c in EVERY_DAY else pytest.param(*c, marks=pytest.mark.slow) for c in CASES]
+)
 def test_plans_build_in_bfloat16(preset: str, step: str, built: dict[Part, int]) -> None:
     config = shallow(PRESETS[preset])
     part = Part.of(step, config)
@@ -119,5 +123,5 @@ def test_presets_share_what_does_not_depend_on_the_backbone() -> None:
         "perceive": 4,
         "think": 4,
         "perform": 4,
-        "render": 2,
+        "render": 4,
     }

@@ -8,21 +8,23 @@ from dataclasses import dataclass, field
 from ..runtime.budget.costs import CostTable
 
 
-def gpu_like(fixed: float = 6.0, per_row: float = 1.5, thinker: float = 1 / 3) -> CostTable:
+def gpu_like(
+    fixed: float = 6.0, per_row: float = 1.5, thinker: float = 1 / 3, codecs: tuple[float, float] = (0.0, 0.0)
+) -> CostTable:
     """Assumed costs of a GPU: every pass of the network costs a fixed part (launches, reading the weights) and a part
     per row (arithmetic on a unit's tokens).
 
     The thinker's passes have `thinker` of the performer's fixed part: their shapes repeat, so they are captured as
     graphs, and the paper calls this work short. A context block has about a fifth more tokens than a noisy unit, a slot
-    pass has one. Encoder and decoder are small.
+    pass has one. `codecs`: ms a row that perceive and render take longer than small encoders and decoders do.
     """
     return CostTable.linear(
         {
-            "perceive": (0.5, 0.1),
+            "perceive": (0.5, 0.1 + codecs[0]),
             "think": (thinker * fixed, 1.2 * per_row),
             "slot": (thinker * fixed, 0.02 * per_row),
             "perform": (fixed, per_row),
-            "render": (1.0, 0.3),
+            "render": (1.0, 0.3 + codecs[1]),
         }
     )
 

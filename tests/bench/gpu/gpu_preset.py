@@ -48,14 +48,16 @@ class StepRow:
 
 
 def measure_ceilings(plan: Plan, device: torch.device, clock: Clock) -> Ceilings:
-    """Bandwidth of a large copy and rate of a large bf16 product, on random data: zeros run faster than numbers do."""
+    """Bandwidth of a large copy, rates of large products, on random data: zeros run faster than numbers do."""
     source = torch.empty(plan.copy_bytes // 4, device=device).normal_()
     target = torch.empty_like(source)
     copy_ms = clock.device_ms(lambda: target.copy_(source))
     n = plan.matmul_size
-    a, b = (torch.empty(n, n, device=device, dtype=torch.bfloat16).normal_() for _ in range(2))
-    product_ms = clock.device_ms(lambda: a @ b)
-    return Ceilings(2 * plan.copy_bytes / copy_ms / 1e6, 2 * n**3 / product_ms / 1e9)
+    rates = []
+    for dtype in (torch.bfloat16, torch.float32):
+        a, b = (torch.empty(n, n, device=device, dtype=dtype).normal_() for _ in range(2))
+        rates.append(2 * n**3 / clock.device_ms(lambda a=a, b=b: a @ b) / 1e9)
+    return Ceilings(2 * plan.copy_bytes / copy_ms / 1e6, *rates)
 
 
 class PresetBench:
@@ -75,7 +77,10 @@ class PresetBench:
     def run(self, baseline: bool, tiling: bool) -> bool:
         """Measures; whatever goes wrong is written down as the preset's `error`. True if nothing did."""
         found = self.ceilings
-        say(f"{device_name(self.device)}: copy {found.copy_gbs:.0f} GB/s, bf16 {found.matmul_tflops:.0f} TFLOP/s")
+        say(
+            f"{device_name(self.device)}: copy {found.copy_gbs:.0f} GB/s, bf16 {found.matmul_tflops:.0f}, "
+            f"float32 {found.float32_tflops:.0f} TFLOP/s"
+        )
         try:
             self._run(baseline)
             if tiling:
@@ -117,7 +122,7 @@ class PresetBench:
                 ms = self.clock.wall_ms(ours.call(step, batch))
                 device_ms = self.clock.device_ms(ours.graph(step, batch).relaunch, ours.lane.stream)
                 tflops, gbs = work.flops / device_ms / 1e9, work.bytes / device_ms / 1e6
-                shares = tflops / self.ceilings.matmul_tflops, gbs / self.ceilings.copy_gbs
+                shares = tflops / self.ceilings.tflops(work), gbs / self.ceilings.copy_gbs
                 floor = work.floor_ms(self.ceilings)
                 row = StepRow(self.name, step, batch, setting.history, ms, device_ms, tflops, gbs, *shares, floor, None)
                 say(

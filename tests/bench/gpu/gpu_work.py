@@ -1,14 +1,17 @@
 """What a step must do at least: floating-point operations and bytes of device memory, counted from the model's shapes.
 
 A multiply-add is two operations. Bytes: every weight, the visible K and V and the step's own inputs and outputs once.
-Activations between kernels are not counted, so shares of the copy bandwidth are a little understated.
+Activations between kernels are not counted, so shares of the copy bandwidth are a little understated. The codecs count
+in float32, without the tensor cores: their arithmetic is held against that rate.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
-from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
+from engine_builder.config import ModelConfig
+from engine_builder.model.codec_work import codec_works
 
 ITEM_BYTES = 2  # bf16: weights of the backbone, K and V
 
@@ -19,16 +22,22 @@ class Ceilings:
 
     copy_gbs: float  # GB/s, bytes read plus bytes written
     matmul_tflops: float  # bf16
+    float32_tflops: float  # a product of float32 that rounds nothing
+
+    def tflops(self, work: Work) -> float:
+        """The rate that work of its precision could have."""
+        return self.float32_tflops if work.float32 else self.matmul_tflops
 
 
 @dataclass(frozen=True)
 class Work:
     flops: float
     bytes: float
+    float32: bool = False
 
     def floor_ms(self, ceilings: Ceilings) -> float:
         """No version runs faster: the larger of arithmetic at the matmul ceiling and bytes at the copy ceiling."""
-        return max(self.flops / (ceilings.matmul_tflops * 1e9), self.bytes / (ceilings.copy_gbs * 1e6))
+        return max(self.flops / (ceilings.tflops(self) * 1e9), self.bytes / (ceilings.copy_gbs * 1e6))
 
 
 def history_tokens(config: ModelConfig, seconds: float, slots: int) -> int:
@@ -39,10 +48,9 @@ def history_tokens(config: ModelConfig, seconds: float, slots: int) -> int:
 
 def step_work(config: ModelConfig, step: str, batch: int, history: int) -> Work:
     """One call of a step of `costs.STEPS` with `batch` rows over `history` cached tokens a row."""
-    if step == "perceive":
-        return _perceive(config, batch)
-    if step == "render":
-        return _render(config, batch)
+    if step in ("perceive", "render"):
+        work = _codec_works(config)[step]
+        return Work(batch * work.flops, work.bytes(batch), float32=True)
     tokens = {"think": config.block_tokens, "slot": 1, "perform": config.latent_tokens}[step]
     b = config.backbone
     d, heads = b.hidden_size, b.heads * b.head_dim
@@ -70,16 +78,4 @@ def attention_work(config: ModelConfig, tokens: int, batch: int, history: int) -
     return Work(flops, size)
 
 
-def _perceive(config: ModelConfig, batch: int) -> Work:
-    v = config.video
-    pixels = FRAMES_PER_UNIT * v.height * v.width
-    c = v.encoder_channels
-    flops = 2 * pixels * (3 * c + c * c / 16 + 2 * c * c / 256)  # two convolutions of stride 4, one mix
-    return Work(batch * flops, batch * 3 * pixels)
-
-
-def _render(config: ModelConfig, batch: int) -> Work:
-    v = config.video
-    pixels = FRAMES_PER_UNIT * v.height * v.width
-    flops = 2 * v.tokens * v.latent_dim * v.patch_dim + 2 * pixels * 9 * v.refine_channels * (6 + 3)
-    return Work(batch * flops, batch * 3 * pixels + 4 * v.latent_dim * v.patch_dim)
+_codec_works = cache(codec_works)

@@ -14,10 +14,13 @@ import gpu_goals
 import gpu_work
 import pytest
 
+from engine_builder.model.codec_work import codec_works
+from engine_builder.model.steps import state_sizes
 from engine_builder.presets import preset
 from triton_models.runtime.budget.costs import STEPS
 
 pytestmark = pytest.mark.engine
+CEILINGS = gpu_work.Ceilings(4300, 790, 53)
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
@@ -77,40 +80,66 @@ def test_without_a_gpu_it_says_so(tmp_path):
 
 
 def test_work_of_the_8b_solver_step():
-    """Counted by hand: 36 layers of 192.9 M weights, 256 tokens, 15,000 of history, 32 heads of 128."""
+    """Counted by hand: 36 layers of 192.9 M weights, 254 tokens, 15,000 of history, 32 heads of 128."""
     config = preset("v0.1-8b")
     work = gpu_work.step_work(config, "perform", 1, 15_000)
     weights = 36 * (4096 * (32 + 16) * 128 + 32 * 128 * 4096 + 3 * 4096 * 12288)
     assert weights == 6_945_767_424
-    attention = 36 * 4 * 256 * 15_256 * 4096
-    assert work.flops == 2 * 256 * weights + attention + 2 * 6 * 4096**2
+    attention = 36 * 4 * 254 * 15_254 * 4096
+    assert work.flops == 2 * 254 * weights + attention + 2 * 6 * 4096**2
     assert work.bytes == 2 * (weights + 36 * 2 * 15_000 * 1024 + 6 * 4096**2)
-    assert work.floor_ms(gpu_work.Ceilings(4300, 790)) == pytest.approx(7.4, abs=0.1)
+    assert work.floor_ms(CEILINGS) == pytest.approx(7.4, abs=0.1)
 
 
 def test_a_slot_is_bound_by_memory_and_a_solver_step_by_arithmetic():
-    config, ceilings = preset("v0.1-8b"), gpu_work.Ceilings(4300, 790)
+    config = preset("v0.1-8b")
     slot = gpu_work.step_work(config, "slot", 1, 15_000)
-    assert slot.floor_ms(ceilings) == slot.bytes / 4300e6
+    assert slot.floor_ms(CEILINGS) == slot.bytes / 4300e6
     solver = gpu_work.step_work(config, "perform", 4, 15_000)
-    assert solver.floor_ms(ceilings) == solver.flops / 790e9
+    assert solver.floor_ms(CEILINGS) == solver.flops / 790e9
+    render = gpu_work.step_work(config, "render", 1, 15_000)
+    assert render.floor_ms(CEILINGS) == render.flops / 53e9  # codecs are float32
+
+
+def conv(pixels, inputs, outputs, places=9):
+    return 2 * pixels * places * inputs * outputs
+
+
+def test_work_of_a_render_is_that_of_its_codecs():
+    """TAEHV counted by hand from its published structure, at 192 x 336; the sound comes on top, and is small."""
+    works = codec_works(preset("v0.1-8b"))
+    cells = 24 * 42
+    widths, frames = (256, 128, 64, 64), (1, 1, 2, 4)
+    flops = conv(cells, 16, 256)
+    for i in range(3):
+        pixels = cells * 4**i * frames[i]
+        flops += 3 * (conv(pixels, 2 * widths[i], widths[i]) + 2 * conv(pixels, widths[i], widths[i]))
+        flops += conv(pixels, widths[i], widths[i] * frames[i + 1] // frames[i], places=1)
+        flops += conv(cells * 4 ** (i + 1) * frames[i + 1], widths[i], widths[i + 1])
+    flops += conv(cells * 64 * 4, 64, 3)
+    assert 0 < works["render"].flops - flops < 0.03 * flops
+    assert works["render"].state_bytes == 4 * state_sizes(preset("v0.1-8b"))["render"]
+    # Decoders alone: the encoders, of which nothing is run, have about as many weights again.
+    assert 4 * 19e6 < works["render"].weight_bytes < 4 * 22e6
 
 
 @pytest.mark.parametrize(
     # Counted once more by a reader of the shapes (ms; slot and unit on an H200, then on an H100).
-    ("name", "think", "slot", "perform", "unit"),
+    ("name", "think", "slot", "perform", "render", "unit"),
     [
-        ("v0.1-0.6b", 1.61, (0.67, 0.95), 1.39, (8.5, 9.1)),
-        ("v0.1-1.7b", 2.34, (1.19, 1.70), 2.01, (12.8, 13.8)),
-        ("v0.1-8b", 8.52, (4.02, 5.76), 7.33, (45.9, 49.4)),
-        ("v0.2-8b", 53.3, (5.19, 7.43), 50.4, (265, 270)),
+        ("v0.1-0.6b", 1.59, (0.66, 0.95), 1.37, 1.63, (10.0, 10.6)),
+        ("v0.1-1.7b", 2.32, (1.19, 1.70), 1.99, 1.63, (14.3, 15.3)),
+        ("v0.1-8b", 8.44, (4.02, 5.76), 7.26, 1.63, (47.1, 50.6)),
+        ("v0.1-8b-wan", 8.44, (4.02, 5.76), 7.26, 41.2, (86.7, 90.2)),
+        ("v0.2-8b", 53.1, (5.19, 7.43), 50.2, 5.88, (270, 275)),
+        ("v0.2-8b-wan", 53.1, (5.19, 7.43), 50.2, 151, (415, 419)),
     ],
 )
-def test_floors_of_every_preset(name, think, slot, perform, unit):
+def test_floors_of_every_preset(name, think, slot, perform, render, unit):
     found = floors.Floors.of(name)
     for card, slot_ms, unit_ms in zip(floors.CARDS, slot, unit, strict=True):
-        got = [found.step_ms(step, card) for step in ("think", "slot", "perform")] + [found.unit_ms(card)]
-        assert got == pytest.approx([think, slot_ms, perform, unit_ms], rel=0.01)
+        got = [found.step_ms(step, card) for step in ("think", "slot", "perform", "render")] + [found.unit_ms(card)]
+        assert got == pytest.approx([think, slot_ms, perform, render, unit_ms], rel=0.01)
 
 
 def test_the_page_has_the_table_that_the_script_prints():
@@ -119,4 +148,4 @@ def test_the_page_has_the_table_that_the_script_prints():
 
 def test_a_window_of_eight_seconds():
     config = preset("v0.1-8b")
-    assert gpu_work.history_tokens(config, 8.0, 2) == 50 * (256 + 28 + 4 + 1 + 2)
+    assert gpu_work.history_tokens(config, 8.0, 2) == 50 * (254 + 28 + 4 + 1 + 2)

@@ -41,6 +41,18 @@ def test_assumed_costs_are_called_so_and_full_history_has_an_end(
     assert "full history of one session lasts" in text
 
 
+def test_assumed_costs_know_the_codecs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The Wan VAE in float32 (8 TFLOP a unit) leaves room for nobody, TAEHV does."""
+    arguments = ["--fixed-ms", "2", "--row-ms", "1", "--out", str(tmp_path), *QUICK]
+    found = []
+    for preset in ("v0.2-8b", "v0.2-8b-wan"):
+        assert main(["--preset", preset, *arguments]) == 0
+        text = capsys.readouterr().out
+        found.append(int(text.rpartition("step-level")[2].split()[0]))
+    assert "codecs 1.5e+02 ms a row more" in text
+    assert found[0] > found[1] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
