@@ -123,13 +123,14 @@ def _script(args: argparse.Namespace, console: Console) -> Script | None:
 def _say(judged: Verdicts, console: Console) -> None:
     """What the user did, what the model made of it, and how fast."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("at", "user", "due", "agent", "answer", "silent"):
+    for column in ("at", "user", "heard", "due", "agent", "answer", "silent"):
         table.add_column(column, justify="right" if column in ("at", "answer", "silent") else "left")
     for row, item in zip(judged.summary()["events"], judged.items, strict=True):
         times = [f"{ms:.0f} ms" if ms is not None else "" for ms in (row["response_ms"], row["stop_ms"])]
         given = escape(printable(row["given"])) or ("kept" if item.right else "not kept")
         style = None if item.right else "red"
-        table.add_row(f"{row['at_seconds']:.1f} s", row["user"], row["expected"], given, *times, style=style)
+        heard = escape(printable(row["heard"]))
+        table.add_row(f"{row['at_seconds']:.1f} s", row["user"], heard, row["expected"], given, *times, style=style)
     console.print(table)
     console.print(f"the model got {judged.right} of {len(judged.items)} right")
 

@@ -20,6 +20,7 @@ from .talk.conversation import Conversation, UnitRecord, converse
 from .talk.script import Verdicts
 from .terminal import interrupt, progress
 
+SAID_LINES = 16  # of a conversation, at its end
 FILES = ("conversation.mp4", "timeline.png", "report.json")
 
 
@@ -110,9 +111,11 @@ def summarise(data: Mapping[str, Any], folder: Path, console: Console) -> None:
         line += f"   response p50 {response['p50']:.0f}  p95 {response['p95']:.0f}  p99 {response['p99']:.0f} ms"
     console.print(line)
     console.print(f"weights: {escape(data['weights'])}", style="dim")
-    text = printable(data["agent_text"]).strip()
-    if any(c.isalnum() for c in text):
-        console.print(f"agent wrote: {escape(text[:200])}", style="dim")
+    said = [(row["who"], printable(row["text"])) for row in data["dialogue"] if any(map(str.isalnum, row["text"]))]
+    for who, text in said[:SAID_LINES]:
+        console.print(f"  [dim]{who:<6}[/dim] {escape(text[:160])}", soft_wrap=True)
+    if len(said) > SAID_LINES:
+        console.print(f"  ... {len(said) - SAID_LINES} more in report.json", style="dim")
     for error in data["errors"]:
         console.print(f"[red]{escape(error['code'])}: {escape(error['message'])}[/red]", soft_wrap=True)
     for name in FILES:

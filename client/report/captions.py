@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 from matplotlib.ft2font import FT2Font
@@ -26,19 +27,27 @@ class Turn:
     text: str
 
 
-def turns(units: Iterable[UnitRecord]) -> list[Turn]:
-    """The agent's text as turns, in order."""
+def turns(units: Iterable[UnitRecord], name: Literal["text", "heard"] = "text") -> list[Turn]:
+    """The agent's text, or what it heard of the user, as turns in order."""
     found: list[Turn] = []
     state = ""
     for unit in units:
-        if unit.received_ms is None or not unit.text:
+        words = getattr(unit, name)
+        if unit.received_ms is None or not words:
             continue
-        if found and unit.state == state and unit.index - found[-1].last <= GAP_UNITS:
-            found[-1] = Turn(found[-1].first, unit.index, found[-1].text + unit.text)
+        if found and (unit.state == state or name == "heard") and unit.index - found[-1].last <= GAP_UNITS:
+            found[-1] = Turn(found[-1].first, unit.index, found[-1].text + words)
         else:
-            found.append(Turn(unit.index, unit.index, unit.text))
+            found.append(Turn(unit.index, unit.index, words))
         state = unit.state
     return found
+
+
+def dialogue(units: Sequence[UnitRecord]) -> list[tuple[str, Turn]]:
+    """Who said what, in order; the user as the agent heard it, and as typed."""
+    typed = [Turn(u.index, u.index, u.user_text) for u in units if u.user_text]
+    said = [("user", turn) for turn in (*turns(units, "heard"), *typed)]
+    return sorted([*said, *(("agent", turn) for turn in turns(units))], key=lambda pair: pair[1].first)
 
 
 def printable(text: str) -> str:

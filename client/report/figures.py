@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..stream.units import UNIT_MS
+from ..stream.units import UNIT_MS, UNIT_SECONDS
 from ..talk.conversation import Conversation, UnitRecord
+from .captions import dialogue
 
 STAGES = ("queue", "perceive", "think", "perform", "render")
 PACKAGES = ("tritonclient", "grpcio", "av", "numpy")
@@ -77,8 +78,10 @@ def build(talk: Conversation, *, weights: str | None = None, media: dict[str, st
         "first_response_ms": None if first is None else round(first, 3),
         "send_lateness_ms": percentiles(u.late_send_ms for u in units if not u.skipped),
         "agent_states": dict(Counter(u.state for u in answered)),
-        "agent_text": "".join(u.text for u in answered),
-        "user_text": {str(u.index): u.user_text for u in units if u.user_text},
+        "dialogue": [
+            {"seconds": round(turn.first * UNIT_SECONDS, 2), "who": who, "text": turn.text.strip()}
+            for who, turn in dialogue(units)
+        ],
         "degraded_units": degraded,
         "errors": [{"code": e.code, "message": e.message, "fatal": e.fatal} for e in talk.errors],
         "config": {

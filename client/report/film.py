@@ -149,6 +149,8 @@ class _Captions:
         for record in talk.units if not talk.source.captions else ():
             if record.user_text:
                 self._fill(self._typed, record.index, f"types: {record.user_text}")
+        for turn in turns(talk.units, "heard") if not talk.source.captions else ():
+            self._fill(self._typed, turn.first + delay, turn.text.strip())
         records = {u.index: u for u in talk.units}
         for turn in turns(talk.units):
             text = ""

@@ -15,7 +15,7 @@ from ..media.loudness import Decibel
 from ..stream.units import FPS, UNIT_MS, UNIT_SECONDS
 from ..talk.conversation import Conversation, UnitRecord
 from ..talk.script import Mark
-from .captions import Turn, printable, turns
+from .captions import Turn, dialogue, printable
 from .figures import STAGES, on_time_share, percentiles
 
 COLOURS = {
@@ -123,12 +123,13 @@ def _area(axes: Axes, low: np.ndarray, high: np.ndarray, **style: Any) -> None:
 def _text(axes: Axes, talk: Conversation, width: float) -> None:
     """What was written, at the time of writing; what finds no free line is left out."""
     axes.set_ylabel("text", color=SOFT, fontsize=9, rotation=0, ha="right", va="center")
-    said: list[tuple[Turn, str]] = [(t, AGENT) for t in turns(talk.units)]
-    if talk.source.captions:
-        heard = [(int(c.start / UNIT_SECONDS), c.text) for c in talk.source.captions]
-        said += [(Turn(unit, unit, words), USER) for unit, words in heard if unit < len(talk.units)]
-    else:
-        said += [(Turn(u.index, u.index, u.user_text), USER) for u in talk.units if u.user_text]
+    known = [(int(c.start / UNIT_SECONDS), c.text) for c in talk.source.captions]  # better than what was heard
+    said = [(Turn(unit, unit, words), USER) for unit, words in known if unit < len(talk.units)]
+    said += [
+        (turn, AGENT if who == "agent" else USER)
+        for who, turn in dialogue(talk.units)
+        if who == "agent" or not talk.source.captions
+    ]
     lines = _Lines(axes, ROWS, width)
     for turn, colour in sorted(said, key=lambda pair: pair[0].first):
         text = printable(turn.text).strip()

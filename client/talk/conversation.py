@@ -38,6 +38,7 @@ class UnitRecord:
     received_ms: float | None = None
     state: str = ""
     text: str = ""
+    heard: str = ""  # of the user, by the agent
     info: dict[str, Any] = field(default_factory=dict)
     skipped: bool = False  # never sent: it fell into an outage of the connection
 
@@ -202,7 +203,12 @@ async def converse(
         if response.lost:
             return
         record.received_ms = (response.received - pacer.due(-1)) * 1e3
-        record.state, record.text, record.info = response.state, response.text, response.info
+        record.state, record.text, record.heard, record.info = (
+            response.state,
+            response.text,
+            response.heard,
+            response.info,
+        )
         talk.recording.add(response)
         if on_unit is not None:
             on_unit(record)

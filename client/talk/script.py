@@ -100,9 +100,9 @@ class Script:
 class Verdict:
     """What the agent made of one event.
 
-    given: its words.  response_ms: from the end of the user's sound (or from typing, or from the moment the card moves
-    into view) to the arrival of the unit with the first word.  stop_ms: from the beginning of the interruption to the
-    arrival of the first unit that listens.
+    given: its words.  heard: the user's, as it wrote them down.  response_ms: from the end of the user's sound (or from
+    typing, or from the moment the card moves into view) to the arrival of the unit with the first word.  stop_ms: from
+    the beginning of the interruption to the arrival of the first unit that listens.
     """
 
     event: Event
@@ -110,6 +110,7 @@ class Verdict:
     given: tuple[str, ...] = ()
     response_ms: float | None = None
     stop_ms: float | None = None
+    heard: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class Verdicts:
                 "at_seconds": round(v.event.start, 2),
                 "user": v.event.caption,
                 "expected": _expected(v.event),
+                "heard": v.heard,
                 "given": " ".join(v.given),
                 "right": v.right,
                 "response_ms": _rounded(v.response_ms),
@@ -181,7 +183,8 @@ def _judge(event: Event, until: int, units: Sequence[UnitRecord]) -> Verdict:
     if first is not None and first.received_ms is not None:
         response = first.received_ms - (event.start if event.kind == "show" else event.stop) * 1e3
     right = given[:1] == event.words[:1] if event.cut else given == event.words
-    return Verdict(event, right and (stop_ms is not None or not event.interrupts), given, response, stop_ms)
+    heard = "".join(u.heard for u in units[event.first_unit : until]).strip()
+    return Verdict(event, right and (stop_ms is not None or not event.interrupts), given, response, stop_ms, heard)
 
 
 def _until(events: Sequence[Event], number: int, end: int) -> int:

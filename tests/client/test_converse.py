@@ -33,7 +33,9 @@ async def _talk(fake, tmp_path, *, seconds=0.8, stop=None, typed=(), on_unit=Non
 
 
 async def test_every_unit_is_recorded_with_its_answer(start_fake, tmp_path):
-    fake, _ = await start_fake(answer=lambda seen: ("speak", f"{seen.index} ", seen.pcm + 0.5, seen.frames))
+    fake, _ = await start_fake(
+        answer=lambda seen: ("speak", f"{seen.index} ", seen.pcm + 0.5, seen.frames), heard={3: " two"}
+    )
     ticks = []
     talk = await _talk(fake, tmp_path, on_unit=lambda unit: ticks.append(unit.index), options={"seed": 3})
     assert [u.index for u in talk.units] == ticks == list(range(5))
@@ -41,6 +43,7 @@ async def test_every_unit_is_recorded_with_its_answer(start_fake, tmp_path):
     assert not talk.stopped
     assert (talk.units[0].user_text, talk.units[1].user_text) == ("hello", "")
     assert [u.text for u in talk.units] == ["0 ", "1 ", "2 ", "3 ", "4 "]
+    assert [u.heard for u in talk.units] == ["", "", "", " two", ""]
     assert all(u.due_ms == pytest.approx(160 * (u.index + 1)) for u in talk.units)
     assert all(u.late_send_ms >= 0 and u.response_ms is not None for u in talk.units)
     assert fake.seen[0].options == {"hold_open": True, "seed": 3}
@@ -104,8 +107,8 @@ async def _cli(*arguments: str) -> int:
     return await asyncio.to_thread(cli.main, list(arguments))
 
 
-async def test_converse_writes_the_three_files(start_fake, tmp_path):
-    fake, _ = await start_fake()
+async def test_converse_writes_the_three_files(start_fake, tmp_path, capsys):
+    fake, _ = await start_fake(heard={2: " two", 3: " three"})
     code = await _cli(
         "converse", "--url", fake.url, "--text", "hi", "--text-at", "0.5", "there", "--tail", "0.8", "--steps", "2",
         "--seed", "9", "--prompt", "be brief", "--retention", "window:4,50", "--session", "ada", "--out", str(tmp_path),
@@ -125,6 +128,8 @@ async def test_converse_writes_the_three_files(start_fake, tmp_path):
         "solver_steps": 2,
     }
     assert [s.text for s in fake.seen if s.text] == ["hi", "there"]
+    said = [line.split(maxsplit=1) for line in capsys.readouterr().err.splitlines() if line.startswith("  user")]
+    assert said == [["user", "hi"], ["user", "two three"], ["user", "there"]]
 
 
 async def test_a_conversation_that_fails_on_the_way_exits_with_1_and_its_files(start_fake, tmp_path):

@@ -82,6 +82,7 @@ def test_on_time_means_before_the_next_unit_is_complete(tmp_path):
 def test_the_report_has_every_stage_and_is_json(tmp_path):
     talk = make_talk(tmp_path, 12, u0=90.0)
     talk.units[3].info = {"ms": {"think": 20, "total": 55, "later": 1}, "degradation": ["steps"]}
+    talk.units[8].heard, talk.units[10].heard = " two", " drei"  # before its answer, and on through it
     talk.errors.append(DuplexError("UNAVAILABLE", "gone"))
     data = report.build(talk, media={"licence": "CC0"})
     report.write(data, tmp_path / "report.json")
@@ -94,7 +95,12 @@ def test_the_report_has_every_stage_and_is_json(tmp_path):
     assert data["degraded_units"] == [{"unit": 3, "what": ["steps"]}]
     assert data["errors"] == [{"code": "UNAVAILABLE", "message": "gone", "fatal": True}]
     assert data["agent_states"] == {"listen": 6, "speak": 6}
-    assert data["user_text"] == {"2": "grüß dich"}
+    assert data["dialogue"] == [
+        {"seconds": 0.32, "who": "user", "text": "grüß dich"},
+        {"seconds": 0.48, "who": "agent", "text": "so so so"},
+        {"seconds": 1.28, "who": "user", "text": "two drei"},
+        {"seconds": 1.44, "who": "agent", "text": "so so so"},
+    ]
     assert data["config"]["input"] == {"audio": "silence", "video": "grey", "licence": "CC0"}
     assert data["versions"]["server"] == "triton 2.51.0"
 

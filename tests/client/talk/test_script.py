@@ -27,7 +27,7 @@ def event(kind: str, start: float, stop: float, *words: str, **more: Any) -> Eve
     return Event(kind, start, stop, words=words, **fields)
 
 
-def heard(folder: Path, said: dict[int, str], speaking: set[int], count: int = 60) -> Conversation:
+def held(folder: Path, said: dict[int, str], speaking: set[int], count: int = 60) -> Conversation:
     """A conversation in which unit k says said[k]; every answer arrives 40 ms after its unit was complete."""
     captions = (Caption(1.0, 1.3, "says: seven"), Caption(3.0, 3.2, "murmurs: mm-hm"))
     pcm = np.zeros(count * SHAPE.samples, np.float32)
@@ -43,7 +43,7 @@ def heard(folder: Path, said: dict[int, str], speaking: set[int], count: int = 6
 
 
 def check(folder: Path, events: list[Event], said: dict[int, str], speaking: set[int]) -> Verdicts:
-    return judge(Script(folder, "en", 9.6, "nobody", tuple(events)), heard(folder, said, speaking))
+    return judge(Script(folder, "en", 9.6, "nobody", tuple(events)), held(folder, said, speaking))
 
 
 def test_an_answer_is_right_when_all_its_words_are(tmp_path):
@@ -54,6 +54,10 @@ def test_an_answer_is_right_when_all_its_words_are(tmp_path):
     assert found.given == ("eight", "comes", "after", "seven")
     assert found.response_ms == pytest.approx(10 * 160 + 40 - 1300)
     assert not check(tmp_path, [seven], {**words, 15: " six"}, set(range(9, 18))).items[0].right
+    talk = held(tmp_path, words, set(range(9, 18)))
+    talk.units[2].heard, talk.units[8].heard = " one", " seven"
+    judged = judge(Script(tmp_path, "en", 9.6, "nobody", (seven,)), talk)
+    assert (judged.items[0].heard, judged.summary()["events"][0]["heard"]) == ("seven", "seven")
     silent = check(tmp_path, [seven], {}, set()).items[0]
     assert (silent.right, silent.response_ms) == (False, None)
 
@@ -102,7 +106,7 @@ def test_verdicts_become_rows_marks_and_pictures(tmp_path):
     assert (summary["right"], summary["of"]) == (2, 3)
     assert [row["expected"] for row in summary["events"]] == ["eight", "silence", "red"]
     assert [mark.good for mark in found.marks()] == [True, False, True]
-    talk = heard(tmp_path, {9: " eight"}, {9}, 20)
+    talk = held(tmp_path, {9: " eight"}, {9}, 20)
     timeline.draw(talk, tmp_path / "t.png", weights="none", marks=found.marks())
     write_conversation(talk, tmp_path / "c.mp4")
     assert (tmp_path / "t.png").stat().st_size > 10_000
