@@ -104,6 +104,11 @@ class Manifest:
     defaults: Defaults = field(default_factory=Defaults)  # session options that suit the checkpoint
     start: dict[str, StateFile] = field(default_factory=dict)  # of steps whose sessions do not begin with zeros
 
+    @property
+    def state_bytes(self) -> int:
+        """Codec state of one session, in float32: of perceive and of render."""
+        return 4 * sum(self.state.values())
+
     def save(self, directory: Path) -> None:
         data = {"format": FORMAT, **asdict(self), "model": self.model.to_dict()}
         (directory / MANIFEST).write_text(json.dumps({**data, "seal": _seal(data)}, indent=2) + "\n")

@@ -21,6 +21,7 @@ from .launcher.checks import (
     LaunchError,
     check_descriptors,
     check_pool,
+    check_state,
     check_trace,
     lock_run,
     reserve_ports,
@@ -107,9 +108,10 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
         grpc, metrics = (each.getsockname()[1] for each in sockets[:2])
         pages = args.pages or manifest.limits["pool_pages"]
         pool_bytes = check_pool(manifest, pages, args.device)
-        sessions = 0 if args.admit_all else _capacity(args, manifest, pages)
+        states = check_state(manifest, args.state_gb)
+        sessions = 0 if args.admit_all else _capacity(args, manifest, pages, min(args.max_sessions, states))
         status = SHM / f"{prefix}status"
-        settings = _settings(args, manifest, prefix, status, pages, sessions)
+        settings = _settings(args, manifest, prefix, status, pages, sessions, states)
         fill_repository(run / "repository", manifest, settings)
         log = None if args.log_to_console else run / "server.log"
         if log is not None:
@@ -149,6 +151,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
         signed = f"signed by {args.trusted_key}" if args.trusted_key else "signatures not looked at (--trusted-key)"
         _say(f"model {manifest.model.name}, weights: {manifest.weights}, engines: {signed}")
         _say(f"KV pool: {pages} pages of {manifest.limits['page_tokens']} tokens, {pool_bytes / 2**20:.0f} MiB")
+        _say(f"codec state: {manifest.state_bytes / 1e6:.1f} MB a session, {states} fit in {args.state_gb:g} GB")
         if manifest.target in GPU_TARGETS:
             _say_devices(args.device)
         if awake is not None:
@@ -159,7 +162,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
 
 
 def _settings(
-    args: argparse.Namespace, manifest: Manifest, prefix: str, status: Path, pages: int, sessions: int
+    args: argparse.Namespace, manifest: Manifest, prefix: str, status: Path, pages: int, sessions: int, states: int
 ) -> RunSettings:
     """What the models read."""
     duplex = DuplexSettings(
@@ -172,6 +175,7 @@ def _settings(
         pages=pages,
         page_tokens=manifest.limits["page_tokens"],
         threads=THREADS,
+        state_memory=int(args.state_gb * 1e9),
         sessions=sessions,
         degrade=not args.keep_steps,
         trace=str(args.trace.resolve()) if args.trace else "",
@@ -185,7 +189,7 @@ def _settings(
             link=f"{prefix}kv",
             pages=pages,
             page_tokens=duplex.page_tokens,
-            max_sessions=args.max_sessions,
+            max_sessions=min(args.max_sessions, states),
             threads=THREADS,
             degrade=duplex.degrade,
             orphan_seconds=2 * (IDLE_SECONDS + GRACE_SECONDS),  # longer than duplex keeps a silent session
@@ -197,8 +201,9 @@ def _settings(
     return RunSettings(status=str(status), duplex=duplex, stages=stages)
 
 
-def _capacity(args: argparse.Namespace, manifest: Manifest, pages: int) -> int:
-    """Sessions that measured costs carry on time. LaunchError if they cannot be measured: none is let in unseen."""
+def _capacity(args: argparse.Namespace, manifest: Manifest, pages: int, limit: int) -> int:
+    """Sessions that measured costs carry on time, at most `limit`. LaunchError if they cannot be measured: none is let
+    in unseen."""
     if load_costs(args.engines, THREADS, args.device) is None:
         _say("measuring what each step costs, once for these engines and this machine")
     costs = measured_costs(args.engines, THREADS, args.device)
@@ -207,7 +212,7 @@ def _capacity(args: argparse.Namespace, manifest: Manifest, pages: int) -> int:
             f"{args.engines}: expected step costs, which say how many sessions are on time, and they could not be "
             "measured (the lines above say why); --admit-all takes up to --max-sessions unseen"
         )
-    sessions = sessions_on_time(costs, manifest, pages, args.max_sessions, args.device)
+    sessions = sessions_on_time(costs, manifest, pages, limit, args.device)
     if sessions:
         _say(
             f"capacity: {sessions} sessions on time by measured step costs, {CPU_UTILISATION:.0%} of them are admitted"
@@ -271,6 +276,13 @@ def _parser() -> argparse.ArgumentParser:
     size = parser.add_argument_group("capacity")
     size.add_argument("--pages", type=_count, default=0, metavar="N", help="KV pages (default: what was built for)")
     size.add_argument("--max-sessions", type=_count, default=32, metavar="N", help="(default: %(default)s)")
+    size.add_argument(
+        "--state-gb",
+        type=float,
+        default=8.0,
+        metavar="GB",
+        help="memory for the codec states of all sessions, in 10^9 bytes (default: %(default)g)",
+    )
     size.add_argument(
         "--device",
         default="",

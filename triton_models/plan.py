@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine_builder.config import UNIT_MS, ConfigError, ModelConfig
 from engine_builder.presets import preset
@@ -26,6 +27,9 @@ from .runtime.budget.admission import usual_history
 from .runtime.budget.costs import CostTable
 from .runtime.kv import retention
 from .runtime.kv.retention import Full, Retention, pages_needed, units_that_fit
+
+if TYPE_CHECKING:
+    from engine_builder.model.codec_work import CodecWork
 
 HELP = """\
 Runs the server's own scheduler over a table of step costs in a discrete-event simulation: seeded arrivals, jitter,
@@ -81,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--devices", type=int, choices=(1, 2), default=2, help="2: thinker and performer have their own")
     model.add_argument("--max-batch", type=int, default=64, help="rows an engine call takes (%(default)s)")
     model.add_argument("--kv-gb", type=float, help="memory of the K/V pool, in 10^9 bytes")
+    model.add_argument("--state-gb", type=float, default=8.0, help="memory for codec states (%(default)g, as in serve)")
     model.add_argument("--kv-bytes", type=int, choices=(2, 4), default=4, help="bytes of one K/V number (%(default)s)")
     model.add_argument("--page-tokens", type=int, default=16, help="token positions of a page (%(default)s)")
     load = p.add_argument_group("what the clients do")
@@ -134,7 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plan(args: argparse.Namespace) -> None:
     """Prints the plan and writes `plan.csv` and `plan.png` to `args.out`."""
     config, keep = preset(args.preset), retention.parse(args.retention)
-    perceive, render = (flops / args.codec_tflops / 1e9 for flops in _codec_flops(config))
+    works = _codec_works(config)
+    perceive, render = (
+        works[step].flops / args.codec_tflops / 1e9 if works else 0.0 for step in ("perceive", "render")
+    )
     costs = (
         CostTable.load(args.costs) if args.costs else gpu_like(args.fixed_ms, args.row_ms, codecs=(perceive, render))
     )
@@ -172,6 +180,7 @@ def plan(args: argparse.Namespace) -> None:
     print(f"\nsessions with {args.target:.0%} of units on time:")
     for name, sessions in found.items():
         print(f"  {name:<14} {sessions:>4}")
+    _print_states(works, args.state_gb)
     if args.kv_gb:
         _print_memory(config, keep, args)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -181,14 +190,25 @@ def plan(args: argparse.Namespace) -> None:
         print(args.out / "plan.png")
 
 
-def _codec_flops(config: ModelConfig) -> tuple[int, int]:
-    """Of perceive and render, a unit; a server without torch cannot count them, and takes them for small."""
+def _codec_works(config: ModelConfig) -> dict[str, CodecWork] | None:
+    """What the codecs do and keep; None without torch, which counts it."""
     try:
         from engine_builder.model.codec_work import codec_works
     except ModuleNotFoundError:
-        return 0, 0
-    works = codec_works(config)
-    return works["perceive"].flops, works["render"].flops
+        return None
+    return codec_works(config)
+
+
+def _print_states(works: dict[str, CodecWork] | None, gigabytes: float) -> None:
+    if works is None:
+        print("\ncodec states: not counted, for that needs torch")
+        return
+    sizes = {step: work.state_bytes for step, work in works.items()}
+    each = ", ".join(f"{step} {size / 1e6:.1f}" for step, size in sizes.items())
+    fit = int(gigabytes * 1e9 // max(1, sum(sizes.values())))
+    print(
+        f"\ncodec states: {sum(sizes.values()) / 1e6:.1f} MB a session ({each}): {fit} sessions fit in {gigabytes:g} GB"
+    )
 
 
 def _plan_fleet(args: argparse.Namespace, sessions: int) -> None:

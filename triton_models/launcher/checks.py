@@ -74,6 +74,16 @@ def check_pool(manifest: Manifest, pages: int, device: str) -> int:
     return pool_bytes(geometry, manifest.precision)
 
 
+def check_state(manifest: Manifest, gigabytes: float) -> int:
+    """Sessions whose codec state fits; LaunchError if not even one's does."""
+    each, memory = max(1, manifest.state_bytes), gigabytes * 1e9
+    if not each <= memory < 2**63:
+        raise LaunchError(
+            f"--state-gb: expected at least {each / 1e9:.3g}, the codec state of one session, got {gigabytes:g}"
+        )
+    return int(memory) // each
+
+
 def check_descriptors(max_sessions: int) -> None:
     """Raises the limit of open files as far as this process may. LaunchError if that is too few for the sessions."""
     need = DESCRIPTORS + PER_SESSION * max_sessions

@@ -35,6 +35,8 @@ def fill_repository(target: Path, manifest: Manifest, run: RunSettings) -> None:
         "weights": manifest.weights,
         "precision": manifest.precision,
         "sample_rate": str(config.audio.sample_rate),
+        "codecs": f"{config.audio.codec}, {config.video.codec}",
+        "session_state_mb": f"{manifest.state_bytes / 1e6:.2f}",
         **{name: _fact(suits[name]) for name in TOLD if name in suits},
     }
     public = {

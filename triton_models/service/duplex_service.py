@@ -44,7 +44,13 @@ class DuplexService:
             if costs is None:
                 raise ValueError(f"{directory}: expected the step costs that admission is computed from, got none")
             books = Admission.of(
-                config, costs, limits.retention, settings.sessions, settings.pages, settings.page_tokens
+                config,
+                costs,
+                limits.retention,
+                settings.sessions,
+                settings.pages,
+                settings.page_tokens,
+                (manifest.state_bytes, settings.state_memory),
             )
         self._tracer = Tracer(Path(settings.trace)) if settings.trace else None
         self._duplex = Duplex(

@@ -42,6 +42,7 @@ class DuplexSettings(msgspec.Struct, frozen=True, kw_only=True):
     pages: int  # of the KV pool, the null page included
     page_tokens: int
     threads: int  # of each engine, for which the costs were measured
+    state_memory: int  # bytes for the codec states of all sessions
     sessions: int  # that the measured costs carry on time; 0: none is admitted
     degrade: bool  # late units may lose solver steps, picture and sound, in this order
     trace: str = ""  # file of traces; empty: none

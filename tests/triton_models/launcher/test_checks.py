@@ -6,12 +6,22 @@ import os
 import resource
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from engine_builder.manifest import Manifest
 from triton_models import launch
 from triton_models.launcher import checks
-from triton_models.launcher.checks import LaunchError, check_descriptors, check_trace, lock_run, reserve_ports
+from triton_models.launcher.checks import (
+    LaunchError,
+    check_descriptors,
+    check_state,
+    check_trace,
+    lock_run,
+    reserve_ports,
+)
 from triton_models.launcher.server_process import SHM
 
 pytestmark = pytest.mark.unit
@@ -101,3 +111,12 @@ def test_a_full_disk_before_the_start_is_one_line(
     assert launch.main(["--engines", "x", "--runs", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"triton_models.launch: [Errno 28] No space left on device: '{tmp_path}'\n"
     assert os.umask(mask) == mask
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, -1.0, 2.2, float("nan"), float("inf")])
+def test_a_state_that_does_not_fit_is_named(gigabytes: float) -> None:
+    """That of the Wan VAE at 640x368."""
+    wan = cast(Manifest, SimpleNamespace(state_bytes=2_230_132_736))
+    with pytest.raises(LaunchError, match=rf"--state-gb: expected at least 2\.23, .* one session, got {gigabytes:g}"):
+        check_state(wan, gigabytes)
+    assert check_state(wan, 8.0) == 3

@@ -45,6 +45,7 @@ DUPLEX = DuplexSettings(
     pages=100,
     page_tokens=16,
     threads=1,
+    state_memory=10**9,
     sessions=0,
     degrade=True,
 )
@@ -60,7 +61,7 @@ def manifest() -> Manifest:
         weights='random, "seed 0"',
         libraries={},
         limits={"max_batch": 8, "pool_pages": 64, "page_tokens": 16},
-        state={},
+        state={"perceive": 1936, "render": 12608},
         engines={},
         tokenizer={},
         rebuild="",
@@ -78,6 +79,8 @@ def test_the_repository_has_the_shapes_of_the_model(tmp_path: Path) -> None:
     assert "max_sequence_idle_microseconds: 100000000" in text, "twice idle and grace time"
     assert r'key: "weights" value: { string_value: "random, \"seed 0\"" }' in text
     assert 'key: "max_in_flight" value: { string_value: "2" }' in text, "clients read it"
+    assert 'key: "codecs" value: { string_value: "mdct, patch" }' in text
+    assert 'key: "session_state_mb" value: { string_value: "0.06" }' in text
     for model in target.iterdir():
         config = (model / "config.pbtxt").read_text()
         assert f'name: "{model.name}"' in config

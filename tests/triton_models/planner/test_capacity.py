@@ -33,7 +33,7 @@ def ask(costs: CostTable | None, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(launch, "load_costs", lambda *_: costs)
     monkeypatch.setattr(launch, "measured_costs", lambda *_: costs)
     args = argparse.Namespace(engines=Path("engines"), threads=1, device="", max_sessions=32)
-    return launch._capacity(args, Engines(), 1024)  # pyright: ignore[reportArgumentType]
+    return launch._capacity(args, Engines(), 1024, 32)  # pyright: ignore[reportArgumentType]
 
 
 def test_costs_that_cannot_be_measured_are_no_reason_to_admit(monkeypatch: pytest.MonkeyPatch) -> None:

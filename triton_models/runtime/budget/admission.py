@@ -1,7 +1,7 @@
 """Who gets in: a session is admitted only if its pages and its share of the device are there until it ends.
 
 A session over capacity is refused with RESOURCE_EXHAUSTED, naming the limit and the figures, so that the others keep
-their deadlines. Two budgets:
+their deadlines. Three budgets:
 
     time    `Budget.sessions`: how many sessions the measured step costs carry on time, found by running the scheduler
             over those costs (`planner.simulate.capacity`). A session that asks for more solver steps or a longer
@@ -9,6 +9,8 @@ their deadlines. Two budgets:
     pages   what `retention.pages_needed` says the session can come to own, promised whole at admission: a window never
             runs out of pages later. `full` has no such bound; it is promised its part of the pool and told how long
             that lasts.
+    state   what the codecs carry from unit to unit, which is megabytes or, for the Wan VAE, gigabytes: as many sessions
+            as the memory for it holds.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ class Budget:
     full_seconds   the least for which a `full` session is opened, and the most that it is promised
     notice_seconds the client of a `full` session is warned this long before its end
     session_pages  what a session of the usual kind is promised, for counting how many more would get in
+    state_bytes    codec state of a session
+    state_memory   bytes for the codec states of all sessions
     """
 
     sessions: float
@@ -65,6 +69,8 @@ class Budget:
     full_seconds: tuple[float, float] = FULL_SECONDS
     notice_seconds: float = 10.0
     session_pages: int = 1
+    state_bytes: int = 0
+    state_memory: int = 0
 
     def __post_init__(self) -> None:
         for name in ("solver_steps", "pages", "page_tokens", "session_pages"):
@@ -76,6 +82,11 @@ class Budget:
             raise ValueError(f"utilisation: expected 0 < utilisation <= 1, got {self.utilisation}")
         if not 0 <= self.full_seconds[0] <= self.full_seconds[1]:
             raise ValueError(f"full_seconds: expected 0 <= least <= most, got {self.full_seconds}")
+
+    @property
+    def states(self) -> int:
+        """Sessions whose codec state fits."""
+        return self.state_memory // self.state_bytes if self.state_bytes else 2**31 - 1
 
     @property
     def shares(self) -> float:
@@ -138,9 +149,19 @@ class Admission:
 
     @classmethod
     def of(
-        cls, config: ModelConfig, costs: CostTable, keep: Retention, sessions: int, pages: int, page_tokens: int
+        cls,
+        config: ModelConfig,
+        costs: CostTable,
+        keep: Retention,
+        sessions: int,
+        pages: int,
+        page_tokens: int,
+        state: tuple[int, int] = (0, 0),
     ) -> Admission:
-        """For a pool of `pages` and the `sessions` of retention `keep` that `costs` carry on time; 0 admits none."""
+        """For a pool of `pages` and the `sessions` of retention `keep` that `costs` carry on time; 0 admits none.
+
+        `state`: bytes of codec state a session, and for all.
+        """
         each = pages_needed(keep, config, 0, page_tokens, None)
         budget = Budget(
             sessions=sessions,
@@ -150,6 +171,8 @@ class Admission:
             page_tokens=page_tokens,
             history=usual_history(config, keep, pages, page_tokens),
             utilisation=CPU_UTILISATION,
+            state_bytes=state[0],
+            state_memory=state[1],
         )
         return cls(config, costs, budget)
 
@@ -168,15 +191,15 @@ class Admission:
     @property
     def capacity(self) -> int:
         """Sessions of the usual kind that get in when nobody is."""
-        return self._fit(self.budget.shares, self.budget.pages)
+        return self._fit(self.budget.shares, self.budget.pages, self.budget.states)
 
     @property
     def room(self) -> int:
         """Sessions of the usual kind that would get in now."""
-        return self._fit(self.shares_free, self.pages_free)
+        return self._fit(self.shares_free, self.pages_free, self.budget.states - len(self))
 
-    def _fit(self, shares: float, pages: int) -> int:
-        return max(0, min(int(shares + 1e-9), pages // self.budget.session_pages))
+    def _fit(self, shares: float, pages: int, states: int) -> int:
+        return max(0, min(int(shares + 1e-9), pages // self.budget.session_pages, states))
 
     def admit(self, session: str, retention: Retention, prompt_tokens: int, solver_steps: int) -> Ticket:
         """Books a session in. Raises SessionError RESOURCE_EXHAUSTED; then nothing is booked."""
@@ -193,6 +216,11 @@ class Admission:
             raise full(
                 f"kv pages: this session needs {ticket.pages} ({retention.to_json()}), {self.pages_free} of "
                 f"{self.budget.pages} are not promised to {len(self)} open sessions",
+            )
+        if len(self) >= self.budget.states:
+            raise full(
+                f"codec state: this session needs {self.budget.state_bytes / 1e6:.1f} MB, {len(self)} open sessions "
+                f"hold as much each of {self.budget.state_memory / 1e6:.0f} MB",
             )
         self._tickets[session] = ticket
         return ticket

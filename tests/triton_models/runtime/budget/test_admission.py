@@ -47,6 +47,19 @@ def test_a_dearer_session_counts_for_more() -> None:
     assert admission.admit("fewer steps", Window(0, 1), 0, 1).share == 1.0  # the thinker's part does not shrink
 
 
+def test_codec_states_have_a_memory_of_their_own() -> None:
+    """Three of the Wan VAE's fit, however cheap their units are."""
+    admission = books(sessions=20, state_bytes=2_230_000_000, state_memory=8 * 10**9)
+    for name in "abc":
+        admission.admit(name, SMALL, 0, 4)
+    assert (admission.capacity, admission.room) == (3, 0)
+    with pytest.raises(SessionError, match=r"codec state: .* needs 2230.0 MB, 3 open .* of 8000 MB") as caught:
+        admission.admit("d", SMALL, 0, 4)
+    assert caught.value.code == "RESOURCE_EXHAUSTED"
+    admission.release("a")
+    admission.admit("d", SMALL, 0, 4)
+
+
 def test_a_server_that_carries_one_session_takes_one() -> None:
     admission = books(sessions=1)
     admission.admit("a", SMALL, 0, 4)
