@@ -24,8 +24,7 @@ if not _gpu():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Reasons for which a test may be skipped where CI=true: what `make test` cannot install. Any other skip fails the run.
-# pocket-tts asks for numpy 2, which the Triton wheel does not take; `pip install --no-deps` beside it does.
-MAY_BE_SKIPPED = ("needs unshare and nsenter", "the oracle of mimi-vae is the pocket-tts package")
+MAY_BE_SKIPPED = ("needs unshare and nsenter",)
 
 
 @pytest.hookimpl(tryfirst=True)
