@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine_builder.config import UNIT_MS
+from engine_builder.config import FRAMES_PER_UNIT, UNIT_MS
 from engine_builder.manifest import GPU_TARGETS, Manifest, ManifestError
 
 from .launcher.awake import DEVICE, LINGER_SECONDS, KeepAwake
@@ -27,6 +27,7 @@ from .launcher.checks import (
     reserve_ports,
     verified,
 )
+from .launcher.connections import Connections
 from .launcher.repository import fill_repository
 from .launcher.server_process import HTTP_PORT, LOOPBACK, SHM, ServerError, ServerPlan, reached
 from .launcher.supervisor import Supervisor, SupervisorOptions
@@ -112,7 +113,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
         sessions = 0 if args.admit_all else _capacity(args, manifest, pages, min(args.max_sessions, states))
         status = SHM / f"{prefix}status"
         settings = _settings(args, manifest, prefix, status, pages, sessions, states)
-        fill_repository(run / "repository", manifest, settings)
+        fill_repository(run / "repository", manifest, settings, sequences="statistics" in args.open)
         log = None if args.log_to_console else run / "server.log"
         if log is not None:
             log.unlink(missing_ok=True)
@@ -143,8 +144,20 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
             **({"http": f"{LOOPBACK}:{HTTP_PORT}"} if "http" in args.open else {}),
         }
         options = SupervisorOptions(drain_seconds=args.drain_seconds, max_restarts=args.max_restarts)
+        model = manifest.model
+        unit_bytes = 4 * model.audio.unit_samples + 3 * FRAMES_PER_UNIT * model.video.height * model.video.width
+        watched = Connections(grpc, unit_bytes, sessions or args.max_sessions)
         supervisor = Supervisor(
-            plan, status, run / "server.json", facts, sockets[2], options, _say, awake, *sockets[3:]
+            plan,
+            status,
+            run / "server.json",
+            facts,
+            sockets[2],
+            options,
+            _say,
+            awake,
+            *sockets[3:],
+            connections=watched,
         )
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: supervisor.stop())

@@ -32,7 +32,7 @@ def echo_server(engines: Path, run: Path) -> Iterator[str]:
         "frames": FRAMES_PER_UNIT,
         "height": config.video.height,
         "width": config.video.width,
-        "sequence_idle_us": 60_000_000,
+        "sequences": "",
         "parameters": "",
     }
     text = fill((TEMPLATES / "duplex" / CONFIG).read_text(), sizes).replace('"duplex"', f'"{MODEL}"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -125,7 +126,8 @@ def test_a_new_launcher_cleans_up_after_a_killed_one(start_server: Callable[...,
     pids = first.pids()
     first.process.kill()
     for pid in pids:
-        os.kill(pid, 9)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 9)
     assert wait_until_gone(pids, 20)
     left = first.shared_memory()
     assert left != [], "this is what a crash leaves"

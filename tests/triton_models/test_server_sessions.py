@@ -121,7 +121,7 @@ def test_a_killed_client_frees_its_pages(server: Any, tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from conftest import Stream
+from real_server import Stream
 from engine_builder.manifest import Manifest
 stream = Stream({server.info["grpc"]!r}, Manifest.load(Path({server.info["engines"]!r})))
 unit = 0

@@ -86,7 +86,8 @@ class TritonReply:
         self._do(lambda: self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs)))
 
     def fail(self, error: SessionError) -> None:
-        self._do(lambda: self._sender.send(_failure(error)))
+        """In one message with the end of the request: a flood of refusals costs half as much."""
+        self._do(lambda: self._sender.send(_failure(error), flags=FINAL), last=True)
 
     def finish(self) -> None:
         self._do(lambda: self._sender.send(flags=FINAL), last=True)

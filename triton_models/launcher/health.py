@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from ..observability.table import LAUNCHER, PARTS
 from ..runtime.budget.admission import Room
 from ..service.status import read_status
+from .connections import RULES, Rule
 from .repository import MODELS
 from .server_process import ServerProcess, process_lives
 
@@ -83,7 +84,9 @@ class Readiness:
     down.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cut_off: Mapping[Rule, int] | None = None) -> None:
+        """cut_off: connections that were, by rule."""
+        self._cut_off = cut_off or {}
         self.ready, self.reason, self.restarts = False, "starting", 0
         self._models: dict[str, dict[str, Any]] = {}
         self._fault: str | None = None  # the part of the server that is down
@@ -159,6 +162,7 @@ class Readiness:
                 "restarts": self.restarts,
                 **{f"up.{part}": self._fault != part for part in PARTS},
                 **{f"faults.{part}": self._faults[part] for part in PARTS},
+                **{f"cut_off.{rule}": self._cut_off.get(rule, 0) for rule in RULES},
             }
         for spec in LAUNCHER:
             kind = GaugeMetricFamily if spec.kind == "gauge" else CounterMetricFamily

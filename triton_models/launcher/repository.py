@@ -17,12 +17,22 @@ TEMPLATES = Path(__file__).parents[1] / "repository"
 MODELS = ("duplex", "thinker", "performer")  # what tells its state; the last two may be one stage
 CONFIG = "config.pbtxt"
 TOLD = ("prompts", "text_bytes", "delegation")  # to clients, where the manifest names them
+# The runtime's own session table decides. Triton's batcher would give each session a place, and who starts 65,536 of
+# them silences everybody for its idle time. perf_analyzer sends no sequences without one: `oldest` does not serialise
+# a sequence of a decoupled model.
+SEQUENCES = """
+sequence_batching {
+  max_sequence_idle_microseconds: ${idle_us}
+  oldest { max_candidate_sequences: 65536 }
+}
+"""
 
 
-def fill_repository(target: Path, manifest: Manifest, run: RunSettings) -> None:
+def fill_repository(target: Path, manifest: Manifest, run: RunSettings, sequences: bool = False) -> None:
     """Writes the repository of `duplex` and the stages of a run to `target`, which is replaced.
 
     Sizes come from the manifest's model. Parameters are what clients read: weights, precision, rates, limits.
+    sequences: `duplex` goes through Triton's sequence batcher, for load tools that look for one.
     """
     config, duplex = manifest.model, run.duplex
     suits: dict[str, object] = {**manifest.defaults}
@@ -45,7 +55,7 @@ def fill_repository(target: Path, manifest: Manifest, run: RunSettings) -> None:
         "height": config.video.height,
         "width": config.video.width,
         # Longer than any session of ours may be silent, so that the batcher never forgets one that we still know.
-        "sequence_idle_us": 2_000 * (duplex.idle_ms + duplex.grace_ms),
+        "sequences": fill(SEQUENCES, {"idle_us": 2_000 * (duplex.idle_ms + duplex.grace_ms)}) if sequences else "",
         "parameters": parameters(facts),
     }
     if target.exists():

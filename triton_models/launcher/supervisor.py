@@ -20,6 +20,7 @@ from typing import Any
 
 from ..service.status import Notice, prepare, write_notice
 from .awake import KeepAwake
+from .connections import Connections
 from .health import DRAINING, Health, Readiness
 from .server_process import ServerError, ServerPlan, ServerProcess, clean_shared_memory, hide_shared_memory, reached
 from .web import HealthServer
@@ -53,13 +54,16 @@ class Supervisor:
         say: Callable[[str], None],
         awake: KeepAwake | None = None,
         agent: socket.socket | None = None,
+        connections: Connections | None = None,
     ) -> None:
         """status: directory that the models' records get.  state: server.json.  facts: what it says beside pids.
         listener: where /ready is answered.  agent: where a balancer hears of room.
-        awake: held while a session is open; None lets cores sleep as they like."""
+        awake: held while a session is open; None lets cores sleep as they like.
+        connections: the watch over those of gRPC; None: nobody is cut off."""
         self._plan, self._status, self._state, self._facts = plan, status, state, facts
         self._options, self._say, self._awake = options, say, awake
-        self._readiness = Readiness()
+        self._connections = connections
+        self._readiness = Readiness(connections.ended if connections is not None else {})
         self._web = HealthServer(self._readiness, listener, agent)
         self._stop = threading.Event()
         self._hurry = threading.Event()
@@ -141,6 +145,9 @@ class Supervisor:
             if fault is not None:
                 return fault
             self._server.trim_log()
+            if self._connections is not None:
+                for cut in self._connections.look(self._server.pid):
+                    self._say(cut)
             if self._awake is not None:
                 self._awake.follow(self._health.models["duplex"]["sessions"])
         return None

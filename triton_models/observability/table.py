@@ -201,6 +201,12 @@ LAUNCHER = (
     ),
     _spec("sessions_free", "gauge", "Sessions of the usual kind that would get in now; 0 while draining.", "room.free"),
     _spec("draining", "gauge", "1 while open sessions go on and no new ones are taken, else 0.", "room.draining"),
+    _spec(
+        "connections_cut_off_total",
+        "counter",
+        "gRPC connections that were ended: they sent on and read nothing, flooded the server, or were too many.",
+        _by("rule", "cut_off.{}", ("unread", "flood", "crowd")),
+    ),
 )
 # Who exports what: the three models through Triton's metrics port, the launcher beside /ready.
 TABLE: dict[str, tuple[MetricSpec, ...]] = {

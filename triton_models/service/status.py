@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 BEAT_SECONDS = 0.25
+DEAD_SECONDS = 10.0  # without a beat: the kernel ends the process
 NOTICE = "notice"
 RECORD_BYTES = 16_384
 
@@ -65,7 +66,9 @@ class Heartbeat:
 
     `beat` is `time.monotonic()`. A snapshot that raises stops the beat: what cannot describe itself is out of order; a
     write that fails does not. The thread also ends this process when its parent is gone (killed, so that nobody told
-    it), which Triton's own stub may not live up to while threads of ours wait for an answer.
+    it), which Triton's own stub may not live up to while threads of ours wait for an answer. Nor can this thread, where
+    another waits for the dead parent and keeps the interpreter's lock: then an alarm that no beat puts off any more
+    ends it, which asks no Python.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Heartbeat:
         self._records: dict[str, Record] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._alarm = signal.getsignal(signal.SIGALRM) is signal.SIG_DFL  # else somebody has other plans with it
 
     def start(self) -> None:
         for name, snapshot in self._snapshots.items():
@@ -90,14 +94,19 @@ class Heartbeat:
         """Ends the beat and removes the records."""
         self._stop.set()
         self._thread.join(2.0)
-        for name, record in self._records.items():
+        for record in self._records.values():
             record.close()
+        if self._alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for name in self._records:
             with contextlib.suppress(OSError):
                 (self._directory / name).unlink()
 
     def _beat(self) -> None:
         complained = False
         while not self._stop.wait(BEAT_SECONDS):
+            if self._alarm:
+                signal.setitimer(signal.ITIMER_REAL, DEAD_SECONDS)
             if os.getppid() != self._parent:
                 os.kill(os.getpid(), signal.SIGKILL)
             try:

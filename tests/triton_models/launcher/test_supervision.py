@@ -173,11 +173,13 @@ def test_a_server_ends_with_its_launcher(number: int) -> None:
     assert wait_until_gone([child], 5)
 
 
-def test_a_model_ends_with_its_server(tmp_path: Path) -> None:
-    """A stub whose tritonserver was killed has nobody to wait for."""
+@pytest.mark.parametrize("wait", ["time.sleep(600)", "ctypes.PyDLL(None).sleep(600)"], ids=["usual", "lock held"])
+def test_a_model_ends_with_its_server(wait: str, tmp_path: Path) -> None:
+    """A stub whose tritonserver was killed has nobody to wait for, even if it waits inside C with Python's lock."""
     model = (
-        "import sys, time; from pathlib import Path; from triton_models.service.status import Heartbeat\n"
-        "Heartbeat(Path(sys.argv[1]), {'stage': dict}).start(); time.sleep(600)"
+        "import ctypes, sys, time; from pathlib import Path; from triton_models.service import status\n"
+        "status.DEAD_SECONDS = 0.6\n"
+        f"status.Heartbeat(Path(sys.argv[1]), {{'stage': dict}}).start(); time.sleep(0.5); {wait}"
     )
     server = subprocess.Popen(["/bin/sh", "-c", f'{sys.executable} -c "{model}" {tmp_path} & wait'])
     until(lambda: read_status(tmp_path, "stage") is not None, "a beat")

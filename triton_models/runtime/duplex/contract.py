@@ -47,7 +47,9 @@ class Reply(Protocol):
 
     def send(self, response: UnitResponse) -> None: ...
 
-    def fail(self, error: SessionError) -> None: ...
+    def fail(self, error: SessionError) -> None:
+        """The last that is said; `finish` follows."""
+        ...
 
     def finish(self) -> None:
         """Finalises the request: the client is told that nothing more will come for it."""

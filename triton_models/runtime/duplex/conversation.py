@@ -7,11 +7,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..messages import CloseJob, Float32, SessionError
+from ..messages import CloseJob, Float32, OpenJob, SessionError
 from .contract import Call, Reply, UnitRequest
 from .output import Output
 from .table import Accepted, Session
 from .tracing import Span
+
+OPEN_SECONDS = 60.0  # longer than other calls an opening may take: a long prompt is read piece by piece, behind others
 
 Stage = Literal["thought", "solved", "answered"]
 Farewell = tuple[Reply, SessionError | None]  # the last that a reply says
@@ -39,7 +41,8 @@ class Conversation:
     answered: int = -1
     z: tuple[Float32, Float32] | None = None  # latents of unit `solved`: video [n_v, c_v], audio [n_a, c_a]
     over: bool = False  # released: what is still under way is for nobody
-    calls: dict[object, tuple[float, str]] = field(default_factory=dict)  # in the models now: since when, what
+    calls: dict[object, tuple[float, str]] = field(default_factory=dict)  # in the models now: since when (an opening:
+    # from when on its time counts), what
     unanswered: dict[int, Reply] = field(default_factory=dict)  # by unit; at most max_in_flight
     output: Output = field(default_factory=Output)
     typed: int = 0  # text tokens that wait in the thinker for later units
@@ -77,7 +80,8 @@ class Conversation:
         with self.changed:
             if self.over and not closing:
                 raise Over
-            self.calls[token] = time.monotonic(), type(job).__name__.removesuffix("Job").lower()
+            begun = time.monotonic() + (OPEN_SECONDS if isinstance(job, OpenJob) else 0.0)
+            self.calls[token] = begun, type(job).__name__.removesuffix("Job").lower()
         try:
             result = call(job)
         finally:

@@ -33,6 +33,7 @@ from .table import SECOND_NS, Accepted, Session, SessionTable
 from .tracing import Tracer
 
 STALL_SECONDS = 10.0  # a call that takes longer will not come back: its process died under it, or hangs
+MAX_READING = 8192  # prompt tokens of sessions that are opening; one prompt may be longer, while nobody else reads
 
 _log = logging.getLogger(__name__)
 
@@ -136,9 +137,7 @@ class Duplex:
         if not request.start:
             return text, None, interrupts(request.options, self._limits)
         start = SessionOptions.parse(request.options, self._limits)
-        if self._admission is not None:
-            start = replace(start, prompt_tokens=self._tokens(start.prompt))
-        return text, start, False
+        return text, replace(start, prompt_tokens=self._tokens(start.prompt)), False
 
     def _tokens(self, text: str) -> int:
         return self._count_tokens(text) if text else 0
@@ -154,8 +153,15 @@ class Duplex:
 
     def _admit(self, session: Session) -> None:
         """Books a new session in, before it exists. Raises SessionError RESOURCE_EXHAUSTED with the figures."""
+        options = session.options
+        reading = sum(t.session.options.prompt_tokens for t in self._conversations.values() if t.thought < 0)
+        if reading and reading + options.prompt_tokens > MAX_READING:
+            raise SessionError(
+                "RESOURCE_EXHAUSTED",
+                f"options.prompt: {reading} tokens of others are being read, expected at most {MAX_READING} with the "
+                f"{options.prompt_tokens} of this one; try again in some seconds",
+            )
         if self._admission is not None:
-            options = session.options
             self._admission.admit(session.name, options.retention, options.prompt_tokens, options.solver_steps)
 
     def _conversation(self, accepted: Accepted, reply: Reply) -> Conversation:
@@ -342,5 +348,5 @@ class Duplex:
                 "units": self.units,
                 "dropped": self.table.dropped,
                 **self.meter.metrics.snapshot(),
-                "oldest_call_s": 0.0 if oldest is None else round(time.monotonic() - oldest, 3),
+                "oldest_call_s": 0.0 if oldest is None else round(max(0.0, time.monotonic() - oldest), 3),
             }

@@ -36,12 +36,14 @@ class ThinkerWorker(Worker):
         self._window = GatherWindow(gather_ns, thinker.max_batch, costs=costs)
         self._thinking: dict[str, Item] = {}  # think jobs in the gather window, by session
         self._opening: list[tuple[OpenJob, Iterator[None], Future[Any]]] = []
+        self._next_chunk = 0.0  # when (time.monotonic) the next chunk of a prompt may be read
 
     def _wait_seconds(self) -> float | None:
-        if self._opening:
-            return 0.0
         wake = self._window.wake_ns()
-        return None if wake is None else max(0.0, (wake - time.monotonic_ns()) / 1e9)
+        waits = [] if wake is None else [(wake - time.monotonic_ns()) / 1e9]
+        if self._opening:
+            waits.append(self._next_chunk - time.monotonic())
+        return max(0.0, min(waits)) if waits else None
 
     def _round(self, items: Sequence[Item]) -> None:
         pending = list(items)
@@ -51,8 +53,13 @@ class ThinkerWorker(Worker):
             self._take(list(firsts.values()))
             pending = later
         self._think()
-        if self._opening:  # one chunk of one prompt a round, in turns: many openings delay nobody longer than one
+        if self._opening and time.monotonic() >= self._next_chunk:
+            # One chunk of one prompt a round, in turns, and half of the time at most while others talk: many openings
+            # delay nobody longer than one, and leave them a processor.
+            begin, others = time.monotonic(), self._thinker.open_sessions > len(self._opening)
             self._step_opening(*self._opening.pop(0))
+            end = time.monotonic()
+            self._next_chunk = 2 * end - begin if others else end
 
     def _take(self, items: list[Item]) -> None:
         """At most one job of each session. Closes come first: they free pages that others may be waiting for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 
@@ -57,6 +58,37 @@ def test_a_call_that_never_returns_becomes_an_error(make: Callable[..., Bench]) 
     assert reply.finished.is_set()
     assert reply.errors == ["UNAVAILABLE: perform: no result in 0.05 s"]
     assert bench.duplex.status()["oldest_call_s"] > 0, "the launcher sees that something hangs"
+
+
+def test_a_long_opening_is_no_hang(make: Callable[..., Bench]) -> None:
+    """A prompt of some kilobytes took 10 s, and the launcher took that for a dead server."""
+    bench = make(stall_seconds=0.05)
+    gate = bench.models.hold("open", 0)
+    reply = bench.unit("a", 0, options='{"prompt": "once upon a time"}')
+    bench.settled()
+    time.sleep(0.06)
+    bench.duplex.poll()
+    assert bench.duplex.status()["oldest_call_s"] == 0
+    gate.set()
+    within(reply.spoke)
+    assert reply.units == [0]
+
+
+def test_prompts_that_are_being_read_are_bounded(make: Callable[..., Bench]) -> None:
+    bench = make()
+    gate = bench.models.hold("open", 0)
+    first = bench.unit("a", 0, options=json.dumps({"prompt": "x" * 10_000}))
+    assert (
+        "options.prompt: 10000 tokens of others are being read"
+        in bench.unit("b", 0, options='{"prompt": "y"}').errors[0]
+    )
+    bench.settled()
+    gate.set()
+    within(first.spoke)
+    bench.settled()
+    second = bench.unit("b", 0, options='{"prompt": "y"}')
+    within(second.spoke)
+    assert second.units == [0]
 
 
 def test_pages_are_freed_after_what_was_under_way(make: Callable[..., Bench]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -110,6 +111,27 @@ def test_a_long_prompt_does_not_hold_up_others(bench: Bench, started: Callable[[
     gate.open()
     opening.result(WAIT)
     assert order == ["heard", "opened"]
+
+
+def test_openings_leave_half_of_the_time_to_those_who_talk(
+    bench: Bench, started: Callable[[Worker], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[float] = []
+    step = bench.thinker.open_stepwise
+
+    def slow(job: OpenJob) -> Any:
+        for _ in step(job):
+            yield
+            begun.append(time.monotonic())
+            time.sleep(0.02)
+
+    monkeypatch.setattr(bench.thinker, "open_stepwise", slow)
+    worker = started(ThinkerWorker(bench.thinker))
+    worker.submit(OpenJob("alone", 1, "red green blue " * 50)).result(WAIT)
+    alone, begun[:] = begun[-1] - begun[0], []
+    worker.submit(OpenJob("behind", 1, "red green blue " * 50)).result(WAIT)
+    gaps = [b - a for a, b in pairwise(begun)]
+    assert min(gaps) >= 0.04, f"as long a rest as a chunk took; alone: {alone}"
 
 
 def test_an_opening_that_fails_says_so(bench: Bench, started: Callable[[Worker], Any]) -> None:

@@ -19,7 +19,7 @@ from triton_models.runtime.messages import (
     ThinkJob,
     ThinkResult,
 )
-from triton_models.runtime.thinker.thinker import PROMPT_CHUNK
+from triton_models.runtime.thinker.thinker import PROMPT_CHUNK, prompt_chunk
 
 pytestmark = pytest.mark.unit
 
@@ -156,6 +156,7 @@ def test_a_long_prompt_goes_in_chunks_and_sees_itself(bench: Bench) -> None:
     ids = bench.tokenizer.encode(prompt)
     assert len(ids) > 2 * PROMPT_CHUNK
     assert len(bench.fake("think").batches) == -(-len(ids) // PROMPT_CHUNK)
+    assert [prompt_chunk(start) for start in (0, 1023, 1024, 2048, 9000)] == [64, 64, 32, 16, 16], "by the place alone"
     thought = bench.unit("a", 0)
     np.testing.assert_allclose(bench.history(thought)[: len(ids)], np.array(ids) / 1000, rtol=1e-6)
     assert thought.origin == len(ids)

@@ -1,0 +1,131 @@
+"""Who takes more of the port than a client may is cut off, and nobody else: real sockets, a clock of the test's own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from triton_models.launcher import connections
+from triton_models.launcher.connections import LOOK_SECONDS, UNREAD_SECONDS, Connections
+
+pytestmark = pytest.mark.unit
+UNIT = 1000
+
+
+@dataclass
+class Port:
+    """A listening port of this process, which is watched as a server's is."""
+
+    listener: socket.socket
+    now: float = 0.0
+    pairs: list[tuple[socket.socket, socket.socket]] = field(default_factory=list)
+    watch: Connections | None = None
+
+    def connect(self) -> tuple[socket.socket, socket.socket]:
+        """Client's and server's end."""
+        client = socket.create_connection(self.listener.getsockname())
+        self.pairs.append((client, self.listener.accept()[0]))
+        return self.pairs[-1]
+
+    def look(self) -> list[str]:
+        assert self.watch is not None
+        self.now += LOOK_SECONDS
+        time.sleep(0.01)  # loopback acknowledges
+        return self.watch.look(os.getpid())
+
+
+@pytest.fixture
+def port() -> Iterator[Port]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = Port(listener)
+        port.watch = Connections(listener.getsockname()[1], UNIT, sessions=2, clock=lambda: port.now)
+        yield port
+        for pair in port.pairs:
+            for end in pair:
+                end.close()
+
+
+def is_open(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        while part := client.recv(65_536):
+            assert part
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        client.setblocking(True)
+
+
+TURNS = round(UNREAD_SECONDS / LOOK_SECONDS)
+
+
+def test_who_sends_on_and_takes_no_answer_is_cut_off(port: Port) -> None:
+    reader, mute, waiting = port.connect(), port.connect(), port.connect()
+    waiting[0].send(bytes(2 * UNIT))  # and no more, until it has an answer
+    said: list[str] = []
+    for _ in range(TURNS):
+        for client, _ in (reader, mute):
+            client.send(bytes(UNIT // 2))
+        reader[1].send(bytes(UNIT))
+        mute[1].send(bytes(20))  # acknowledgements of HTTP/2 are no answer
+        said += port.look()
+    assert said == ["1 connections of 127.0.0.1 cut off: unread"]
+    assert [is_open(client) for client, _ in (reader, mute, waiting)] == [True, False, True]
+    assert port.watch is not None
+    assert port.watch.ended == {"unread": 1}
+
+
+def test_a_flood_ends_the_greediest_and_not_its_neighbour(port: Port) -> None:
+    usual, greedy = port.connect(), port.connect()
+    said: list[str] = []
+    for _ in range(8):
+        usual[0].send(bytes(3 * UNIT))
+        usual[1].send(bytes(3 * UNIT))
+        if not said:
+            greedy[0].send(bytes(60 * UNIT))
+            greedy[1].recv(60 * UNIT)
+        usual[1].recv(3 * UNIT)
+        said += port.look()
+    assert said == ["1 connections of 127.0.0.1 cut off: flood"]
+    assert [is_open(client) for client, _ in (usual, greedy)] == [True, False]
+
+
+def test_too_many_connections_end_the_longest_silent(port: Port) -> None:
+    assert port.watch is not None
+    port.watch._most = 3
+    clients = [port.connect() for _ in range(3)]
+    assert port.look() == []
+    for client, _ in clients[1:]:
+        client.send(b"x")
+    port.look()
+    clients.append(port.connect())
+    assert port.look() == ["1 connections of 127.0.0.1 cut off: crowd"]
+    assert [is_open(client) for client, _ in clients] == [False, True, True, True]
+
+
+def test_where_sockets_cannot_be_had_it_is_said_once(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> Iterator[tuple[str, socket.socket]]:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(connections, "_sockets", refused)
+    [said] = port.look()
+    assert "SYS_PTRACE" in said
+    assert port.look() == []
+
+
+@pytest.mark.parametrize("end", [lambda port: port.pairs[0][1].close(), lambda port: None])
+def test_a_server_that_has_gone_is_no_fault(port: Port, end: Callable[[Port], None]) -> None:
+    port.connect()
+    end(port)
+    assert port.look() == []
+    assert port.watch is not None
+    port.now += LOOK_SECONDS
+    assert port.watch.look(2**22 - 1) == [], "no such process"
