@@ -137,8 +137,8 @@ class LiveSession:
         if not self.started:
             self._announce(config)
         self._acknowledge(sent.unit.text, unit)
-        if heard := getattr(response, "heard", ""):
-            self.emit("session.input_transcript.delta", delta=heard, **when)
+        if response.heard:
+            self.emit("session.input_transcript.delta", delta=response.heard, **when)
         if response.text:
             self.emit("session.output_transcript.delta", delta=response.text, **when)
         if sound := config.form.encode(self._down.feed(response.pcm)):

@@ -1,8 +1,9 @@
 """One conversation as the page sees it: JSON for control, `frames` for sound and pictures.
 
 Up:    text, interrupt, camera (off), ping, end; PCM16 and strips of four frames. The first sound or text begins it.
-Down:  welcome, unit (state, timings), caption, notice, error, ended; PCM16 and strips of four frames.
-Of each unit come `unit`, `caption` if there is text, the voice and then the pictures, all with the unit's index.
+Down:  welcome, unit (state, timings), heard, caption, notice, error, ended; PCM16 and strips of four frames.
+Of each unit come `unit`, `heard` and `caption` if there are words of the user or the agent, the voice and then the
+pictures, all with the unit's index.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class PageSession:
         self._raw = raw_video
         self._hearing = Hearing()
         self._bad = 0
-        self._last_text_unit = -TURN_GAP
+        self._newest: tuple[str, int] | None = None  # who said the newest turn, and its last unit
 
     # -- down --------------------------------------------------------------------------------------------------
     async def on_unit(self, response: UnitResponse, sent: SentUnit, epoch: int) -> None:
@@ -65,6 +66,9 @@ class PageSession:
             degradation=response.info.get("degradation") or [],
             shed=call.shed(),
         )
+        if response.heard:
+            self._control("heard", unit=unit, text=response.heard)
+            self._remember("you", response.heard, unit)
         if response.text:
             self._control("caption", epoch=epoch, unit=unit, text=response.text)
             if not call.fence.muted:
@@ -108,7 +112,7 @@ class PageSession:
             except ValueError as error:
                 self._refuse(str(error))
                 return
-            self._remember("you", text.strip(), -1)
+            self._remember("you", text.strip(), None)
             self._call.start(self.options)
         elif kind == "interrupt":
             self._control("interrupted", after=self._call.last_sent)
@@ -142,11 +146,10 @@ class PageSession:
             raise ValueError(f"too many bad messages; the last one: {reason}")
         self._control("error", code="INVALID_ARGUMENT", message=reason)
 
-    def _remember(self, who: str, text: str, unit: int) -> None:
-        goes_on = who == "agent" and self.history and self.history[-1]["who"] == who
-        if goes_on and unit - self._last_text_unit <= TURN_GAP:
+    def _remember(self, who: str, text: str, unit: int | None) -> None:
+        """unit: None for what was typed, which is a turn by itself."""
+        newest, self._newest = self._newest, None if unit is None else (who, unit)
+        if unit is not None and newest is not None and newest[0] == who and unit - newest[1] <= TURN_GAP:
             self.history[-1]["text"] = (self.history[-1]["text"] + text)[-2000:]
         else:
-            self.history.append({"who": who, "text": text[:2000]})
-        if who == "agent":
-            self._last_text_unit = unit
+            self.history.append({"who": who, "text": text.lstrip()[:2000]})

@@ -27,13 +27,16 @@ CAPABILITIES = {
     "and the model is not told; such a text says so in wan.untold",
     "video": "wan.video.append (JPEG, PNG or WebP in base64); session.wan.video.output = jpeg turns on wan.video.delta",
     "resume": "session.resume with session_id and last_event_id, after session.created of the new socket",
-    "not_supported": ["tools", "transcription of the user", "voices", "responses outside the conversation"],
+    "transcription": "what the model itself writes down of what it heard, where the checkpoint does; on unless set to "
+    "null, and no other model or language can be asked for",
+    "not_supported": ["tools", "voices", "responses outside the conversation"],
 }
 # As OpenAI fills in what a client leaves out: clients act on these, though nothing here listens to the thresholds.
 _DETECTION: dict[str, dict[str, Any]] = {
     "server_vad": {"threshold": 0.5, "prefix_padding_ms": 300, "silence_duration_ms": 500, "idle_timeout_ms": None},
     "semantic_vad": {"eagerness": "auto"},
 }
+_TRANSCRIPTION = {"model": "model"}  # its own
 _RESPONDS = {"create_response": True, "interrupt_response": True}
 
 
@@ -48,6 +51,7 @@ class SessionConfig:
     turn_detection: dict[str, Any] | None = field(
         default_factory=lambda: {"type": "server_vad", **_DETECTION["server_vad"], **_RESPONDS}
     )
+    transcription: dict[str, Any] | None = field(default_factory=lambda: dict(_TRANSCRIPTION))
     video: bool = False
     options: dict[str, Any] = field(default_factory=dict)  # seed, solver_steps, retention
     ignored: tuple[str, ...] = ()  # what clients gave that nothing here answers to
@@ -124,12 +128,12 @@ class SessionConfig:
                 "voice": "model",
                 "input_audio_format": _BETA[self.input.kind],
                 "output_audio_format": _BETA[self.output.kind],
-                "input_audio_transcription": None,
+                "input_audio_transcription": self.transcription,
                 "turn_detection": self.turn_detection,
                 "temperature": 0.8,
                 "max_response_output_tokens": "inf",
             }
-        hears = {"turn_detection": self.turn_detection, "transcription": None, "noise_reduction": None}
+        hears = {"turn_detection": self.turn_detection, "transcription": self.transcription, "noise_reduction": None}
         return common | {
             "type": "realtime",
             "output_modalities": wording.modalities(self.modality),
@@ -185,6 +189,12 @@ def _turn_detection(where: str, value: Any) -> dict[str, Any] | None:
     return {"type": kind, **defaults, **{name: value[name] for name in defaults if name in value}}
 
 
+def _transcription(where: str, value: Any) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise wrong(where, "an object or null", value)
+    return None if value is None else dict(_TRANSCRIPTION)
+
+
 def _realtime(where: str, value: Any) -> None:
     if value != "realtime":
         raise wrong(where, "realtime", value)
@@ -202,6 +212,8 @@ _FIELDS: dict[str, tuple[str, Read]] = {
     "audio.output.format": ("output", _format),
     "turn_detection": ("turn_detection", _turn_detection),
     "audio.input.turn_detection": ("turn_detection", _turn_detection),
+    "input_audio_transcription": ("transcription", _transcription),
+    "audio.input.transcription": ("transcription", _transcription),
     "wan.video.output": ("video", jpeg_or_null),
     **{path: ("options", read) for path, read in MODEL_OPTIONS.items()},
 }

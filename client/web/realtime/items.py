@@ -21,7 +21,7 @@ def new_id(kind: str) -> str:
 
 @dataclass
 class Item:
-    """One message. pieces: the agent's text with the millisecond of audio at which each piece begins."""
+    """One message. pieces: the agent's text with the millisecond of audio at which each piece begins, or the user's."""
 
     id: str
     role: str
@@ -50,7 +50,7 @@ class Item:
         if self.role == "assistant":
             content = [wording.part(self.modality, self.text)]
         elif self.modality == "audio":
-            content = [{"type": "input_audio", "transcript": None}]
+            content = [{"type": "input_audio", "transcript": self.text or None}]
         else:
             content = [{"type": "input_text", "text": self.text}]
         item: dict[str, Any] = {

@@ -51,6 +51,7 @@ class RealtimeSession:
             self._down = Resampler(self.call.shape.sample_rate, config.output.rate)
         self.config = config
         self.floor.enabled = config.turn_detection is not None
+        self.floor.transcribes = config.transcription is not None
 
     # -- events out --------------------------------------------------------------------------------------------
     def emit(self, kind: str, *, epoch: int | None = None, **fields: Any) -> None:
@@ -109,7 +110,7 @@ class RealtimeSession:
 
     async def on_unit(self, response: UnitResponse, sent: SentUnit, epoch: int) -> None:
         unit, form = response.unit_index, self.config.output
-        began, stopped, interrupted = self.floor.hear(unit, sent.pcm, response.state)
+        began, stopped, interrupted = self.floor.hear(unit, sent.pcm, response.state, response.heard)
         if began and not self.call.fence.muted:
             self._begin()
         sound = form.encode(self._down.feed(response.pcm))

@@ -27,7 +27,7 @@ let capture = null;
 let shape = null;
 let muted = false;
 let serving = 0; // counts conversations; what an earlier one still delivers is ignored
-const seen = { state: "listen", audio: -1, caption: -1, unit: -1, flush: null };
+const seen = { state: "listen", audio: -1, heard: -1, caption: -1, unit: -1, flush: null };
 const arrivals = new Map(); // unit -> when it came
 const counts = { units: 0, late: 0, bargeIns: 0, resumes: 0, energy: 0 };
 
@@ -44,7 +44,7 @@ function start(resume = null) {
   for (const [type, handle] of Object.entries({ phase, message, audio, video })) {
     link.addEventListener(type, ({ detail }) => mine === serving && handle(detail));
   }
-  Object.assign(seen, { state: "listen", audio: -1, caption: -1, unit: -1 });
+  Object.assign(seen, { state: "listen", audio: -1, heard: -1, caption: -1, unit: -1 });
   if (!resume) transcript.restore([]);
   at("caption").textContent = "";
   arrivals.clear();
@@ -110,7 +110,10 @@ function phase(now) {
 function message(m) {
   if (m.type === "welcome") begin(m);
   else if (m.type === "unit") unit(m);
-  else if (m.type === "caption" && m.unit > seen.caption) {
+  else if (m.type === "heard" && m.unit > seen.heard) {
+    seen.heard = m.unit;
+    transcript.heard(m.unit, m.text);
+  } else if (m.type === "caption" && m.unit > seen.caption) {
     seen.caption = m.unit;
     transcript.agent(m.unit, m.text);
   } else if (m.type === "error") failure(m);

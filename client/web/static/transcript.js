@@ -11,6 +11,8 @@ export class Transcript {
     this.caption = caption;
     this.turn = ""; // what the agent is saying, not yet in the log
     this.lastUnit = -1;
+    this.heardUnit = -1;
+    this.heardTurn = null; // of the user, in the log
     this.follows = true; // the newest turn is in sight; false once the reader has scrolled back
     log.addEventListener("scroll", () => {
       this.follows = log.scrollTop + log.clientHeight > log.scrollHeight - 40;
@@ -51,6 +53,19 @@ export class Transcript {
   you(text) {
     this.close();
     this.add("you", text);
+  }
+
+  // Words that the agent heard: the user's turn grows by them.
+  heard(unit, text) {
+    const goesOn = this.heardTurn !== null && this.heardTurn === this.log.lastChild && !this.turn;
+    if (goesOn && unit - this.heardUnit <= GAP_UNITS) {
+      this.heardTurn.append(text);
+      this.follow();
+    } else {
+      this.you(text.trim());
+      this.heardTurn = this.log.lastChild;
+    }
+    this.heardUnit = unit;
   }
 
   add(who, text) {

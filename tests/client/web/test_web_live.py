@@ -77,7 +77,7 @@ async def connect(start_fake, start_gate):
 
 
 async def test_the_sdk_starts_talks_listens_mutes_and_closes(start_fake, start_gate, lively):
-    fake, _ = await start_fake(answer=lively(), parameters={"prompts": '["english", "german"]'})
+    fake, _ = await start_fake(answer=lively(), heard={2: " two"}, parameters={"prompts": '["english", "german"]'})
     gate = await start_gate(fake.url)
     sdk = _sdk(gate)
     async with sdk.live.connect() as connection:
@@ -98,6 +98,8 @@ async def test_the_sdk_starts_talks_listens_mutes_and_closes(start_fake, start_g
         voice = await _until(connection, "session.output_audio.delta", seen)
         assert isinstance(voice, OutputAudioDeltaEvent)
         assert voice.start_ms == words.start_ms
+        heard = [event for event in seen if event.type == "session.input_transcript.delta"]
+        assert [(event.delta, event.start_ms, event.end_ms) for event in heard] == [(" two", 320, 480)]
         notes = [event.message for event in seen if event.type == "info"]
         assert [note.partition(":")[0] for note in notes] == ["session.audio.output.voice", "session.instructions"]
         assert [event for event in seen if event.type == "error"] == []

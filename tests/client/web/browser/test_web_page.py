@@ -62,7 +62,7 @@ async def _wide(tab, width: int) -> None:
 
 
 async def test_a_conversation_of_twenty_seconds(start_fake, start_gate, lively, browse, microphone):
-    fake, _ = await start_fake(answer=lively(), delay=lambda unit: 0.04)
+    fake, _ = await start_fake(answer=lively(), delay=lambda unit: 0.04, heard={1: " two", 3: " three", 30: " four"})
     gate = await start_gate(fake.url, grace=20.0)
     tab = await browse(microphone=microphone)
     await tab.resize(1280, 900)
@@ -88,6 +88,10 @@ async def test_a_conversation_of_twenty_seconds(start_fake, start_gate, lively, 
     yielded = next(seen for seen in fake.seen if seen.index == flush["unit"])
     assert np.abs(yielded.pcm).max() > 0.02, "the agent yields in the unit in which the man speaks"
     assert np.unique(fake.seen[-1].frames).size > 3, "the camera arrives"
+
+    # What the agent heard stands as the user's line.
+    lines = await tab.run("[...log.children].filter((l) => l.className === 'you').map((l) => l.textContent)")
+    assert lines == ["Youtwo three", "Youfour"]
 
     # The strip fills.
     await tab.until("wan.stats().units >= 125", 40)
