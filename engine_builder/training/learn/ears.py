@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from engine_builder.model.duplex import DuplexModel
 
+from ..world import warps
 from ..world.agent_voice import UNIT
-from ..world.conversation import Studio
+from ..world.conversation import TRAINED_LEVELS, Studio
 from ..world.scenario import HEARD, STOP_HEARD
 from ..world.voices import Pcm
 from ..world.words import BACKCHANNELS, LANGUAGES, user_words
@@ -49,17 +50,17 @@ def windows(studio: Studio, rng: np.random.Generator, count: int) -> Windows:
 
 def _window(studio: Studio, rng: np.random.Generator, ends: bool) -> tuple[Pcm, int]:
     size = UNITS * UNIT
-    level = 10.0 ** (rng.uniform(-32, -15) / 20)
+    level = 10.0 ** (rng.uniform(*TRAINED_LEVELS) / 20)
     draw = rng.random()
     clip, kind = np.zeros(0, dtype=np.float32), NOTHING
     if draw >= _NOTHING_SHARE:
-        voice = int(rng.integers(len(studio.voices.voices)))
+        speaker = studio.cast.speaker(rng)
         if draw < _NOTHING_SHARE + _MURMUR_SHARE:
             language, text, kind = "en", BACKCHANNELS[int(rng.integers(len(BACKCHANNELS)))], MURMUR
         else:
             number = int(rng.integers(len(_WORDS)))
             (language, text), kind = _WORDS[number], 2 + (number if ends else 0)
-        clip = studio.voices.word(voice, language, text)
+        clip = studio.cast.word(rng, speaker, language, text)
     pcm = studio.room.noise(rng, size) * level * 10.0 ** (-studio.snr(rng) / 20)
     if kind == NOTHING and rng.random() < 0.6:
         knock = studio.room.knock(rng) if rng.random() < 0.5 else 0.5 * studio.room.music(rng, size)
@@ -73,7 +74,9 @@ def _window(studio: Studio, rng: np.random.Generator, ends: bool) -> tuple[Pcm, 
         clip = clip[max(0, -start) :]
         start = max(0, start)
         pcm[start : start + clip.size] += clip[: size - start]
-    return np.clip(pcm, -1.0, 1.0), kind
+        if rng.random() < 0.35:
+            pcm = warps.in_room(pcm.astype(np.float32), rng)
+    return np.clip(pcm, -1.0, 1.0).astype(np.float32), kind
 
 
 class _Heads(nn.Module):

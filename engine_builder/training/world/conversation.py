@@ -9,18 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_builder.config import FRAMES_PER_UNIT, LanguageConfig
-from engine_builder.tokenizer import word_ids
+from engine_builder.tokenizer import heard_ids, word_ids
 
 from .agent_voice import UNIT, AgentVoice
 from .camera import Camera, CardShow, sensor_noise_bank
+from .echo import Echo
 from .face import CYCLE_UNITS, film, mouth_levels, poses
 from .room import Room
 from .scenario import QUIET, Habits, Scenario, Simulator
-from .voices import Pcm, VoiceBank, user_voices
+from . import warps
+from .cast import Cast
+from .people import People
+from .voices import SAMPLE_RATE, Pcm, VoiceBank, other_voices, user_voices
 from .words import PERSONA_PROMPT
 
 NO_WORD = -1
 TRAIN_VOICES, HELD_OUT_VOICES = 240, 48
+_LEVELS = (-32, -15)  # dB of full scale, of a user's words
+TRAINED_LEVELS = (-38, -12)
+_IN_ROOM = 0.35  # of training conversations
 _LOUD_NOISE = 1.4  # exponent on the uniform draw of the SNR in training: 35 % of conversations below 8 dB instead of 23
 
 
@@ -29,7 +36,8 @@ class Conversation:
     """K units. Inputs: user_pcm [K, 2560], camera uint8 [K, 4, 64, 64, 3], typed int64 [K, text_tokens] (pad_id where
     nothing), prompt int64 [P]. Targets: agent_pcm [K + 1, 2560] and face uint8 [K + 1, 4, 64, 64, 3], whose first
     unit is the one before unit 0; state int64 [K] (0 listen, 1 speak); word int64 [K], the text token of the unit or
-    NO_WORD. `first_unit` is the index of unit 0 in its session."""
+    NO_WORD; heard int64 [K], the token of the user's word that was understood in the unit, or NO_WORD.
+    `first_unit` is the index of unit 0 in its session."""
 
     scenario: Scenario
     first_unit: int
@@ -41,24 +49,38 @@ class Conversation:
     face: NDArray[np.uint8]
     state: NDArray[np.int64]
     word: NDArray[np.int64]
+    heard: NDArray[np.int64]
 
 
 class Studio:
-    """Everything that conversations are made of: voices, room, agent voice, artist. Seeds name conversations."""
+    """Everything that conversations are made of: speakers, room, agent voice, artist. Seeds name conversations.
+
+    echo: share of conversations in which the agent's voice comes back into the user's microphone.
+    """
 
     def __init__(
-        self, cache: Path, split: str = "train", voices: int | None = None, habits: Habits | None = None
+        self,
+        cache: Path,
+        split: str = "train",
+        voices: int | None = None,
+        habits: Habits | None = None,
+        people: People | None = None,
+        cast: Cast | None = None,
+        echo: Echo | None = None,
     ) -> None:
         held_out = split == "held_out"
         count = voices or (HELD_OUT_VOICES if held_out else TRAIN_VOICES)
         self.held_out = held_out
-        self.voices = VoiceBank.load(user_voices(split, count), cache)
+        if cast is None:
+            speakers = user_voices(split, count) + ([] if held_out else other_voices())
+            cast = Cast(VoiceBank.load(speakers, cache), people, training=not held_out)
+        self.cast, self.echo = cast, echo or (Echo(0.0) if held_out else Echo())
         self.agent = AgentVoice()
         self.room = Room(seed=2 if held_out else 1)
-        self.simulator = Simulator(self.voices, self.agent, habits)
+        self.simulator = Simulator(self.cast, self.agent, habits)
         self._sensor = sensor_noise_bank(2 if held_out else 1)
         self._language = LanguageConfig()
-        self._words = word_ids(self._language)
+        self._words, self._heard = word_ids(self._language), heard_ids(self._language)
         self._split = 1 if held_out else 0
 
     def conversation(
@@ -83,13 +105,14 @@ class Studio:
             scenario=scene,
             first_unit=first_unit,
             prompt=np.array(prompt, dtype=np.int64),
-            user_pcm=self._user_audio(scene, rng, units, 0.5 if quiet else 0.15),
+            user_pcm=self._user_audio(scene, rng, agent_pcm, 0.5 if quiet else 0.15),
             camera=camera.reshape(units, FRAMES_PER_UNIT, *camera.shape[1:]),
             typed=typed,
             agent_pcm=np.concatenate([np.zeros((1, UNIT), dtype=np.float32), agent_pcm]),
             face=self._face(scene, agent_pcm, phase),
             state=np.array(scene.state, dtype=np.int64),
             word=np.array([NO_WORD if w is None else self._words[w] for w in scene.starts], dtype=np.int64),
+            heard=np.array([NO_WORD if w is None else self._heard[w] for w in scene.heard], dtype=np.int64),
         )
 
     def snr(self, rng: np.random.Generator) -> float:
@@ -121,18 +144,21 @@ class Studio:
         face = film(poses(phase - frames, mouths, attentive, nods))
         return face.reshape(-1, frames, *face.shape[1:])
 
-    def _user_audio(self, scene: Scenario, rng: np.random.Generator, units: int, disturbed: float) -> Pcm:
-        """Speech at one loudness, noise 0 to 35 dB below it, with probability `disturbed` music, and knocks."""
-        size = units * UNIT
-        level = 10.0 ** (rng.uniform(-32, -15) / 20)
+    def _user_audio(self, scene: Scenario, rng: np.random.Generator, agent_pcm: Pcm, disturbed: float) -> Pcm:
+        """Speech at one loudness, noise 0 to 35 dB below it, with probability `disturbed` music, and knocks; the
+        agent's voice from a loudspeaker."""
+        units, size = len(agent_pcm), agent_pcm.size
+        level = 10.0 ** (rng.uniform(*(_LEVELS if self.held_out else TRAINED_LEVELS)) / 20)
         out = np.zeros(size, dtype=np.float32)
         for u in scene.utterances:
-            word = self.voices.word(scene.voice, u.language, u.text)
+            word = u.pcm
             loud = word[np.abs(word) > 0.02]
             gain = level * 10.0 ** (rng.uniform(-2, 2) / 20) / max(float(np.sqrt((loud**2).mean())), 1e-3)
             stop = min(u.stop, size)
             if u.start < size:
                 out[u.start : stop] += gain * word[: stop - u.start]
+        if not self.held_out and rng.random() < _IN_ROOM:
+            out = warps.in_room(out, rng)
         noise = level * 10.0 ** (-self.snr(rng) / 20)
         kind = rng.random()
         if kind < 0.9:
@@ -146,4 +172,6 @@ class Studio:
             start = int(rng.integers(size))
             stop = min(start + knock.size, size)
             out[start:stop] += level * rng.uniform(0.5, 4.0) * knock[: stop - start]
+        if self.echo.share:
+            out += self.echo.of(agent_pcm, rng)
         return np.clip(out, -1.0, 1.0).reshape(units, UNIT)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .agent_voice import UNIT, AgentVoice
-from .voices import VoiceBank
+from .cast import Cast, Speaker
+from .voices import Pcm
 from .words import BACKCHANNELS, LANGUAGES, Meaning, answer, spoken
 
 LISTEN, SPEAK = 0, 1
@@ -26,13 +27,14 @@ _ATTENTIVE_UNITS = 4
 
 @dataclass(frozen=True)
 class Utterance:
-    """One thing that a user says: samples [start, stop)."""
+    """One thing that a user says: samples [start, stop), and how it sounds."""
 
     start: int
     stop: int
     meaning: Meaning
     language: str
     text: str
+    pcm: Pcm = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,14 @@ class Scenario:
     """K units of a conversation, without sound or picture."""
 
     language: str
-    voice: int
+    speaker: Speaker
     utterances: list[Utterance] = field(default_factory=list)
     typed: dict[int, str] = field(default_factory=dict)
     cards: list[tuple[int, int, int]] = field(default_factory=list)  # colour, first frame, stop frame
     reactions: list[Reaction] = field(default_factory=list)
     state: list[int] = field(default_factory=list)
     starts: list[str | None] = field(default_factory=list)  # word that starts in the unit
+    heard: list[str | None] = field(default_factory=list)  # user's word that was understood in the unit
     playing: list[tuple[tuple[str, ...], int] | None] = field(default_factory=list)  # sentence and unit inside it
     attentive: list[bool] = field(default_factory=list)
 
@@ -87,15 +90,15 @@ QUIET = Habits(digit=0, social=0, typed=0, card=0, murmur=0, idle=1.0)
 class Simulator:
     """Writes scenarios. One instance serves any number of them; all randomness comes from the generator passed in."""
 
-    def __init__(self, voices: VoiceBank, agent: AgentVoice, habits: Habits | None = None) -> None:
-        self.voices, self.agent, self.habits = voices, agent, habits or Habits()
+    def __init__(self, cast: Cast, agent: AgentVoice, habits: Habits | None = None) -> None:
+        self.cast, self.agent, self.habits = cast, agent, habits or Habits()
 
     def run(
         self, rng: np.random.Generator, units: int, language: str | None = None, habits: Habits | None = None
     ) -> Scenario:
         """A conversation of `units` units in `language` (drawn if None), with other `habits` if given."""
         persona = language or LANGUAGES[int(rng.integers(2))]
-        scene = Scenario(persona, int(rng.integers(len(self.voices.voices))))
+        scene = Scenario(persona, self.cast.speaker(rng))
         _Run(self, habits or self.habits, scene, rng, units).play()
         return scene
 
@@ -113,6 +116,7 @@ class _Run:
         self.card_due: tuple[int, int] | None = None  # (colour, unit at which it is named)
         self.card_until = 0
         self.attentive_until = -1
+        self.heard: str | None = None  # in this unit
 
     # -- user -----------------------------------------------------------------------------------------------------
     def say(self, start: int, meaning: Meaning) -> Utterance:
@@ -122,8 +126,8 @@ class _Run:
             language, text = "en", BACKCHANNELS[int(rng.integers(len(BACKCHANNELS)))]
         else:
             text = spoken(meaning, language)
-        size = self.p.voices.word(self.scene.voice, language, text).size
-        utterance = Utterance(start, start + size, meaning, language, text)
+        pcm = self.p.cast.word(rng, self.scene.speaker, language, text)
+        utterance = Utterance(start, start + pcm.size, meaning, language, text, pcm)
         self.scene.utterances.append(utterance)
         self.waiting.append(utterance)
         return utterance
@@ -203,6 +207,7 @@ class _Run:
                     if self.sentence is None:
                         self.rest(unit)
                 else:
+                    self.heard = utterance.text
                     self.begin(unit, utterance.meaning, "speech")
 
     def look(self, unit: int) -> None:
@@ -215,6 +220,7 @@ class _Run:
     def play(self) -> None:
         scene = self.scene
         for unit in range(self.units):
+            self.heard = None
             self.hear(unit)
             self.look(unit)
             quiet = self.sentence is None and not self.waiting and self.card_due is None
@@ -224,6 +230,7 @@ class _Run:
             speaking = self.sentence is not None
             scene.state.append(SPEAK if speaking else LISTEN)
             scene.starts.append(self.word_starts[self.position] if speaking else None)
+            scene.heard.append(self.heard)
             scene.playing.append((self.sentence, self.position) if self.sentence is not None else None)
             if speaking:
                 self.attentive_until = max(self.attentive_until, unit + _ATTENTIVE_UNITS)

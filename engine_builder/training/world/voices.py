@@ -1,12 +1,14 @@
-"""Voices: words rendered through espeak-ng, many for users, cached on disk.
+"""Voices: words rendered by synthesisers, many for users, cached on disk.
 
-Users' voices are split by espeak variant, so that a held-out voice shares no timbre with a training voice.
+Users' voices are split by timbre, so that a held-out voice shares none with a training voice. Most are eSpeak's; what
+other synthesisers the machine has speak as well (`synths`), so that nothing hangs on one programme's habits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import espeak
+from . import espeak, synths
 from .words import BACKCHANNELS, LANGUAGES, user_words
 
 Pcm = NDArray[np.float32]
@@ -42,16 +44,19 @@ _FASTEST = {"train": 235, "held_out": 210}
 
 @dataclass(frozen=True)
 class Voice:
-    """One speaker: espeak accents by language, timbre variant, pitch (0..99), speed (words a minute)."""
+    """One speaker: voices of the synthesiser by language, timbre variant (eSpeak only), pitch (0..99), speed (words a
+    minute). A voice says only the languages that it names."""
 
     name: str
     accents: tuple[tuple[str, str], ...]
     timbre: str
     pitch: int
     speed: int
+    synth: str = "espeak"
 
     def espeak_voice(self, language: str) -> str:
-        return f"{dict(self.accents)[language]}+{self.timbre}"
+        accent = dict(self.accents)[language]
+        return f"{accent}+{self.timbre}" if self.timbre else accent
 
 
 def user_voices(split: str, count: int, seed: int = 5) -> list[Voice]:
@@ -68,21 +73,40 @@ def user_voices(split: str, count: int, seed: int = 5) -> list[Voice]:
     return voices
 
 
+def other_voices(seed: int = 5) -> list[Voice]:
+    """Training voices of the other synthesisers that are installed: three of each timbre, and each in both languages if
+    its synthesiser speaks both."""
+    rng = random.Random(f"others-{seed}")
+    voices = []
+    for synth in ("mbrola", "pico"):
+        names = synths.found().get(synth, {})
+        for i, name in enumerate(names.get("en", ()) * 3):
+            accents = [("en", name)] + [("de", german[i % len(german)]) for german in [names["de"]] if german]
+            voices.append(Voice(f"{synth}-{i}", tuple(accents), "", rng.randint(30, 75), rng.randint(125, 220), synth))
+    return voices
+
+
 def render(text: str, voice: Voice, language: str) -> Pcm:
     """`text` (a word or [[phonemes]]) spoken at 16 kHz, silence trimmed, peak 0.5. Raises SpeechToolMissing."""
-    raw = espeak.speak(text, voice.espeak_voice(language), voice.pitch, voice.speed)
-    if raw.size < espeak.RATE // 50:
-        raise RuntimeError(f"espeak-ng: no audio for {text!r} with voice {voice.espeak_voice(language)}")
-    return _normalise(trim(resample(raw.astype(np.float32) / 32768.0)))
+    if voice.synth == "espeak":
+        raw, rate = espeak.speak(text, voice.espeak_voice(language), voice.pitch, voice.speed), espeak.RATE
+    else:
+        raw, rate = synths.speak(voice.synth, text, dict(voice.accents)[language], voice.pitch, voice.speed)
+    if raw.size < rate // 50:
+        raise RuntimeError(f"{voice.synth}: no audio for {text!r} with voice {voice.espeak_voice(language)}")
+    return normalise(trim(resample(raw.astype(np.float32) / 32768.0, rate)))
 
 
-def resample(pcm: Pcm) -> Pcm:
-    """22.05 kHz to 16 kHz through the spectrum: exact band limiting, fine for clips of a second."""
-    size = pcm.size + (-pcm.size) % 441  # 441 samples become 320
+def resample(pcm: Pcm, rate: int = espeak.RATE) -> Pcm:
+    """`rate` to 16 kHz through the spectrum: exact band limiting, fine for clips of a second."""
+    common = math.gcd(rate, SAMPLE_RATE)
+    size = pcm.size + (-pcm.size) % (rate // common)  # so that it becomes a whole number of samples
     padded = np.zeros(size, dtype=np.float64)
     padded[: pcm.size] = pcm
-    target = size * SAMPLE_RATE // espeak.RATE
-    spectrum = np.fft.rfft(padded)[: target // 2 + 1]
+    target = size * SAMPLE_RATE // rate
+    spectrum = np.zeros(target // 2 + 1, dtype=np.complex128)
+    known = np.fft.rfft(padded)[: target // 2 + 1]
+    spectrum[: known.size] = known
     return (np.fft.irfft(spectrum, target) * (target / size)).astype(np.float32)
 
 
@@ -94,7 +118,7 @@ def trim(pcm: Pcm) -> Pcm:
     return pcm[loud[0] * _TRIM_FRAME : (loud[-1] + 1) * _TRIM_FRAME]
 
 
-def _normalise(pcm: Pcm) -> Pcm:
+def normalise(pcm: Pcm) -> Pcm:
     return (pcm * (0.5 / max(float(np.abs(pcm).max()), 1e-6))).astype(np.float32)
 
 
@@ -106,6 +130,13 @@ class VoiceBank:
         self._index = {key: i for i, key in enumerate(keys)}
         self._bounds, self._pcm = bounds, pcm
 
+    def __len__(self) -> int:
+        return len(self.voices)
+
+    def knows(self, voice: int, language: str, text: str) -> bool:
+        """Whether that voice says that word."""
+        return f"{voice}/{language}/{text}" in self._index
+
     def word(self, voice: int, language: str, text: str) -> Pcm:
         """float32 PCM of a word of `user_words`, or of a backchannel, by voice number."""
         i = self._index[f"{voice}/{language}/{text}"]
@@ -115,7 +146,7 @@ class VoiceBank:
     def load(cls, voices: list[Voice], cache: Path) -> VoiceBank:
         """Reads the bank from `cache` or renders it there (a few seconds per ten voices)."""
         wanted = _inventory(voices)
-        text = json.dumps([[voice.__dict__ for voice in voices], wanted])
+        text = json.dumps([[vars(voice) for voice in voices], wanted])
         path = cache / f"voices-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         if not path.exists():
             clips = [render(word, voices[v], language) for v, language, word in wanted]
@@ -132,8 +163,9 @@ class VoiceBank:
 
 def _inventory(voices: list[Voice]) -> list[tuple[int, str, str]]:
     wanted: list[tuple[int, str, str]] = []
-    for v in range(len(voices)):
-        for language in LANGUAGES:
+    for v, voice in enumerate(voices):
+        for language, _ in voice.accents:
             wanted += [(v, language, word) for word in user_words(language)]
-        wanted += [(v, "en", word) for word in BACKCHANNELS]
+        if voice.synth == "espeak" and voice.timbre:  # phonemes are eSpeak's own way of writing
+            wanted += [(v, "en", word) for word in BACKCHANNELS]
     return wanted

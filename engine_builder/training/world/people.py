@@ -1,0 +1,65 @@
+"""Real people: recordings of English digits, from a folder that the user has fetched.
+
+The folder holds `recordings/{digit}_{speaker}_{index}.wav`, mono 16-bit, as the Free Spoken Digit Dataset lays them out
+(github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0). It is no part of this project.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .synths import read_wave
+from .voices import Pcm, normalise, resample, trim
+
+HOME = "https://github.com/Jakobovski/free-spoken-digit-dataset"
+DEFAULT = Path("build/data/fsdd")
+_DIGITS = 10
+
+
+class PeopleMissing(RuntimeError):
+    """No recordings where they were looked for; the message says where they come from."""
+
+
+class People:
+    """Recordings at 16 kHz, silence trimmed, peak 0.5, by speaker and digit."""
+
+    def __init__(self, clips: dict[str, list[list[Pcm]]]) -> None:
+        self._clips = clips
+        self.speakers = tuple(clips)
+
+    @classmethod
+    def load(cls, folder: Path, without: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> People:
+        """Everybody in `folder`, or `only` these, but not `without`. PeopleMissing if that is nobody."""
+        clips: dict[str, list[list[Pcm]]] = {}
+        root = folder / "recordings"
+        for path in sorted(root.glob("*.wav"), key=_order):
+            digit, speaker, _ = path.stem.split("_")
+            if speaker in without or (only and speaker not in only):
+                continue
+            raw, rate = read_wave(path)
+            clip = normalise(trim(resample(raw.astype(np.float32) / 32768.0, rate)))
+            clips.setdefault(speaker, [[] for _ in range(_DIGITS)])[int(digit)].append(clip)
+        clips = {speaker: said for speaker, said in clips.items() if all(said)}
+        if not clips:
+            raise PeopleMissing(
+                f"{root}: expected recordings DIGIT_SPEAKER_INDEX.wav of real people; `git clone {HOME} {folder}` brings "
+                "them, or name another folder (SPEECH=DIR)"
+            )
+        return cls(clips)
+
+    def takes(self, speaker: int, digit: int) -> int:
+        """How many recordings there are of a digit by a speaker, by numbers."""
+        return len(self._clips[self.speakers[speaker]][digit])
+
+    def clip(self, speaker: int, digit: int, take: int) -> Pcm:
+        """One recording, float32 at 16 kHz."""
+        return self._clips[self.speakers[speaker]][digit][take]
+
+
+def _order(path: Path) -> tuple[str, str, int]:
+    parts = path.stem.split("_")
+    if len(parts) != 3 or not parts[0].isdigit() or int(parts[0]) >= _DIGITS or not parts[2].isdigit():
+        raise ValueError(f"{path}: expected a name DIGIT_SPEAKER_INDEX.wav")
+    return parts[1], parts[0], int(parts[2])
