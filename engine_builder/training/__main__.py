@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,21 +16,30 @@ from .judges.rehearsal import rehearse
 from .judges.run_report import write_report
 from .learn.trainer import Trainer, TrainingPlan
 from .world.conversation import Studio
+from .world.people import DEFAULT, HOME, People, PeopleMissing
 from .world.scenario import DENSE
+from .world.synths import HOW_TO_GET
+from .world.synths import found as found_synths
 
 
 def _train(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     console = Console()
     plan = TrainingPlan(steps=arguments.steps, batch=arguments.batch, units=arguments.units, seed=arguments.seed)
+    plan = replace(plan, pace=arguments.pace, ear_steps=arguments.ear_steps)
     console.print(f"rendering voices into {arguments.cache} (once) ...")
-    studio = Studio(arguments.cache, habits=DENSE)
-    trainer = Trainer(preset("tiny"), plan, studio, arguments.run, compile_layers=not arguments.no_compile)
+    people = None if str(arguments.speech) == "none" else People.load(arguments.speech, tuple(arguments.without))
+    for synth in HOW_TO_GET.keys() - found_synths().keys():
+        console.print(f"{synth} is not here and will not be trained with: {HOW_TO_GET[synth]}")
+    studio = Studio(arguments.cache, habits=DENSE, people=people)
+    start = load_checkpoint(arguments.start) if arguments.start else None
+    config = start.config if start else preset("tiny")
+    trainer = Trainer(config, plan, studio, arguments.run, not arguments.no_compile, start)
     console.print(f"step {trainer.step_number} of {plan.steps}, {arguments.threads} threads, {trainer.dtype}")
 
     def show(row: dict[str, float]) -> None:
         if row["step"] % 20 == 0:
-            parts = "  ".join(f"{name} {row[name]:.4g}" for name in ("state", "text", "audio", "video", "rate"))
+            parts = "  ".join(f"{name} {row[name]:.4g}" for name in ("state", "text", "heard", "audio", "video", "rate"))
             console.print(f"{int(row['step']):5d}  {row['seconds']:7.0f} s  {parts}")
 
     trainer.train(arguments.save_every, show)
@@ -51,6 +61,19 @@ def main() -> None:
     train = commands.add_parser("train", help="train the tiny checkpoint, or go on with an interrupted run")
     train.add_argument("--run", type=Path, default=Path("build/runs/train"), help="run directory")
     train.add_argument("--cache", type=Path, default=Path("build/cache"), help="rendered voices")
+    train.add_argument(
+        "--speech",
+        type=Path,
+        default=DEFAULT,
+        metavar="DIR",
+        help=f"recordings of real people: a clone of {HOME} (default: {DEFAULT}); 'none': synthesisers alone",
+    )
+    train.add_argument("--without", action="append", default=[], metavar="SPEAKER", help="leave this person out")
+    train.add_argument(
+        "--from", type=Path, dest="start", metavar="CHECKPOINT", help="go on from these weights instead of from chance"
+    )
+    train.add_argument("--pace", type=float, default=TrainingPlan.pace, help="factor on the learning rates")
+    train.add_argument("--ear-steps", type=int, default=TrainingPlan.ear_steps, help="of the ears' warm-up")
     train.add_argument("--steps", type=int, default=TrainingPlan.steps)
     train.add_argument("--batch", type=int, default=TrainingPlan.batch, help="stretches a step")
     train.add_argument("--units", type=int, default=TrainingPlan.units, help="units of 160 ms a stretch")
@@ -68,7 +91,10 @@ def main() -> None:
     check.add_argument("--threads", type=int, default=2)
     check.set_defaults(action=_rehearse)
     arguments = parser.parse_args()
-    arguments.action(arguments)
+    try:
+        arguments.action(arguments)
+    except PeopleMissing as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

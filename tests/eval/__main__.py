@@ -170,7 +170,7 @@ def main() -> int:
     try:
         console.print("voices and judges ...")
         prepare(evaluation.sources)
-        evaluation.ceilings = Ears({token: word for word, token in word_ids().items()}).ceilings()
+        evaluation.ceilings = Ears().ceilings()
         evaluation.play()
         evaluation.serve()
         complete = True

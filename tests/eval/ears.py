@@ -52,12 +52,12 @@ class Recogniser:
 class Ears:
     """`template` judges every word, `recogniser` English ones; both were given clean words or a word list only."""
 
-    def __init__(self, ids: dict[int, str]) -> None:
+    def __init__(self) -> None:
         self.voice = AgentVoice()
         self._templates = template_ear(self.voice)
         self._recogniser = Recogniser(WORDS["en"])
-        self.template = Judge(ids, self._by_template)
-        self.recogniser = Judge(ids, self._by_recogniser)
+        self.template = Judge(self._by_template)
+        self.recogniser = Judge(self._by_recogniser)
 
     def _by_template(self, pcm: Pcm, language: str) -> str:
         return self._templates[language].judge(pcm)

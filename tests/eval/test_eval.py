@@ -73,7 +73,7 @@ def judge(studio: Studio) -> Judge:
     def hear(pcm: Pcm, language: str) -> str:
         return ears[language].judge(pcm)
 
-    return Judge({token: word for word, token in word_ids().items()}, hear)
+    return Judge(hear)
 
 
 def test_random_weights_fall_to_chance(random_engines: Path, studio: Studio, judge: Judge) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from engine_builder.tokenizer import heard_ids, word_ids
+
 from ..world.agent_voice import UNIT
 from ..world.scenario import SPEAK, Reaction, Scenario
 from ..world.voices import Pcm
@@ -68,10 +70,12 @@ class Tally:
 
 
 class Judge:
-    """`words`: token id -> text; `hear`: (audio, language) -> word, the independent ear."""
+    """`hear`: (audio, language) -> word, the independent ear."""
 
-    def __init__(self, words: dict[int, str], hear: Callable[[Pcm, str], str]) -> None:
-        self.words, self.hear = words, hear
+    def __init__(self, hear: Callable[[Pcm, str], str]) -> None:
+        self.hear = hear
+        self.words = {token: word for word, token in word_ids().items()}
+        self.heard = {token: word for word, token in heard_ids().items()}
 
     def conversation(self, scene: Scenario, done: Performance, tally: Tally) -> None:
         """Adds one conversation to the tally."""
@@ -90,10 +94,23 @@ class Judge:
                 self._barge_in(scene, reaction, done, spoken, tally)
             elif reaction.action == "nod":
                 self._backchannel(scene, reaction, done, spoken, tally)
+        self._transcript(scene, done, tally)
         if spoken:
             lag, correlation = sync(done.frames.reshape(-1, *done.frames.shape[2:]), done.pcm.reshape(-1))
             tally.sample("av_lag_ms", abs(lag) if correlation >= _IN_STEP else _OUT_OF_STEP_MS)
             tally.sample("av_correlation", correlation)
+
+    def _transcript(self, scene: Scenario, done: Performance, tally: Tally) -> None:
+        """Word errors of what the agent says it heard: least edits over words said (until the last that was due)."""
+        said = [word for word in scene.heard if word is not None]
+        told = [self.heard[token] for tokens in done.words for token in tokens if token in self.heard]
+        row = list(range(len(told) + 1))
+        for i, word in enumerate(said, start=1):
+            before, row = row, [i]
+            for j, other in enumerate(told, start=1):
+                row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (word != other)))
+        tally.trials["transcript_error_rate"] += len(said)
+        tally.hits["transcript_error_rate"] += row[-1]
 
     def quiet(self, done: Performance, tally: Tally, stretch: int = 62) -> None:
         """A conversation in which nothing is said or shown: every 10 s stretch (62 units) is a trial.
@@ -110,7 +127,7 @@ class Judge:
 
     def spoken(self, done: Performance) -> list[SpokenWord]:
         """The agent's words cut by its own text timing (by energy, "six" would break in two)."""
-        starts = [(k, token) for k, tokens in enumerate(done.words) for token in tokens]
+        starts = [(k, token) for k, tokens in enumerate(done.words) for token in tokens if token not in self.heard]
         out = []
         for i, (unit, token) in enumerate(starts):
             stop = unit + 1
@@ -212,6 +229,7 @@ def figures(tally: Tally) -> dict[str, float | None]:
     """The named figures of the evaluation, rounded."""
     out: dict[str, float | None] = {
         "answer_accuracy_text": tally.share("answer_accuracy_text"),
+        "transcript_error_rate": tally.share("transcript_error_rate"),
         "answer_accuracy_audio_judge": tally.share("answer_accuracy_audio"),
         "answer_accuracy_audio_with_misses": tally.share("answer_accuracy_audio_with_misses"),
         "audio_agrees_with_own_text": tally.share("audio_agrees_with_own_text"),

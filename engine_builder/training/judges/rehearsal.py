@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine_builder.model.duplex import DuplexModel
-from engine_builder.tokenizer import word_ids
 
 from ..world.agent_voice import AgentVoice
 from ..world.conversation import Studio
@@ -41,7 +40,7 @@ def rehearse(
     def hear(pcm: Pcm, language: str) -> str:
         return ears[language].judge(pcm)
 
-    judge = Judge({token: word for word, token in word_ids().items()}, hear)
+    judge = Judge(hear)
     tally = Tally()
     loop = ClosedLoop(model, solver_steps=solver_steps)
     talks = [studio.conversation(_FIRST_SEED + i, units) for i in range(conversations)]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +13,8 @@ from engine_builder.config import ModelConfig
 from engine_builder.model.duplex import DuplexModel
 
 from ..world.conversation import NO_WORD, Conversation, Studio
+from .ahead import ahead
 
-_READY = 3  # batches made ahead
 _LONGEST_SESSION = 6000  # units: 16 minutes; positions of training reach that far
 _FRESH = 0.35  # share of stretches that start a session
 _QUIET = 0.12  # share of stretches in which nobody says anything
@@ -37,6 +34,7 @@ class Batch:
     z_audio: Tensor  # [B, K + 1, n_a, c_a]
     state: Tensor  # int64 [B, K]: 0 listen, 1 speak
     word: Tensor  # int64 [B, K]: token id or NO_WORD
+    heard: Tensor  # int64 [B, K]: token id or NO_WORD
 
 
 def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tensor, Tensor]:
@@ -53,10 +51,14 @@ def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tens
     return video, audio
 
 
-def slot_tokens(config: ModelConfig, state: Tensor, word: Tensor) -> Tensor:
-    """Emitted tokens int64 [..., 2] of units: the state, then the word or `pad_id`."""
-    pad = torch.full_like(word, config.language.pad_id)
-    return torch.stack((config.language.first_state_id + state, torch.where(word == NO_WORD, pad, word)), dim=-1)
+def slot_tokens(config: ModelConfig, state: Tensor, heard: Tensor, word: Tensor) -> Tensor:
+    """Emitted tokens int64 [..., 3] of units: the state, then what was heard and the word as far as there are such, then
+    `pad_id`."""
+    first = torch.where(heard == NO_WORD, word, heard)
+    second = torch.where(heard == NO_WORD, NO_WORD, word)
+    texts = torch.stack((first, second), dim=-1)
+    texts = torch.where(texts == NO_WORD, config.language.pad_id, texts)
+    return torch.cat(((config.language.first_state_id + state).unsqueeze(-1), texts), dim=-1)
 
 
 def collate(model: DuplexModel, conversations: list[Conversation]) -> Batch:
@@ -64,22 +66,24 @@ def collate(model: DuplexModel, conversations: list[Conversation]) -> Batch:
     latents = [encode_targets(model, conversation) for conversation in conversations]
     state = torch.from_numpy(np.stack([c.state for c in conversations]))
     word = torch.from_numpy(np.stack([c.word for c in conversations]))
+    heard = torch.from_numpy(np.stack([c.heard for c in conversations]))
     return Batch(
         prompt=torch.from_numpy(np.stack([c.prompt for c in conversations])),
         first_unit=torch.tensor([c.first_unit for c in conversations]),
         user_pcm=torch.from_numpy(np.stack([c.user_pcm.reshape(-1) for c in conversations])),
         camera=torch.from_numpy(np.stack([c.camera.reshape(-1, *c.camera.shape[2:]) for c in conversations])),
         text=torch.from_numpy(np.stack([c.typed[:, 0] for c in conversations])),
-        slots=slot_tokens(model.config, state, word),
+        slots=slot_tokens(model.config, state, heard, word),
         z_video=torch.stack([video for video, _ in latents]),
         z_audio=torch.stack([audio for _, audio in latents]),
         state=state,
         word=word,
+        heard=heard,
     )
 
 
 def batches(model: DuplexModel, studio: Studio, size: int, units: int, first: int = 0) -> Generator[Batch]:
-    """Batches `first`, `first` + 1, ..., made ahead by a thread, which ends when the iterator is closed.
+    """Batches `first`, `first` + 1, ..., made ahead.
 
     Batch i is made of conversations i * size ... (i + 1) * size - 1, whatever the thread's timing.
     """
@@ -87,14 +91,7 @@ def batches(model: DuplexModel, studio: Studio, size: int, units: int, first: in
     def make(number: int) -> Batch:
         return collate(model, [_stretch(studio, number * size + i, units) for i in range(size)])
 
-    pool = ThreadPoolExecutor(1, "batches")
-    ready = deque(pool.submit(make, first + i) for i in range(_READY))
-    try:
-        for number in itertools.count(first + _READY):
-            yield ready.popleft().result()
-            ready.append(pool.submit(make, number))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return ahead(make, first)
 
 
 def _stretch(studio: Studio, seed: int, units: int) -> Conversation:

@@ -105,19 +105,19 @@ def open_ears(
     torch.manual_seed(seed)
     encoder = model.audio_encoder
     heads = _Heads(model.config.backbone.hidden_size, model.config.audio.perceive_tokens)
-    rng = np.random.default_rng([seed, 51])
+    def draw(step: int) -> Windows:
+        return windows(studio, np.random.default_rng([seed, 51, step]), batch)
 
     def logits(drawn: Windows) -> tuple[Tensor, Tensor]:
         percepts, _ = encoder(drawn.pcm, torch.zeros(len(drawn.pcm), encoder.state_size))
         return heads(percepts, drawn.whole)
 
-    def loss() -> Tensor:
-        drawn = windows(studio, rng, batch)
+    def loss(drawn: Windows) -> Tensor:
         words, onsets = logits(drawn)
         entropy = nn.functional.cross_entropy
         return entropy(words, drawn.classes[: drawn.whole]) + entropy(onsets, drawn.classes[drawn.whole :])
 
-    warm_up([*encoder.parameters(), *heads.parameters()], loss, steps)
+    warm_up([*encoder.parameters(), *heads.parameters()], draw, loss, steps)
     with torch.no_grad():
         drawn = windows(studio, np.random.default_rng([seed, 52]), 256)
         words, onsets = logits(drawn)

@@ -53,13 +53,15 @@ def open_eyes(
     """Trains `model.video_encoder`; returns the share of held-out rooms that it then classifies correctly."""
     torch.manual_seed(seed)
     head = nn.Linear(model.config.backbone.hidden_size, 1 + len(CARD_RGB))
-    rng, noise = np.random.default_rng([seed, 41]), sensor_noise_bank(1)
+    noise = sensor_noise_bank(1)
 
-    def loss() -> Tensor:
-        frames, classes = rooms(rng, batch, noise)
-        return nn.functional.cross_entropy(classify(model, head, frames), classes)
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        return rooms(np.random.default_rng([seed, 41, step]), batch, noise)
 
-    warm_up([*model.video_encoder.parameters(), *head.parameters()], loss, steps)
+    def loss(drawn: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(classify(model, head, drawn[0]), drawn[1])
+
+    warm_up([*model.video_encoder.parameters(), *head.parameters()], draw, loss, steps)
     with torch.no_grad():
         frames, classes = rooms(np.random.default_rng([seed, 42]), 256, sensor_noise_bank(2), held_out=True)
         return float((classify(model, head, frames).argmax(dim=1) == classes).float().mean())

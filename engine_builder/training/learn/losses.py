@@ -29,7 +29,7 @@ NOISY_CONTEXT, CONTEXT_SIGMA = 0.7, 0.5
 
 
 def word_weights(config: ModelConfig) -> Tensor:
-    """Weight of every token as the target of the first text slot, [V]."""
+    """Weight of every token as the target of a text slot, [V]."""
     ids, weights = word_ids(config.language), torch.full((config.language.vocab_size,), WORD_WEIGHT)
     weights[config.language.eou_id] = 1.0
     for language in LANGUAGES:
@@ -52,11 +52,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars. `total` is what is minimised; `audio` and `video` are unweighted errors of z_0."""
+    """Scalars. `total` is what is minimised; `text` is of the agent's words, `heard` of the user's; `audio` and `video`
+    are unweighted errors of z_0."""
 
     total: Tensor
     state: Tensor
     text: Tensor
+    heard: Tensor
     audio: Tensor
     video: Tensor
 
@@ -144,11 +146,14 @@ def joint_loss(
     logits, video, audio = run_pass(step, units, e_video, e_audio, dtype)
     entropy = nn.functional.cross_entropy
     state = entropy(logits[:, :, 0].flatten(0, 1), (language.first_state_id + batch.state).flatten())
-    speaks = batch.word != NO_WORD
-    target = torch.where(speaks, batch.word, language.eou_id)
-    first = entropy(logits[:, :, 1].flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-    end = entropy(logits[:, :, 2].flatten(0, 1), torch.full_like(target, language.eou_id).flatten(), reduction="none")
-    text = (first * word_weights(step.model.config)[target]).mean() + (end.view_as(target) * speaks).mean()
+    # Every slot says the next token, and the last of a unit its end: `<eou>`.
+    emitted = batch.slots[:, :, 1:] != language.pad_id
+    targets = nn.functional.pad(torch.where(emitted, batch.slots[:, :, 1:], language.eou_id), (0, 1), value=language.eou_id)
+    asked = nn.functional.pad(emitted, (1, 0), value=True)
+    errors = entropy(logits[:, :, 1:].flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
+    text = (errors * asked * word_weights(step.model.config)[targets]).sum(dim=2).mean()
+    heard, speaks = batch.heard != NO_WORD, batch.word != NO_WORD
+    told = torch.where(heard, errors[:, :, 1], errors[:, :, 0])
     loudness = sum(torch.log(e.square().mean()).square() for e in (e_video, e_audio)) * LOUDNESS_WEIGHT
 
     weight = units.tau.clamp(min=TAU_FLOOR) ** -2
@@ -159,7 +164,8 @@ def joint_loss(
     return Losses(
         total=flow + state + text + loudness,
         state=state.detach(),
-        text=first.detach()[speaks].mean(),
+        text=told.detach()[speaks].mean(),
+        heard=errors.detach()[:, :, 0][heard].mean(),
         audio=audio_error.detach().mean(),
         video=video_error.detach().mean(),
     )

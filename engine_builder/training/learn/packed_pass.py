@@ -1,7 +1,8 @@
 """The oracle's forward pass, packed for training on a CPU: the same numbers for less work.
 
 `reference.forward` spends tokens on every text column and slot of a unit; in the tutor's world a unit types at most one
-word and speaks at most one. Here a unit has ONE text column and TWO slots (state, word), clean queries never meet noisy
+word, hears at most one and speaks at most one. Here a unit has ONE text column and THREE slots (state, what was heard,
+word), clean queries never meet noisy
 keys, and matrix products may run in bfloat16. Tested equal to `reference.forward`.
 """
 
@@ -18,7 +19,7 @@ from engine_builder.layout import UnitLayout, rope_tables
 from engine_builder.model.backbone import Layer, attend, rotate
 from engine_builder.model.duplex import DuplexModel
 
-SLOTS = 2
+SLOTS = 3
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PackedUnits:
 
     prompt int64 [B, 1]; first_unit int64 [B]: session index of unit 0; z_video [B, K + 1, n_v, c_v] and z_audio
     [B, K + 1, n_a, c_a]: committed latents of units -1 .. K-1 (what the context shows); text int64 [B, K]; slots int64
-    [B, K, 2]; x_video, x_audio [B, K, ...]: noisy latents at tau [B, K].
+    [B, K, 3]; x_video, x_audio [B, K, ...]: noisy latents at tau [B, K].
     """
 
     prompt: Tensor
@@ -42,7 +43,7 @@ class PackedUnits:
 
 
 class PackedPass(nn.Module):
-    """forward -> logits [B, K, 3, V] (query, state, word) and estimates of z_0 [B, K, n_v, c_v], [B, K, n_a, c_a].
+    """forward -> logits [B, K, 4, V] (of the query and of each slot) and estimates of z_0 [B, K, n_v, c_v], [B, K, n_a, c_a].
 
     `recent`: a unit sees the prompt and the blocks of the last `recent` units, its own included.
     """
@@ -130,7 +131,7 @@ def compile_layers() -> None:
 
 
 def block_offsets(config: ModelConfig) -> Tensor:
-    """Positions, inside a unit, of its packed tokens: latents, percepts, first text column, query, two slots."""
+    """Positions, inside a unit, of its packed tokens: latents, percepts, first text column, query, slots."""
     layout = UnitLayout.of(config)
     words = [layout.text_offset, layout.query_offset, *(layout.slot_offset + i for i in range(SLOTS))]
     return torch.tensor([*range(layout.text_offset), *words])

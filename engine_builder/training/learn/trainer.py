@@ -31,7 +31,7 @@ from .muon import Optimiser
 from .packed_pass import PackedPass
 
 _WARMUP = 40
-LOG_FIELDS = ("step", "seconds", "rate", "total", "state", "text", "audio", "video")
+LOG_FIELDS = ("step", "seconds", "rate", "total", "state", "text", "heard", "audio", "video")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class TrainingPlan:
     rollout_share: float = 0.4  # of the stretches of a batch, then
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
+    pace: float = 1.0  # factor on both
     eye_steps: int = 1500
     ear_steps: int = 1500
     codec_conversations: int = 60
@@ -55,21 +56,29 @@ class TrainingPlan:
     def rate(self, step: int) -> float:
         """Learning rate factor at `step`: a short warm-up, flat, then linear to zero."""
         fall = (self.steps - step) / (self.steps * (1 - self.decay_from))
-        return max(0.0, min(1.0, (step + 1) / _WARMUP, fall))
+        return self.pace * max(0.0, min(1.0, (step + 1) / _WARMUP, fall))
 
 
 class Trainer:
     """Owns the model, the optimiser and the run directory: `state.safetensors`, `state.json`, `log.csv`."""
 
     def __init__(
-        self, config: ModelConfig, plan: TrainingPlan, studio: Studio, run: Path, compile_layers: bool
+        self,
+        config: ModelConfig,
+        plan: TrainingPlan,
+        studio: Studio,
+        run: Path,
+        compile_layers: bool,
+        start: DuplexModel | None = None,
     ) -> None:
+        """`start`: a trained model to go on from; it keeps its codecs and eyes."""
         self.plan, self.run, self.studio = plan, run, studio
         self.step_number = 0
         self.seconds = 0.0
         run.mkdir(parents=True, exist_ok=True)
-        self.model = DuplexModel(config)
-        init_weights(self.model, plan.seed)
+        self.model = start or DuplexModel(config)
+        if start is None:
+            init_weights(self.model, plan.seed)
         path = run / "state.safetensors"
         kept = load_file(path) if path.exists() else {}
         if kept:
@@ -77,12 +86,7 @@ class Trainer:
             progress = json.loads((run / "state.json").read_text())
             self.step_number, self.seconds = progress["step"], progress["seconds"]
         else:
-            report = fit_codecs(self.model, studio, plan.codec_conversations)
-            seen = open_eyes(self.model, plan.seed, plan.eye_steps)
-            words, onsets = open_ears(self.model, studio, plan.seed, plan.ear_steps)
-            shares = {"cards_seen": seen, "words_heard": words, "onsets_heard": onsets}
-            found = report | {name: round(share, 4) for name, share in shares.items()}
-            (run / "warm_up.json").write_text(json.dumps(found) + "\n")
+            (run / "warm_up.json").write_text(json.dumps(self._warm_up(start is None)) + "\n")
         for codec in (self.model.audio_codec, self.model.video_codec):
             codec.requires_grad_(False)
         self.spread = Spread(*latent_spread(self.model, studio, plan.codec_conversations))
@@ -94,6 +98,17 @@ class Trainer:
         self.dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
         if compile_layers and shutil.which("g++"):
             packed_pass.compile_layers()
+
+    def _warm_up(self, from_chance: bool) -> dict[str, object]:
+        """Codecs, eyes and ears; what they reached."""
+        plan, cast = self.plan, self.studio.cast
+        found: dict[str, object] = {"people": list(cast.people.speakers) if cast.people else []}
+        found["synthesisers"] = sorted({voice.synth for voice in cast.bank.voices})
+        if from_chance:
+            found |= fit_codecs(self.model, self.studio, plan.codec_conversations)
+            found["cards_seen"] = round(open_eyes(self.model, plan.seed, plan.eye_steps), 4)
+        words, onsets = open_ears(self.model, self.studio, plan.seed, plan.ear_steps)
+        return found | {"words_heard": round(words, 4), "onsets_heard": round(onsets, 4)}
 
     def save(self) -> None:
         """Writes the state to resume from and the checkpoint as it stands, each file atomically."""

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .ahead import ahead
+
+T = TypeVar("T")
 _LR = 2e-3
 
 
-def warm_up(parameters: Iterable[nn.Parameter], loss_of_batch: Callable[[], Tensor], steps: int) -> None:
-    """Takes `steps` steps down `loss_of_batch()`, which draws a batch."""
+def warm_up(
+    parameters: Iterable[nn.Parameter], draw: Callable[[int], T], loss_of: Callable[[T], Tensor], steps: int
+) -> None:
+    """Takes `steps` steps down `loss_of(draw(step))`; batches are drawn ahead, in another thread."""
     optimiser = torch.optim.AdamW([*parameters], lr=_LR)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, 2.0 * (1 - step / steps)))
-    for _ in range(steps):
-        loss = loss_of_batch()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+    with closing(ahead(draw)) as source:
+        for _ in range(steps):
+            loss = loss_of(next(source))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()

@@ -13,6 +13,7 @@ from engine_builder.model import reference
 from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.presets import preset
 from engine_builder.training.judges.closed_loop import ClosedLoop
+from engine_builder.training.world.cast import Speaker
 from engine_builder.training.world.conversation import Conversation
 from engine_builder.training.world.scenario import Scenario
 
@@ -25,7 +26,7 @@ def _conversation(seed: int) -> Conversation:
     typed = np.zeros((UNITS, 4), dtype=np.int64)
     typed[2, : 1 + seed] = 300 + seed
     return Conversation(
-        scenario=Scenario("en", 0),
+        scenario=Scenario("en", Speaker(0)),
         first_unit=0,
         prompt=np.array([301 + seed]),
         user_pcm=(0.1 * rng.standard_normal((UNITS, 2560))).astype(np.float32),
@@ -35,6 +36,7 @@ def _conversation(seed: int) -> Conversation:
         face=np.zeros((UNITS + 1, 4, 64, 64, 3), dtype=np.uint8),
         state=np.zeros(UNITS, dtype=np.int64),
         word=np.zeros(UNITS, dtype=np.int64),
+        heard=np.zeros(UNITS, dtype=np.int64),
     )
 
 

@@ -33,7 +33,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
 def perfect(c: Conversation) -> Performance:
     """What the agent should have done, its voice one codec hop late as the codec makes it."""
     pcm = np.concatenate([np.zeros(320, dtype=np.float32), c.agent_pcm[1:].reshape(-1)])[:-320]
-    words = [[int(w)] if w != NO_WORD else [] for w in c.word]
+    words = [[int(token) for token in pair if token != NO_WORD] for pair in zip(c.heard, c.word, strict=True)]
     return Performance(c.state, words, pcm.reshape(-1, 2560), c.face[1:])
 
 
@@ -75,7 +75,7 @@ def test_a_perfect_agent_gets_perfect_figures_and_a_mute_one_none(studio: Studio
     def hear(pcm: Pcm, language: str) -> str:
         return ears[language].judge(pcm)
 
-    judge = Judge({token: word for word, token in word_ids().items()}, hear)
+    judge = Judge(hear)
     best, mute = Tally(), Tally()
     for seed in range(4):
         talk = studio.conversation(seed, 90)
@@ -93,6 +93,7 @@ def test_a_perfect_agent_gets_perfect_figures_and_a_mute_one_none(studio: Studio
     assert delay < 1.7
     assert stop is not None
     assert stop < 1.7
+    assert found["transcript_error_rate"] == 0.0
     assert found["av_sync_ms"] is not None
     assert found["av_sync_ms"] <= 20
     assert found["false_start_rate"] == 1.0
@@ -101,6 +102,7 @@ def test_a_perfect_agent_gets_perfect_figures_and_a_mute_one_none(studio: Studio
     assert none["av_sync_ms"] is None
     assert found["answer_accuracy_audio_with_misses"] == 1.0
     assert none["answer_accuracy_audio_with_misses"] == 0.0
+    assert none["transcript_error_rate"] == 1.0
     assert none["answer_accuracy_text"] == none["take_over_rate"] == none["false_start_rate"] == 0.0
     assert none["barge_in_stop_units_p95"] is None
 
@@ -117,7 +119,7 @@ def test_sync_finds_a_shifted_voice(studio: Studio) -> None:
 def test_babble_is_not_interrupted_and_not_in_step(studio: Studio) -> None:
     """An agent that speaks all the time, wrong words to a face that does not move, has no good figure."""
     token = word_ids()["geschehen"]
-    judge = Judge({token: "geschehen"}, lambda pcm, language: "")
+    judge = Judge(lambda pcm, language: "")
     tally = Tally()
     for seed in range(4):
         talk = studio.conversation(seed, 90)

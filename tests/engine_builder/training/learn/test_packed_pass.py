@@ -31,7 +31,8 @@ def test_packed_pass_equals_the_oracle() -> None:
     z_video[:, 0], z_audio[:, 0] = 0, 0
     text = torch.tensor([[pad, 300, pad, pad, 301], [pad, pad, pad, 302, pad]])
     word = torch.tensor([[310, pad, 311, pad, pad], [pad, pad, 312, 313, pad]])
-    slots = torch.stack((torch.full_like(word, 4), word), dim=2)
+    answer = torch.tensor([[pad, pad, 314, pad, pad], [pad, pad, pad, 315, pad]])
+    slots = torch.stack((torch.full_like(word, 4), word, answer), dim=2)
     e_video, e_audio = normal(batch, units, v.perceive_tokens, d), normal(batch, units, a.perceive_tokens, d)
     packed = PackedUnits(
         prompt=torch.tensor([[320], [321]]),
@@ -47,7 +48,7 @@ def test_packed_pass_equals_the_oracle() -> None:
     full_text = torch.full((batch, units, config.language.text_tokens), pad)
     full_text[:, :, 0] = text
     full_slots = torch.full((batch, units, config.language.slots), pad)
-    full_slots[:, :, :2] = slots
+    full_slots[:, :, :3] = slots
     conversation = reference.Conversation(
         prompt=packed.prompt,
         z_video=z_video[:, 1:],
@@ -63,7 +64,7 @@ def test_packed_pass_equals_the_oracle() -> None:
     with torch.no_grad():
         expected = reference.forward(model, conversation, lambda _, past, now: now - past < recent)
         logits, clean_video, clean_audio = PackedPass(model, recent)(packed, e_video, e_audio)
-    spoken = torch.cat((torch.ones(batch, units, 2, dtype=torch.bool), (word != pad).unsqueeze(2)), dim=2)
-    torch.testing.assert_close(logits[spoken], expected.logits[:, :, :3][spoken], atol=2e-4, rtol=1e-4)
+    spoken = torch.cat((torch.ones(batch, units, 2, dtype=torch.bool), slots[:, :, 1:] != pad), dim=2)
+    torch.testing.assert_close(logits[spoken], expected.logits[:, :, :4][spoken], atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(clean_video, expected.clean_video, atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(clean_audio, expected.clean_audio, atol=2e-4, rtol=1e-4)

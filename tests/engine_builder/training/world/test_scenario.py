@@ -31,7 +31,7 @@ def scenes(studio: Studio) -> list[Scenario]:
 
 def test_the_same_seed_is_the_same_conversation(studio: Studio) -> None:
     first, second = studio.conversation(7, 20, first_unit=9), studio.conversation(7, 20, first_unit=9)
-    for name in ("user_pcm", "camera", "typed", "agent_pcm", "face", "state", "word"):
+    for name in ("user_pcm", "camera", "typed", "agent_pcm", "face", "state", "word", "heard"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert not np.array_equal(first.user_pcm, studio.conversation(8, 20).user_pcm)
 
