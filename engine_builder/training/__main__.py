@@ -39,7 +39,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
     def show(row: dict[str, float]) -> None:
         if row["step"] % 20 == 0:
-            parts = "  ".join(f"{name} {row[name]:.4g}" for name in ("state", "text", "heard", "audio", "video", "rate"))
+            parts = "  ".join(
+                f"{name} {row[name]:.4g}" for name in ("state", "text", "heard", "audio", "video", "rate")
+            )
             console.print(f"{int(row['step']):5d}  {row['seconds']:7.0f} s  {parts}")
 
     trainer.train(arguments.save_every, show)

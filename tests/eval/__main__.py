@@ -22,6 +22,7 @@ from client.own_server import ServerFailed
 from client.stream.errors import DuplexError
 from engine_builder.tokenizer import word_ids
 from engine_builder.training.judges.figures import Tally
+from engine_builder.training.world import people, synths
 
 from . import crew, parts, plots, report, served
 from .ears import Ears
@@ -35,7 +36,13 @@ class Evaluation:
 
     def __init__(self, a: argparse.Namespace, console: Console) -> None:
         self.out: Path = a.out
-        self.sources = Sources(a.engines, a.checkpoint, a.cache)
+        speech = a.speech if (a.speech / "recordings").is_dir() else None
+        self.sources = Sources(a.engines, a.checkpoint, a.cache, speech=speech)
+        self.speakers = parts.speaker_parts(-(-a.talks // 2), speech is not None, "flite" in synths.found())
+        if speech is None:
+            console.print(f"{a.speech}: no recordings; real people are not asked. They are at {people.HOME}")
+        if "flite" not in synths.found():
+            console.print(f"flite: not here; an unheard synthesiser is not asked. {synths.HOW_TO_GET['flite']}")
         self.console, self.minutes, self.processes = console, a.minutes, a.processes
         self.main = parts.main_parts(a.talks, a.quiet, a.sessions, a.minutes)
         self.variants = parts.variant_parts(a.variants) if a.variants else []
@@ -46,9 +53,13 @@ class Evaluation:
         self.comparison: dict[str, Any] = {}
         self._begin = time.perf_counter()
 
+    @property
+    def todo(self) -> list[parts.Part]:
+        return [*self.main, *self.speakers, *self.variants, *self.oracle]
+
     def play(self) -> None:
         """All jobs, in two processes."""
-        todo = [*self.main, *self.variants, *self.oracle]
+        todo = self.todo
         columns = (TextColumn("{task.description:<44}"), BarColumn(24), TextColumn("{task.percentage:3.0f} %"))
         with (
             Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as bar,
@@ -98,13 +109,16 @@ class Evaluation:
         minutes = results.minutes(self.minutes)
         if minutes is not None:
             found["minutes_stable"] = minutes.stable
-        with_left_out = {}
+        by_speaker: dict[str, Any] = {}
         if results.template("left-out voices"):
-            with_left_out = {
+            by_speaker |= {
                 "held-out voices": results.figures("main", "dense"),
                 "Lee and Marco, which the split leaves out": results.figures("left-out voices"),
                 "all twelve": results.figures("main", "dense", "left-out voices"),
             }
+        for group, row in (("people", "real people"), ("foreign_synth", "Flite"), ("echo", "loudspeaker, -12 dB")):
+            if results.template(group):
+                by_speaker[row] = results.figures(group)
         total = pooled(results.template(*AS_SERVED))
         return {
             **found,
@@ -113,7 +127,7 @@ class Evaluation:
             "trials": results.trials(),
             "interval95": results.intervals(),
             "minutes": minutes.summary() if minutes is not None else None,
-            "with_left_out_voices": with_left_out,
+            "speakers": by_speaker,
             "variants": results.variants(self.variants),
             "oracle": results.oracle(),
             "served": self.comparison,
@@ -155,6 +169,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/tutor"), help="what they were built from")
     parser.add_argument("--out", type=Path, default=Path("build/runs/eval"))
     parser.add_argument("--cache", type=Path, default=Path("build/cache"))
+    parser.add_argument("--speech", type=Path, default=people.DEFAULT, metavar="DIR", help="recordings of real people")
     parser.add_argument("--talks", type=int, default=64, help="conversations of 24 s; half as many of rare events")
     parser.add_argument("--quiet", type=int, default=96, help="silent or noisy stretches of 10 s")
     parser.add_argument("--sessions", type=int, default=6, help="long conversations")
@@ -169,7 +184,7 @@ def main() -> int:
         signal.signal(number, _interrupted)
     try:
         console.print("voices and judges ...")
-        prepare(evaluation.sources)
+        prepare(evaluation.sources, evaluation.todo)
         evaluation.ceilings = Ears().ceilings()
         evaluation.play()
         evaluation.serve()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from engine_builder.training.world.echo import Echo
 from engine_builder.training.world.scenario import Habits
 
 MINUTE = 375  # units
@@ -28,6 +29,10 @@ _BUSY = replace(_USUAL, pause=0.1, idle=0.0, card=0.08, typed=0.05)
 # Rare events, often: everything else is as usual, so that they happen between answers and not in a laboratory.
 _CARDS = replace(_USUAL, card=0.6, digit=0.25, social=0.05, typed=0.05, barge_in=0.1, backchannel=0.1)
 _TYPED = replace(_USUAL, typed=0.6, card=0.05, barge_in=0.2, backchannel=0.1)
+# Users of whom only English digits are known.
+_DIGITS = replace(_USUAL, digit=1.0, social=0.0, card=0.0, typed=0.0, murmur=0.0, backchannel=0.0, foreign=0.0)
+NO_ECHO = Echo(0.0)
+_LOUDSPEAKER = Echo(1.0, level=(-12.0, -12.0), delay=(0.12, 0.12), residue=0.0)
 _MURMURS = replace(_USUAL, backchannel=0.8, barge_in=0.0, card=0.05, typed=0.05)
 
 
@@ -37,7 +42,8 @@ class Part:
 
     way: 'engines' (engines and serving runtime), 'degraded' (the same, late now and then), 'torch' (the model in
     PyTorch, in `precision`), 'oracle' (the one-pass model beside the engines).
-    cast: 'held_out' voices, or those 'left_out' of them.  group: the figures that it adds to.
+    cast: who speaks (`work.cast`).  language: the persona's, drawn if None.  echo: from the user's loudspeaker.
+    group: the figures that it adds to.
     """
 
     name: str
@@ -49,6 +55,8 @@ class Part:
     habits: Habits = _USUAL
     quiet: bool = False
     cast: str = "held_out"
+    language: str | None = None
+    echo: Echo = NO_ECHO
     keep: object = None
     steps: int | None = None
     precision: str = "float32"
@@ -76,7 +84,19 @@ def main_parts(talks: int, quiet: int, sessions: int, minutes: int) -> list[Part
         Part("quiet", -(-quiet // 2), 124, _FIRST_SEED + 4000, group="quiet", quiet=True),
         Part("left-out voices", dense, 120, _FIRST_SEED + 5000, group="left-out voices", cast="left_out"),
     ]
+    echoes = Part("loudspeaker, -12 dB after 120 ms", dense, 150, _FIRST_SEED + 5500, group="echo", echo=_LOUDSPEAKER)
+    parts.append(echoes)
     return [part for part in parts if part.talks and part.units]
+
+
+def speaker_parts(talks: int, people: bool, foreign: bool) -> list[Part]:
+    """English digits by real people and by a synthesiser that training never heard, where there are such."""
+    wanted = [("people", people, 9000), ("foreign_synth", foreign, 9500)]
+    return [
+        Part(name, talks, 120, _FIRST_SEED + seed, group=name, cast=name, habits=_DIGITS, language="en")
+        for name, there, seed in wanted
+        if there and talks
+    ]
 
 
 def variant_parts(talks: int) -> list[Part]:

@@ -31,6 +31,10 @@ _VARIANT = ("answers", "answer_accuracy_text", "text_points", "answer_accuracy_a
             "sentence_accuracy_text", "response_delay_units_p95", "barge_in_stop_units_p95", "av_sync_ms")  # fmt: skip
 
 
+_SPEAKERS = ("answer_accuracy_text", "answers", "answer_accuracy_audio_judge", "transcript_error_rate",
+             "self_answer_rate", "barge_in_stop_units_p95")  # fmt: skip
+
+
 def misses(found: Mapping[str, Any]) -> list[str]:
     """The targets that are missed, in words. A figure without a trial is missed, one that was not asked for is not."""
     out = []
@@ -76,18 +80,16 @@ def table(summary: Mapping[str, Any]) -> str:
         if name not in summary:
             continue
         lines.append(f"| {name} | | {_number(summary.get(name))} | | |")
-    left_out = summary.get("with_left_out_voices")
-    if left_out:
+    speakers = summary.get("speakers")
+    if speakers:
         lines += [
             "",
-            "| voices | answers, text | answers, audio | colours | answer after, p95 |",
-            "|---|---|---|---|---|",
+            "| speakers | right, text | of | right, audio | transcript errors | answers itself | silent after, p95 |",
+            "|---|---|---|---|---|---|---|",
         ]
         lines += [
-            f"| {row} | " + " | ".join(_number(f.get(n)) for n in ("answer_accuracy_text",
-            "answer_accuracy_audio_judge", "colour_accuracy", "response_delay_units_p95")) + " |"
-            for row, f in left_out.items()
-        ]  # fmt: skip
+            f"| {row} | " + " | ".join(_number(f.get(n)) for n in _SPEAKERS) + " |" for row, f in speakers.items()
+        ]
     if summary.get("minutes"):
         minutes = summary["minutes"]
         lines += ["", f"| minute of {minutes['conversations']} conversations | " + " | ".join(

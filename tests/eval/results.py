@@ -93,7 +93,8 @@ class Results:
         """Figures of these groups together; empty if nothing of them was played."""
         if not self.template(*groups):
             return {}
-        return judged(pooled(self.template(*groups)), pooled(self.recogniser(*groups)))
+        total = pooled(self.template(*groups))
+        return judged(total, pooled(self.recogniser(*groups))) | {"answers": total.trials["answer_accuracy_text"]}
 
     def intervals(self) -> dict[str, tuple[float, float] | None]:
         """Of the headline's shares. The audio figures take the judge whose share is lower."""
@@ -131,7 +132,6 @@ class Results:
                 continue
             base = next(iter(found.values()), row)
             mine, theirs = row["answer_accuracy_text"], base["answer_accuracy_text"]
-            row["answers"] = float(pooled(self.template(part.group)).trials["answer_accuracy_text"])
             row["text_points"] = None if mine is None or theirs is None else round(100 * (mine - theirs), 2)
             found[part.name] = row
         return found

@@ -15,6 +15,7 @@ import numpy as np
 from client import own_server
 from client.stream.client import DuplexClient
 from client.stream.units import UnitResponse, UserUnit
+from engine_builder.tokenizer import heard_ids
 from engine_builder.training.judges.closed_loop import Performance
 from engine_builder.training.world.conversation import Conversation
 from engine_builder.training.world.words import PERSONA_PROMPT
@@ -74,7 +75,7 @@ def compare(served: list[list[UnitResponse]], local: list[list[AgentUnit]]) -> C
     return Comparison(
         conversations=len(served),
         units=len(pairs),
-        same_words=sum((s.state, s.text) == (k.state, k.text) for s, k in pairs),
+        same_words=sum((s.state, s.text, s.heard) == (k.state, k.text, k.heard) for s, k in pairs),
         same_sound=sum(gap == 0.0 for gap in gaps),
         degraded=len(pairs) - len(gaps),
         largest_difference=max(gaps, default=0.0),
@@ -83,9 +84,14 @@ def compare(served: list[list[UnitResponse]], local: list[list[AgentUnit]]) -> C
 
 def performance(states: tuple[str, ...], units: list[UnitResponse], words: dict[str, int]) -> Performance:
     """What the judges take, from what a client of the server gets. words: text -> token."""
+    known = heard_ids()
     return Performance(
         np.array([states.index(unit.state) for unit in units], dtype=np.int64),
-        [[words.get(text, UNKNOWN) for text in unit.text.split()] for unit in units],
+        [
+            [known.get(text, UNKNOWN) for text in unit.heard.split()]
+            + [words.get(text, UNKNOWN) for text in unit.text.split()]
+            for unit in units
+        ],
         np.stack([unit.pcm for unit in units]),
         np.stack([unit.frames for unit in units]),
     )

@@ -159,8 +159,8 @@ def test_a_crew_plays_every_job_and_says_what_failed(
     random_checkpoint: Path, random_engines: Path, studio: Studio, tmp_path: Path
 ) -> None:
     sources = Sources(random_engines, random_checkpoint, tmp_path, voices=2)
-    prepare(sources)
     part = Part("talks", 3, 12, 1, steps=1, batch=2)
+    prepare(sources, [part])
     with Crew(sources) as crew:
         items = list(crew.play([part]))
     outcomes = [item for item in items if isinstance(item, Outcome)]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine_builder.checkpoint import load_checkpoint
 from engine_builder.targets.precision import set_precision
-from engine_builder.tokenizer import word_ids
 from engine_builder.training.judges.closed_loop import ClosedLoop, Performance
 from engine_builder.training.judges.figures import Judge, Tally
+from engine_builder.training.world.cast import Cast
 from engine_builder.training.world.conversation import HELD_OUT_VOICES, Conversation, Studio
+from engine_builder.training.world.people import People
 from engine_builder.training.world.scenario import Simulator
-from engine_builder.training.world.voices import Voice, VoiceBank, user_voices
+from engine_builder.training.world.voices import Voice, VoiceBank, flite_voices, user_voices
 
 from . import oracle
 from .ears import Ears
@@ -34,6 +35,7 @@ class Sources:
     checkpoint: Path
     cache: Path
     voices: int = HELD_OUT_VOICES
+    speech: Path | None = None  # recordings of real people
 
 
 @dataclass
@@ -51,10 +53,26 @@ def left_out_voices(count: int) -> list[Voice]:
     return [replace(v, name=f"left_out-{i}", timbre=_LEFT_OUT[i % len(_LEFT_OUT)]) for i, v in enumerate(voices)]
 
 
-def prepare(sources: Sources) -> None:
+def cast(name: str, sources: Sources) -> Cast:
+    """Who speaks in a part: 'held_out' voices, those 'left_out' of them, a 'foreign_synth' never trained with, or
+    'people', of whom English digits are known."""
+    if name == "people":
+        if sources.speech is None:
+            raise ValueError("speech: expected a folder of recordings for a part with people")
+        bank = VoiceBank.load(user_voices("held_out", sources.voices), sources.cache)
+        return Cast(bank, People.load(sources.speech))
+    chosen = {
+        "held_out": lambda: user_voices("held_out", sources.voices),
+        "left_out": lambda: left_out_voices(sources.voices),
+        "foreign_synth": lambda: flite_voices(sources.voices),
+    }[name]()
+    return Cast(VoiceBank.load(chosen, sources.cache))
+
+
+def prepare(sources: Sources, parts: Sequence[Part]) -> None:
     """Renders all voices into the cache, so that workers find them there."""
-    VoiceBank.load(user_voices("held_out", sources.voices), sources.cache)
-    VoiceBank.load(left_out_voices(sources.voices), sources.cache)
+    for name in {part.cast for part in parts}:
+        cast(name, sources)
 
 
 class Worker:
@@ -62,7 +80,7 @@ class Worker:
 
     def __init__(self, sources: Sources) -> None:
         self.sources = sources
-        self.ears = Ears({token: word for word, token in word_ids().items()})
+        self.ears = Ears()
         self._studios: dict[str, Studio] = {}
 
     def play(self, part: Part, first: int, last: int, on_unit: OnUnit | None = None) -> Outcome:
@@ -79,15 +97,18 @@ class Worker:
     def conversations(self, part: Part, first: int, last: int) -> list[Conversation]:
         """What is played, by seed."""
         studio = self._studio(part)
-        return [studio.conversation(seed, part.units, quiet=part.quiet) for seed in range(first, last)]
+        return [
+            studio.conversation(seed, part.units, language=part.language, quiet=part.quiet)
+            for seed in range(first, last)
+        ]
 
     def _studio(self, part: Part) -> Studio:
         studio = self._studios.get(part.cast)
         if studio is None:
-            studio = self._studios[part.cast] = Studio(self.sources.cache, "held_out", self.sources.voices)
-            if part.cast == "left_out":
-                studio.voices = VoiceBank.load(left_out_voices(self.sources.voices), self.sources.cache)
-        studio.simulator = Simulator(studio.voices, studio.agent, part.habits)
+            studio = Studio(self.sources.cache, "held_out", cast=cast(part.cast, self.sources))
+            self._studios[part.cast] = studio
+        studio.echo = part.echo
+        studio.simulator = Simulator(studio.cast, studio.agent, part.habits)
         return studio
 
     def _perform(self, part: Part, talks: list[Conversation], on_unit: OnUnit | None) -> list[Performance]:

@@ -24,6 +24,7 @@ from ..world.voices import Pcm
 from .closed_loop import Performance
 from .sync import sync
 
+_UNASKED = 3  # units of a stretch worth judging
 _EARLY, _LATE = 1, 6  # an answer may start this many units before and after its due unit
 _QUIET = 0.01  # RMS below which a unit is silent
 _IN_STEP = 0.5  # least correlation at which mouth and voice have a lag to speak of
@@ -95,6 +96,7 @@ class Judge:
             elif reaction.action == "nod":
                 self._backchannel(scene, reaction, done, spoken, tally)
         self._transcript(scene, done, tally)
+        self._unasked(scene, done, spoken, tally)
         if spoken:
             lag, correlation = sync(done.frames.reshape(-1, *done.frames.shape[2:]), done.pcm.reshape(-1))
             tally.sample("av_lag_ms", abs(lag) if correlation >= _IN_STEP else _OUT_OF_STEP_MS)
@@ -111,6 +113,21 @@ class Judge:
                 row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (word != other)))
         tally.trials["transcript_error_rate"] += len(said)
         tally.hits["transcript_error_rate"] += row[-1]
+
+    @staticmethod
+    def _unasked(scene: Scenario, done: Performance, spoken: list[SpokenWord], tally: Tally) -> None:
+        """Stretches after an answer in which nobody says or shows anything: does the agent speak again?"""
+        for unit in range(1, len(scene.state)):
+            ended = scene.playing[unit - 1] is not None and scene.playing[unit] is None
+            if not ended:
+                continue
+            begun = [u.start // UNIT for u in scene.utterances] + [first // 4 for _, first, _ in scene.cards]
+            due = [r.unit for r in scene.reactions if r.action != "nod"]
+            ends = [k for k in (*begun, *due, *scene.typed) if k >= unit]
+            stop = min([*ends, len(scene.state)])
+            start = unit + _LATE  # an answer may be late, and end late
+            if stop - start >= _UNASKED:
+                tally.count("self_answer_rate", any(start <= w.unit < stop for w in spoken))
 
     def quiet(self, done: Performance, tally: Tally, stretch: int = 62) -> None:
         """A conversation in which nothing is said or shown: every 10 s stretch (62 units) is a trial.
@@ -229,6 +246,7 @@ def figures(tally: Tally) -> dict[str, float | None]:
     """The named figures of the evaluation, rounded."""
     out: dict[str, float | None] = {
         "answer_accuracy_text": tally.share("answer_accuracy_text"),
+        "self_answer_rate": tally.share("self_answer_rate"),
         "transcript_error_rate": tally.share("transcript_error_rate"),
         "answer_accuracy_audio_judge": tally.share("answer_accuracy_audio"),
         "answer_accuracy_audio_with_misses": tally.share("answer_accuracy_audio_with_misses"),

@@ -13,7 +13,7 @@ _READY = 3  # made ahead
 
 
 def ahead(make: Callable[[int], T], first: int = 0) -> Generator[T]:
-    """make(first), make(first + 1), ... in order, whatever the thread's timing; it ends when the generator is closed."""
+    """make(first), make(first + 1), ... in order, whatever the thread's timing, until the generator is closed."""
     pool = ThreadPoolExecutor(1, "ahead")
     ready = deque(pool.submit(make, first + i) for i in range(_READY))
     try:

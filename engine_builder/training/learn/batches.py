@@ -52,8 +52,8 @@ def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tens
 
 
 def slot_tokens(config: ModelConfig, state: Tensor, heard: Tensor, word: Tensor) -> Tensor:
-    """Emitted tokens int64 [..., 3] of units: the state, then what was heard and the word as far as there are such, then
-    `pad_id`."""
+    """Emitted tokens int64 [..., 3] of units: the state, what was heard, the word; `pad_id` at the end for what
+    there is not."""
     first = torch.where(heard == NO_WORD, word, heard)
     second = torch.where(heard == NO_WORD, NO_WORD, word)
     texts = torch.stack((first, second), dim=-1)

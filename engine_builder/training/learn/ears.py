@@ -105,6 +105,7 @@ def open_ears(
     torch.manual_seed(seed)
     encoder = model.audio_encoder
     heads = _Heads(model.config.backbone.hidden_size, model.config.audio.perceive_tokens)
+
     def draw(step: int) -> Windows:
         return windows(studio, np.random.default_rng([seed, 51, step]), batch)
 

@@ -148,7 +148,9 @@ def joint_loss(
     state = entropy(logits[:, :, 0].flatten(0, 1), (language.first_state_id + batch.state).flatten())
     # Every slot says the next token, and the last of a unit its end: `<eou>`.
     emitted = batch.slots[:, :, 1:] != language.pad_id
-    targets = nn.functional.pad(torch.where(emitted, batch.slots[:, :, 1:], language.eou_id), (0, 1), value=language.eou_id)
+    targets = nn.functional.pad(
+        torch.where(emitted, batch.slots[:, :, 1:], language.eou_id), (0, 1), value=language.eou_id
+    )
     asked = nn.functional.pad(emitted, (1, 0), value=True)
     errors = entropy(logits[:, :, 1:].flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
     text = (errors * asked * word_weights(step.model.config)[targets]).sum(dim=2).mean()

@@ -43,7 +43,7 @@ class PackedUnits:
 
 
 class PackedPass(nn.Module):
-    """forward -> logits [B, K, 4, V] (of the query and of each slot) and estimates of z_0 [B, K, n_v, c_v], [B, K, n_a, c_a].
+    """forward -> logits [B, K, 4, V] (query, slots) and estimates of z_0 [B, K, n_v, c_v], [B, K, n_a, c_a].
 
     `recent`: a unit sees the prompt and the blocks of the last `recent` units, its own included.
     """

@@ -28,7 +28,9 @@ class Speaker:
 class Cast:
     """Draws speakers and their words. With `training` words are warped: no two are alike."""
 
-    def __init__(self, bank: VoiceBank, people: People | None = None, training: bool = False, share: float = 1.0) -> None:
+    def __init__(
+        self, bank: VoiceBank, people: People | None = None, training: bool = False, share: float = 1.0
+    ) -> None:
         self.bank, self.people, self.training = bank, people, training
         self._share = (_PEOPLE_SHARE if training else share) if people else 0.0
         # Voices that say everything stand in for those who do not.

@@ -44,8 +44,8 @@ class People:
         clips = {speaker: said for speaker, said in clips.items() if all(said)}
         if not clips:
             raise PeopleMissing(
-                f"{root}: expected recordings DIGIT_SPEAKER_INDEX.wav of real people; `git clone {HOME} {folder}` brings "
-                "them, or name another folder (SPEECH=DIR)"
+                f"{root}: expected recordings DIGIT_SPEAKER_INDEX.wav of real people; `git clone {HOME} {folder}` "
+                "brings them, or name another folder (SPEECH=DIR)"
             )
         return cls(clips)
 
