@@ -14,6 +14,7 @@ BUILD_FLAGS ?=
 SERVE_FLAGS ?=
 WEB_FLAGS ?=
 DEMO_FLAGS ?=
+SPEECH ?= build/data/fsdd
 PYTEST_FLAGS ?=
 
 .PHONY: help
@@ -23,6 +24,7 @@ help:  ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16 | sed 's/^/  make /'
 	@echo
 	@echo "variables: PRESET, SEED (checkpoint); CHECKPOINT, OUTPUT, TARGET, BUILD_FLAGS (engine); ENGINES, SERVE_FLAGS (serve);"
+	@echo "           SPEECH (recordings of real people: demo, train, eval);"
 	@echo "           PYTEST_FLAGS (test). Example: make engine TARGET=tensorrt-rtx BUILD_FLAGS='--compute-capability 8.9'"
 
 .PHONY: setup
@@ -51,7 +53,7 @@ serve: $(ENGINES)/manifest.json  ## Start Triton with ENGINES on loopback (Ctrl-
 
 .PHONY: demo
 demo: $(ENGINES)/manifest.json  ## A real conversation through a real server -> build/runs/demo/
-	$(PY) -m engine_builder.training.demo_user --out build/media
+	$(PY) -m engine_builder.training.demo_user --out build/media --speech $(SPEECH)
 	$(PY) -m client.demo --engines $(ENGINES) --script build/media --out build/runs/demo $(DEMO_FLAGS)
 
 .PHONY: web
@@ -88,12 +90,12 @@ train: $(VENV)/.ready  ## Train the number tutor from scratch (CPU, about 75 min
 	build/system_packages.sh --optional espeak-ng
 	build/system_packages.sh --optional libtcmalloc-minimal4
 	OMP_WAIT_POLICY=PASSIVE LD_PRELOAD="$$(ls /usr/lib/*/libtcmalloc_minimal.so.4 2>/dev/null | head -n 1)" \
-		$(PY) -m engine_builder.training train --run build/runs/train $(TRAIN_FLAGS)
+		$(PY) -m engine_builder.training train --run build/runs/train --speech $(SPEECH) $(TRAIN_FLAGS)
 
 .PHONY: eval
 eval: $(ENGINES)/manifest.json  ## Judge ENGINES in closed loop on held-out voices: build/runs/eval/
 	build/system_packages.sh --optional espeak-ng
-	$(PY) -m tests.eval --engines $(ENGINES) --out build/runs/eval $(EVAL_FLAGS)
+	$(PY) -m tests.eval --engines $(ENGINES) --out build/runs/eval --speech $(SPEECH) $(EVAL_FLAGS)
 
 # perf_analyzer comes with this tritonclient only, which needs other versions of everything: an environment of its own.
 .venv-perf/bin/perf_analyzer: | $(VENV)/.ready

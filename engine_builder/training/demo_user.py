@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .world.camera import CARD_RGB
 from .world.espeak import SpeechToolMissing
+from .world.people import DEFAULT, People, PeopleMissing
 from .world.room import Room
 from .world.voices import SAMPLE_RATE, Pcm, Voice, render, user_voices
 from .world.words import BACKCHANNELS, COLOURS, Meaning, answer, spoken
@@ -54,23 +55,41 @@ class Event:
     card: int = -1
 
 
+@dataclass(frozen=True)
+class Recording:
+    """A real person's word."""
+
+    speaker: str
+    pcm: Pcm
+
+
 class Script:
     """Builds the user's half minute from left to right; `now` is where the next thing may start."""
 
     def __init__(self, language: str) -> None:
         self.language = language
         self.now = 1.2
+        self.voices = "eSpeak NG, held-out voices"
         self.events: list[Event] = []
         self.clips: list[tuple[float, Pcm]] = []
 
     def say(
-        self, voice: Voice, meaning: Meaning, language: str, *, cut: bool = False, interrupts: bool = False
+        self,
+        voice: Voice | Recording,
+        meaning: Meaning,
+        language: str,
+        *,
+        cut: bool = False,
+        interrupts: bool = False,
     ) -> None:
         """A word, and time for its answer; `cut`: until just after the answer's first word."""
         word = spoken(meaning, language)
-        stop = self._speak(render(word, voice, language))
+        if isinstance(voice, Recording):
+            stop, who = self._speak(voice.pcm), f"{voice.speaker} (a recording) says"
+        else:
+            stop, who = self._speak(render(word, voice, language)), "says"
         due = answer(meaning, self.language)
-        self.events.append(Event("say", self.now, stop, f"says: {word}", due, interrupts, cut))
+        self.events.append(Event("say", self.now, stop, f"{who}: {word}", due, interrupts, cut))
         self.now = stop + (0.9 if cut else _ANSWER if len(due) > 2 else 1.8)
 
     def murmur(self, voice: Voice, after: float) -> None:
@@ -113,18 +132,30 @@ class Script:
         return np.clip(out, -1.0, 1.0).astype(np.float32)
 
 
-def tutorial() -> Script:
-    """An answer, a barge-in, a murmur, a card, a typed digit, a silence, a foreign word by another voice, a goodbye."""
+def tutorial(people: People | None = None) -> Script:
+    """An answer, a barge-in, a murmur, a card, a typed digit, a silence, a foreign word by another voice, a goodbye.
+
+    Three of the digits are `people`'s, if there are any.
+    """
     voices = user_voices("held_out", 48)
     first, second = voices[6], voices[1]
+
+    def somebody(number: int, digit: int) -> Voice | Recording:
+        if people is None:
+            return first
+        speaker = number % len(people.speakers)
+        return Recording(people.speakers[speaker], people.clip(speaker, digit, 0))
+
     room = Room(_ROOM)
     script = Script("en")
+    if people is not None:
+        script.voices += "; three words by real people"
     script.say(first, Meaning("greeting"), "en")
-    script.say(first, Meaning("digit", 7), "en")
+    script.say(somebody(0, 7), Meaning("digit", 7), "en")
     script.say(first, Meaning("digit", 2), "en", cut=True)
-    script.say(first, Meaning("digit", 6), "en", interrupts=True)
+    script.say(somebody(1, 6), Meaning("digit", 6), "en", interrupts=True)
     script.show(0)
-    script.say(first, Meaning("digit", 8), "en")
+    script.say(somebody(2, 8), Meaning("digit", 8), "en")
     script.murmur(first, after=0.85)
     script.type(4)
     script.quiet(4.5, 0.25 * room.knock(np.random.default_rng(3)))
@@ -145,7 +176,7 @@ def write(script: Script, out: Path) -> None:
         "format": 1,
         "language": script.language,
         "seconds": round(script.now, 3),
-        "voices": "eSpeak NG, held-out voices",
+        "voices": script.voices,
         "events": [asdict(event) for event in script.events],
     }
     (out / SCRIPT).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
@@ -209,14 +240,26 @@ def _with_card(picture: NDArray[np.uint8], colour: int, inside: float, number: i
     return (picture + alpha * (card * (1.0 + 0.15 * across[..., None]) - picture)).clip(0, 255).astype(np.uint8)
 
 
+def _people(folder: Path) -> People | None:
+    try:
+        people = People.load(folder)
+    except PeopleMissing:
+        print(f"no recordings of real people in {folder}: all words are synthetic (SPEECH=DIR names another folder)")
+        return None
+    print(f"three words are recordings of {', '.join(people.speakers[:3])} ({folder})")
+    return people
+
+
 def main() -> int:
     """Without eSpeak NG there is no script, which is said and no failure: the demo then has its recorded user."""
     parser = argparse.ArgumentParser(prog="python -m engine_builder.training.demo_user", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/media"), metavar="DIR")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--speech", type=Path, default=DEFAULT, metavar="DIR", help="recordings of real people, if any")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
     (out / SCRIPT).unlink(missing_ok=True)
     try:
-        write(tutorial(), out)
+        write(tutorial(_people(arguments.speech)), out)
     except SpeechToolMissing as error:
         print(error)
     return 0

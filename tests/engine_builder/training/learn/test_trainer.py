@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from engine_builder.checkpoint import load_checkpoint
 from engine_builder.config import BackboneConfig, ModelConfig
+from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.presets import preset
 from engine_builder.training.judges.run_report import read_log, write_report
 from engine_builder.training.learn.losses import word_weights
@@ -55,6 +57,21 @@ def test_resuming_repeats_nothing_and_forgets_nothing(tmp_path: Path) -> None:
     text = write_report(broken, {"answer_accuracy_text": 0.5}).read_text()
     assert "| answer_accuracy_text | 0.5 |" in text
     assert (broken / "losses.png").exists()
+
+
+def test_going_on_from_trained_weights_keeps_the_codecs(tmp_path: Path) -> None:
+    studio = Studio(tmp_path / "voices", "held_out", voices=2)
+    start = DuplexModel(_config())
+    init_weights(start, 9)
+    before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
+    plan = replace(PLAN, steps=1, pace=0.5)
+    trainer = Trainer(_config(), plan, studio, tmp_path / "run", compile_layers=False, start=start)
+    trainer.train()
+    assert "cards_seen" not in json.loads((tmp_path / "run" / "warm_up.json").read_text())
+    after = trainer.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if "codec" in name)
+    assert any(not torch.equal(before[name], after[name]) for name in before if "layers" in name)
+    assert plan.rate(0) == 0.5 * PLAN.rate(0)
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
