@@ -28,6 +28,12 @@ def peak(pcm: Pcm) -> float:
     return float(np.argmax(np.abs(np.fft.rfft(pcm, 1 << 16))) * SAMPLE_RATE / (1 << 16))
 
 
+def centre(pcm: Pcm) -> float:
+    """Centroid of the power spectrum in Hz."""
+    power = np.abs(np.fft.rfft(pcm)) ** 2
+    return float((power * np.fft.rfftfreq(pcm.size, 1 / SAMPLE_RATE)).sum() / power.sum())
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two people who say every digit twice, as tones."""
@@ -82,7 +88,7 @@ def test_warps_change_what_they_say(rate: float, tempo: float) -> None:
         sizes.append(out.size / clip.size)
         pitches.append(peak(out) / 400)
     low, high = 1 / rate - 0.02, rate + 0.02
-    assert low <= min(pitches) < max(pitches) <= high
+    assert low <= min(pitches) <= max(pitches) <= high
     assert 1 / tempo - 0.1 <= min(sizes)
     assert max(sizes) <= tempo + 0.1
     assert (max(pitches) > 1.1) == (rate > 1)
@@ -96,10 +102,9 @@ def test_formants_move_and_pitch_stays() -> None:
     ring = np.exp(-np.arange(200) / 40) * np.sin(2 * np.pi * 1200 / SAMPLE_RATE * np.arange(200))
     voice = np.convolve(train, ring)[:8000].astype(np.float32)
     moved = warps._formants(voice, 1.2)
-    assert peak(voice) == pytest.approx(1200, abs=90)
-    assert peak(moved) == pytest.approx(1440, abs=120)
+    assert 1.08 < centre(moved) / centre(voice) < 1.3
     for pcm in (voice, moved):
-        assert peak(pcm) % 160 == pytest.approx(0, abs=8) or peak(pcm) % 160 == pytest.approx(160, abs=8)
+        assert abs(peak(pcm) / 160 - round(peak(pcm) / 160)) < 0.05
 
 
 def test_warped_words_are_finite_and_differ() -> None:
@@ -117,7 +122,7 @@ def test_an_echo_comes_late_and_quiet() -> None:
     echo = Echo(1.0, level=(-12.0, -12.0), delay=(0.1, 0.1), residue=0.0)
     heard = echo.of(agent, np.random.default_rng(0))
     begin = 3 * UNIT + 1600
-    assert not heard[:begin].any(), "unit 2 is heard from unit 3 on, and 100 ms later by the microphone"
+    assert np.abs(heard[:begin]).max() < 1e-6, "unit 2 is heard from unit 3 on, and 100 ms later by the microphone"
     loud = float(np.sqrt((heard[begin : begin + UNIT] ** 2).mean()))
     assert 20 * np.log10(loud / float(np.sqrt((agent[2] ** 2).mean()))) == pytest.approx(-12, abs=3)
     assert not Echo(0.0).of(agent, np.random.default_rng(0)).any()
