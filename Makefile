@@ -111,6 +111,7 @@ bench: $(ENGINES)/manifest.json  ## Scheduler, policies, overhead, an hour: buil
 	$(PY) -m triton_models.measure --engines $(ENGINES)
 	$(PY) tests/bench/bench_scheduler.py
 	$(PY) tests/bench/bench_think.py --checkpoint $(CHECKPOINT) --engines $(ENGINES)
+	$(PY) tests/bench/bench_guard.py
 	$(PY) tests/bench/bench_policies.py --engines $(ENGINES)
 	$(PY) tests/bench/bench_overhead.py --engines $(ENGINES)
 	$(PY) tests/bench/bench_hour.py --engines $(ENGINES)
@@ -118,6 +119,22 @@ bench: $(ENGINES)/manifest.json  ## Scheduler, policies, overhead, an hour: buil
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.ready  ## On an NVIDIA GPU: ceilings, step times, sessions on time -> tests/bench/results/
 	$(PY) tests/bench/gpu/bench_gpu.py $(BENCH_FLAGS)
+
+# --------------------------------------------------------------------------------------------------------- bad days
+CHAOS_FLAGS ?=
+SOAK_FLAGS ?=
+
+.PHONY: chaos
+chaos: $(ENGINES)/manifest.json  ## Attacks and faults beside one healthy session: build/runs/chaos/table.md (15 minutes)
+	$(PY) -m tests.chaos --engines $(ENGINES) $(CHAOS_FLAGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.ready  ## 200,000 seeded messages at the doors of stage and loop, 50,000 events at the gateway's
+	FUZZ_SCALE=100 $(PY) -m pytest tests/fuzz tests/client/web/test_web_fuzz.py --timeout 7200 $(PYTEST_FLAGS)
+
+.PHONY: soak
+soak: $(ENGINES)/manifest.json  ## People come and go for an hour (SOAK_FLAGS='--minutes 10'): build/runs/soak/figures.json
+	$(PY) -m tests.soak --engines $(ENGINES) $(SOAK_FLAGS)
 
 # ----------------------------------------------------------------------------------------------------------- checks
 .PHONY: lint

@@ -18,6 +18,7 @@ from .live import Request, hold, summarise, write_files
 from .loadtest import command as loadtest
 from .media.source import TypedText, read_source
 from .stream import DuplexClient, MediaError
+from .stream.tls import add_tls, read_tls
 from .terminal import add_agent, agent_options, execute, seconds, words
 
 DEFAULT_URL = "127.0.0.1:8001"
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
         add("--model", type=words, default="duplex", help="model name (default %(default)s)")
         add("--timeout", type=seconds, default=10.0, metavar="S", help="seconds without an answer that count as a "
             "failure (default %(default)g)")  # fmt: skip
+        add_tls(command)
     return top
 
 
@@ -108,7 +110,7 @@ def _converse(args: argparse.Namespace, console: Console) -> int:
         options["seed"] = args.seed
     typed = [TypedText(0.0, text) for text in args.text]
     typed += [TypedText(_when(at, text), text) for at, text in args.text_at]
-    request = Request(args.url, args.model, options, args.session, args.timeout, not args.no_reconnect)
+    request = Request(args.url, args.model, options, args.session, args.timeout, not args.no_reconnect, read_tls(args))
     talk = asyncio.run(
         hold(
             request,
@@ -140,7 +142,8 @@ def _when(at: str, text: str) -> float:
 
 def _info(args: argparse.Namespace) -> int:
     async def ask() -> dict[str, Any]:
-        async with await DuplexClient.connect(args.url, model=args.model, timeout=args.timeout) as client:
+        connecting = DuplexClient.connect(args.url, model=args.model, timeout=args.timeout, tls=read_tls(args))
+        async with await connecting as client:
             shape = client.shape
             return {
                 "server": f"{client.server.get('name', '?')} {client.server.get('version', '?')}",

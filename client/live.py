@@ -15,7 +15,7 @@ from rich.progress import Progress, TaskID
 from .media.source import UserSource
 from .report import figures, film, timeline
 from .report.captions import printable
-from .stream import DuplexClient, DuplexError, MediaError, UnitShape
+from .stream import DuplexClient, DuplexError, MediaError, Tls, UnitShape
 from .talk.conversation import Conversation, UnitRecord, converse
 from .talk.script import Verdicts
 from .terminal import interrupt, progress
@@ -34,6 +34,7 @@ class Request:
     session_id: int | str | None = None
     timeout: float = 10.0
     reconnect: bool = True
+    tls: Tls | None = None
 
 
 async def hold(
@@ -44,7 +45,9 @@ async def hold(
     Raises DuplexError when there is no server, MediaError for unusable files; what goes wrong later is in `errors`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    async with await DuplexClient.connect(request.url, model=request.model, timeout=request.timeout) as client:
+    async with await DuplexClient.connect(
+        request.url, model=request.model, timeout=request.timeout, tls=request.tls
+    ) as client:
         source = await asyncio.to_thread(read, client.shape)
         for note in source.notes:
             console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
 import os
 import re
 import secrets
@@ -16,12 +15,15 @@ from pathlib import Path
 from engine_builder.config import FRAMES_PER_UNIT, UNIT_MS
 from engine_builder.manifest import GPU_TARGETS, Manifest, ManifestError
 
-from .launcher.awake import DEVICE, LINGER_SECONDS, KeepAwake
+from .launcher.arguments import parser
+from .launcher.awake import KeepAwake
 from .launcher.checks import (
     LaunchError,
     check_descriptors,
+    check_guard,
     check_pool,
     check_state,
+    check_tls,
     check_trace,
     lock_run,
     reserve_ports,
@@ -52,31 +54,10 @@ POLL_SECONDS = 0.5  # a vanished client is noticed within this time
 IDLE_SECONDS = 30.0  # a session that sends nothing ends
 GRACE_SECONDS = 30.0  # one that lost its stream can be resumed
 THREADS = 1  # of each engine
-OPENABLE = ("http", "statistics")
-
-HELP = """\
-Starts NVIDIA Triton (the one of its container, else that of the nvidia-pytriton wheel) with the model duplex and its
-stages, waits until they serve, and keeps them running: a dead or hung part makes readiness false, open streams
-get an error, and the server is restarted. Everything listens on 127.0.0.1 unless told otherwise.
-
-  python -m triton_models.launch --engines build/engines/tiny
-  python -m client converse --audio hello.wav --out DIR   talk to it
-  curl 127.0.0.1:8003/ready                               200 {"ready": true, ..} or 503 with the reason
-
-Ctrl-C, SIGTERM or SIGHUP ends it in good order: units that were sent are answered, sessions are told, exit code 0. A
-second signal does not wait for that. However the launcher ends, its server ends with it. What it writes goes to
-build/runs/NAME/, for its user alone: server.json (ports, pids, state), server.log (bounded), and the model repository
-that it filled in.
-
-Clients have gRPC: inference, health, metadata and model configuration. Shared memory, repository, log, trace and
-statistics are shut to everybody, on loopback too, and there is no HTTP endpoint (--open opens one). Triton kills a
-model process that does not answer for about 1 s, a limit that it lets nobody raise: a machine that stalls longer (a
-suspended VM, a debugger) loses its sessions to a restart.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     mask = os.umask(0o077)
     try:
         if not _NAME.fullmatch(args.name):
@@ -85,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_descriptors(args.max_sessions)
         if args.trace:
             check_trace(args.trace)
+        args.guard, args.tls = check_guard(args.guard), check_tls(args.tls_cert, args.tls_key, args.tls_clients)
         prefix = f"wst-{secrets.token_hex(8)}-"
         run = (args.runs / args.name).resolve()
         with lock_run(run, prefix):
@@ -128,6 +110,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
             args.metrics_address,
             frozenset(args.open),
             save(settings, run),
+            args.tls,
         )
         awake = KeepAwake() if args.awake else None
         keeps_awake = awake is not None and awake.possible()
@@ -141,6 +124,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
             **({"agent": f"{reached(args.metrics_address)}:{sockets[3].getsockname()[1]}"} if len(sockets) > 3 else {}),
             "shm_prefix": prefix,
             "awake": keeps_awake,
+            "tls": "none" if args.tls is None else "server" if args.tls.clients is None else "mutual",
             **({"http": f"{LOOPBACK}:{HTTP_PORT}"} if "http" in args.open else {}),
         }
         options = SupervisorOptions(drain_seconds=args.drain_seconds, max_restarts=args.max_restarts)
@@ -194,6 +178,7 @@ def _settings(
         trace=str(args.trace.resolve()) if args.trace else "",
         device=args.device,
         admit_all=args.admit_all,
+        guard=args.guard,
     )
     stages = {
         name: StageSettings(
@@ -252,115 +237,6 @@ def _say_devices(device: str) -> None:
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # a full disk or a closed terminal behind it is no reason to end
         print(f"[launch] {text}", flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m triton_models.launch", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--engines", type=Path, required=True, metavar="DIR", help="engine directory (python -m engine_builder build)")
-    add(
-        "--trusted-key",
-        type=Path,
-        metavar="FILE",
-        help="public key that must have signed the engines (engine_builder sign)",
-    )
-    add("--name", default="serve", help="name of the run: build/runs/NAME (default: %(default)s)")
-    add("--runs", type=Path, default=Path("build/runs"), metavar="DIR", help="where runs go (default: %(default)s)")
-    ports = parser.add_argument_group("ports", "0 picks a free one; server.json says which")
-    ports.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="clients (default: %(default)s)")
-    ports.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="(default: %(default)s)")
-    ports.add_argument("--health-port", type=int, default=8003, metavar="PORT", help="/ready (default: %(default)s)")
-    ports.add_argument(
-        "--agent-port", type=int, metavar="PORT", help="tells HAProxy how much room there is (default: none)"
-    )
-    place = parser.add_argument_group("addresses", "not loopback: put mTLS or a proxy in front")
-    place.add_argument(
-        "--grpc-address", type=_address, default=LOOPBACK, metavar="IP", help="clients (default: %(default)s)"
-    )
-    place.add_argument(
-        "--metrics-address",
-        type=_address,
-        default=LOOPBACK,
-        metavar="IP",
-        help="metrics, /ready (default: %(default)s)",
-    )
-    size = parser.add_argument_group("capacity")
-    size.add_argument("--pages", type=_count, default=0, metavar="N", help="KV pages (default: what was built for)")
-    size.add_argument("--max-sessions", type=_count, default=32, metavar="N", help="(default: %(default)s)")
-    size.add_argument(
-        "--state-gb",
-        type=float,
-        default=8.0,
-        metavar="GB",
-        help="memory for the codec states of all sessions, in 10^9 bytes (default: %(default)g)",
-    )
-    size.add_argument(
-        "--device",
-        default="",
-        metavar="N[,M]",
-        help="GPU of engines built for one; with M the performer has GPU M to itself; cpu: torch-cuda in Triton's "
-        "interpreter, to check (default: 0)",
-    )
-    size.add_argument(
-        "--admit-all", action="store_true", help="up to --max-sessions, whether they can be on time or not"
-    )
-    size.add_argument("--keep-steps", action="store_true", help="never shorten a late unit: same input, same output")
-    add(
-        "--open",
-        action="append",
-        default=[],
-        choices=OPENABLE,
-        help=f"a door that is shut otherwise: Triton's HTTP on {LOOPBACK}:{HTTP_PORT}, or the statistics that "
-        "perf_analyzer asks for; may be repeated",
-    )
-    add(
-        "--awake",
-        action="store_true",
-        help=f"keep cores awake: hold {DEVICE} while a session is open and {LINGER_SECONDS:g} s longer. Idle cores "
-        "poll, which takes 0.6 ms off a unit and costs power on the whole machine. It needs the right to write there "
-        "(root, or a udev rule; build/compose.yaml says how in a container) and does nothing without",
-    )
-    add(
-        "--drain-seconds",
-        type=_seconds,
-        default=0.0,
-        metavar="S",
-        help="at the end: for which open sessions may go on, and are told, while no new ones are taken "
-        "(default: %(default)s; a second signal does not wait)",
-    )
-    add("--log-to-console", action="store_true", help="Triton's log goes where the launcher's goes, to no file")
-    add("--trace", type=Path, metavar="FILE", help="one OpenTelemetry trace a unit, as OTLP/JSON lines")
-    add(
-        "--max-restarts",
-        type=int,
-        default=5,
-        metavar="N",
-        help="within two minutes; 0: end at the first fault, and let others start anew (default: %(default)s)",
-    )
-    return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
-
-
-def _address(text: str) -> str:
-    try:
-        return str(ipaddress.IPv4Address(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected an IPv4 address, got {text!r}") from None
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"expected 0 seconds or more, got {value}")
-    return value
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from ..stream.tls import read_tls
 from ..terminal import add_agent, agent_options, count, interrupt, minutes, progress, seconds
 from .driver import Plan, Run, run
 from .media import FACE, SPEECH
@@ -55,6 +56,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         options=agent_options(args),
         warm_up=args.warm_up,
         timeout=args.timeout,
+        tls=read_tls(args),
         audio=args.audio,
         video=args.video,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..stream import DuplexClient
+from ..stream import DuplexClient, Tls
 from ..stream.units import UNIT_SECONDS
 from .media import FACE, GOLDEN, SPEECH, Media
 from .user import UnitLog, UserLog, talk
@@ -31,6 +31,7 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
     warm_up: float = 2.0
     timeout: float = 10.0
+    tls: Tls | None = None
     audio: Path = SPEECH
     video: Path = FACE
 
@@ -90,7 +91,7 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         clients: list[DuplexClient] = []
         for _ in range(plan.sessions):
-            client = await DuplexClient.connect(plan.url, model=plan.model, timeout=plan.timeout)
+            client = await DuplexClient.connect(plan.url, model=plan.model, timeout=plan.timeout, tls=plan.tls)
             clients.append(await stack.enter_async_context(client))
         media = await asyncio.to_thread(Media.read, clients[0].shape, plan.audio, plan.video)
         begin = time.monotonic() + SETTLE_SECONDS

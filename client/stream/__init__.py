@@ -5,6 +5,7 @@ from .errors import DuplexError, MediaError
 from .pacing import Pacer
 from .reconnect import Reconnect, Resumed
 from .session import DuplexSession
+from .tls import Tls
 from .units import UnitResponse, UnitShape, UserUnit
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Pacer",
     "Reconnect",
     "Resumed",
+    "Tls",
     "UnitResponse",
     "UnitShape",
     "UserUnit",

@@ -21,6 +21,7 @@ from . import wire
 from .line import Line, opening
 from .reconnect import Reconnect, Resumed
 from .session import DuplexSession
+from .tls import Tls
 from .units import Served, UnitShape
 from .wire import kserve
 
@@ -46,19 +47,21 @@ class DuplexClient:
         return self.served.shape
 
     @classmethod
-    async def connect(cls, url: str, *, model: str = "duplex", timeout: float = 10.0) -> DuplexClient:
+    async def connect(
+        cls, url: str, *, model: str = "duplex", timeout: float = 10.0, tls: Tls | None = None
+    ) -> DuplexClient:
         """Waits until the model at `url` (host:port) is ready and reads its shapes.
 
         Raises DuplexError: UNAVAILABLE when it is not ready in `timeout` seconds, INVALID_ARGUMENT when it is not a
         duplex model.
         """
-        async with opening(Line(url)) as line:
+        async with opening(Line(url, tls)) as line:
             await line.until_ready(model, timeout)
             metadata = await line.triton.ModelMetadata(kserve.ModelMetadataRequest(name=model), timeout=timeout)
             server = await line.triton.ServerMetadata(kserve.ServerMetadataRequest(), timeout=timeout)
             config = await line.triton.ModelConfig(kserve.ModelConfigRequest(name=model), timeout=timeout)
             parameters = {k: v.string_value for k, v in config.config.parameters.items()}
-            served = Served(url, model, wire.read_shape(model, metadata.inputs), **_limits(parameters))
+            served = Served(url, model, wire.read_shape(model, metadata.inputs), tls=tls, **_limits(parameters))
         return cls(line, served, json_format.MessageToDict(server, preserving_proto_field_name=True), parameters)
 
     def session(

@@ -14,6 +14,7 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from .errors import DuplexError
+from .tls import Tls
 from .units import Served
 from .wire import kserve
 
@@ -31,15 +32,19 @@ READY_SECONDS = 0.2  # between two questions whether a model is ready
 class Line:
     """A connection of its own to `url` (host:port). It is made when the first call needs it."""
 
-    def __init__(self, url: str) -> None:
-        """Raises DuplexError (INVALID_ARGUMENT) for what is no address."""
+    def __init__(self, url: str, tls: Tls | None = None) -> None:
+        """Raises DuplexError (INVALID_ARGUMENT) for what is no address, or no file of TLS."""
         self.url = url
         found = _ADDRESS.fullmatch(url)
         if found is None or int(found["port"] or 0) > 65535:
             raise DuplexError("INVALID_ARGUMENT", f"url: expected HOST:PORT, got {url!r}")
         # A proxy that this machine reaches the world through cannot reach this machine's own ports.
         proxy = int(not _loopback(found["six"] or found["host"] or ""))
-        self._channel = grpc.aio.insecure_channel(url, options=[*CHANNEL, ("grpc.enable_http_proxy", proxy)])
+        options = [*CHANNEL, ("grpc.enable_http_proxy", proxy)]
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(url, options=options)
+        else:
+            self._channel = grpc.aio.secure_channel(url, tls.credentials(), options=options)
         self.triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def is_ready(self, model: str, timeout: float) -> bool:
@@ -75,7 +80,7 @@ async def dial(served: Served, timeout: float) -> Line:
 
     Always a new one: what is left of a connection whose network is gone looks alive for a quarter of an hour.
     """
-    async with opening(Line(served.url)) as line:
+    async with opening(Line(served.url, served.tls)) as line:
         if not await line.is_ready(served.model, timeout):
             raise DuplexError("UNAVAILABLE", f"{served.url}: model {served.model} is not ready", broken=True)
     return line

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .tls import Tls
+
 UNIT_MS = 160
 UNIT_SECONDS = UNIT_MS / 1000
 FRAMES_PER_UNIT = 4
@@ -46,6 +48,7 @@ class Served:
     shape: UnitShape
     unanswered: int = 2
     grace: float = 30.0
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from client.stream.tls import add_tls, read_tls
+
 from ..own_server import ServerFailed, server
 from .call.call_book import GRACE_SECONDS, CallBook
 from .door.access import PER_MINUTE, Access
@@ -82,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a proxy in front does TLS and says in X-Forwarded-For who asks; plain HTTP here",
     )
+    add_tls(out, "server-")
     return out
 
 
@@ -109,7 +112,9 @@ def read_access(args: argparse.Namespace) -> Access:
 async def serve(args: argparse.Namespace, access: Access) -> None:
     """Runs until SIGINT or SIGTERM. Raises OSError when the port is taken."""
     context = access.ssl_context()
-    app = make_app(access, Upstream(args.url, args.model), CallBook(args.max_sessions, args.grace))
+    app = make_app(
+        access, Upstream(args.url, args.model, read_tls(args, "server_")), CallBook(args.max_sessions, args.grace)
+    )
     runner = make_runner(app)
     await runner.setup()
     spare_descriptors(runner)

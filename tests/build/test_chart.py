@@ -57,7 +57,7 @@ def test_pods_are_locked_in_and_their_images_do_not_move(name: str, rendered: di
 def test_our_programs_take_the_command_lines(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
     found = pods(rendered[name])
     server, gateway = found["server"]["containers"][0], found["gateway"]["containers"][0]
-    given = launch._parser().parse_args(["--engines", "/engines", "--runs", "/run/wan-streamer", *server["args"]])
+    given = launch.parser().parse_args(["--engines", "/engines", "--runs", "/run/wan-streamer", *server["args"]])
     assert found["server"]["terminationGracePeriodSeconds"] > given.drain_seconds
     gateway_parser().parse_args(gateway["args"])
 

@@ -82,7 +82,7 @@ def test_command_lines_are_ones_that_the_programs_take() -> None:
     server = STAGES["server"]
     assert server.entrypoint[:3] == ["python", "-m", "triton_models.launch"]
     for command in (server.command, SERVICES["server"]["command"]):
-        args = launch._parser().parse_args([*server.entrypoint[3:], *command])
+        args = launch.parser().parse_args([*server.entrypoint[3:], *command])
         assert args.log_to_console, "a log file would fill the tmpfs"
         assert str(args.runs) == server.directory
         assert args.health_port == 8003, "triton_models.healthcheck asks there"
@@ -202,7 +202,7 @@ def test_services_are_locked_down(name: str) -> None:
 
 def test_the_server_has_what_serving_needs_and_no_more() -> None:
     server = SERVICES["server"]
-    args = launch._parser().parse_args(["--engines", "/engines", *server["command"]])
+    args = launch.parser().parse_args(["--engines", "/engines", *server["command"]])
     assert args.max_restarts == 0
     assert server["restart"] == "unless-stopped", "Docker starts anew what ends at its first fault"
     assert args.open == []

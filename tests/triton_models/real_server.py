@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,11 +152,13 @@ class Server:
         *arguments: str,
         name: str = "test",
         constants: dict[str, float] | None = None,
+        within: Sequence[str] = (),
     ) -> None:
+        """within: a command that runs the launcher, with its own arguments before."""
         self.manifest = Manifest.load(engines)
         self.directory = runs / name
         self.log = runs / f"{name}.launch.log"
-        command = [sys.executable, "-c", LAUNCH.format(constants or {}), "--engines", str(engines)]
+        command = [*within, sys.executable, "-c", LAUNCH.format(constants or {}), "--engines", str(engines)]
         command += ["--runs", str(runs), "--name", name, *arguments]
         for port in ("grpc", "metrics", "health"):
             command += [f"--{port}-port", "0"]

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import resource
 import socket
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -15,10 +16,11 @@ import psutil
 
 from engine_builder.manifest import GPU_TARGETS, TENSORRT_MODULES, Manifest
 
+from ..runtime.duplex.guard import load_guard
 from ..runtime.engines.devices import Devices
 from ..runtime.engines.engine import TARGET
 from ..runtime.kv.pool import PoolGeometry
-from .server_process import clean_shared_memory
+from .server_process import Tls, clean_shared_memory
 
 TRACE_BEGIN = b'{"resourceSpans"'  # of every line of a trace file
 DESCRIPTORS, PER_SESSION = 128, 2  # an idle tritonserver has 66 open; a client is a connection
@@ -104,6 +106,36 @@ def check_trace(file: Path) -> None:
         file.unlink()
     except FileNotFoundError:
         file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_guard(file: Path | None) -> str:
+    """Where the models find the guard; LaunchError if they would not."""
+    if file is None:
+        return ""
+    try:
+        load_guard(file)
+    except ValueError as error:
+        raise LaunchError(str(error)) from None
+    return str(file.resolve())
+
+
+def check_tls(cert: Path | None, key: Path | None, clients: Path | None) -> Tls | None:
+    """The TLS of gRPC, its files read once; None without. LaunchError names the file that is none."""
+    if cert is None and key is None and clients is None:
+        return None
+    if cert is None or key is None:
+        raise LaunchError("--tls-cert, --tls-key: expected both, got one of them or --tls-clients alone")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        raise LaunchError(f"--tls-cert {cert}, --tls-key {key}: expected a certificate and its key ({error})") from None
+    if clients is not None:
+        try:
+            context.load_verify_locations(clients)
+        except OSError as error:
+            raise LaunchError(f"--tls-clients {clients}: expected the certificate of a CA ({error})") from None
+    return Tls(cert.resolve(), key.resolve(), clients.resolve() if clients is not None else None)
 
 
 def reserve_ports(wanted: Sequence[tuple[str, int]]) -> list[socket.socket]:

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -38,6 +39,21 @@ HTTP2_SETTINGS = b"\x04"  # the type of the frame that a server sends first
 
 
 @dataclass(frozen=True)
+class Tls:
+    """PEM files of gRPC. clients: the CA that must have signed a client's certificate; None: clients need none."""
+
+    cert: Path
+    key: Path
+    clients: Path | None = None
+
+    def arguments(self) -> list[str]:
+        files = [f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}"]
+        if self.clients is None:
+            return ["--grpc-use-ssl=true", *files]
+        return ["--grpc-use-ssl-mutual=true", *files, f"--grpc-root-cert={self.clients}"]
+
+
+@dataclass(frozen=True)
 class ServerPlan:
     """What one server runs on.
 
@@ -57,6 +73,7 @@ class ServerPlan:
     metrics_address: str = LOOPBACK
     opened: frozenset[str] = frozenset()
     settings: Path | None = None
+    tls: Tls | None = None
 
     def command(self) -> list[str]:
         """The command line. `ServerError` if there is no tritonserver for this Python."""
@@ -77,6 +94,7 @@ class ServerPlan:
             f"--grpc-address={self.grpc_address}",
             f"--grpc-port={self.grpc_port}",
             f"--grpc-restricted-protocol={shut}",
+            *(self.tls.arguments() if self.tls is not None else ()),
             f"--metrics-address={self.metrics_address}",
             f"--metrics-port={self.metrics_port}",
             "--allow-gpu-metrics=false",
@@ -130,11 +148,14 @@ class ServerProcess:
         return self._process is not None and os.waitid(os.P_PID, self._process.pid, ended) is None
 
     def answers(self, timeout: float = 2.0) -> bool:
-        """Whether gRPC returns the greeting of HTTP/2. Triton opens the port once all models are loaded; it does not
-        notice a dead stub."""
+        """Whether gRPC returns the greeting of HTTP/2, or of TLS, for we have no certificate of a client. Triton opens
+        the port once all models are loaded; it does not notice a dead stub."""
         address = reached(self.plan.grpc_address), self.plan.grpc_port
         try:
             with socket.create_connection(address, timeout) as connection:
+                if self.plan.tls is not None:
+                    with _anybody().wrap_socket(connection):
+                        return True
                 connection.sendall(HTTP2_GREETING)
                 return connection.recv(9, socket.MSG_WAITALL)[3:4] == HTTP2_SETTINGS
         except OSError:
@@ -181,6 +202,14 @@ class ServerProcess:
             return "no log was written"
         found = [line for line in lines if _ERROR.match(line)]
         return "\n".join(found[:limit] or lines[-limit:]).replace("\\n", "\n")
+
+
+def _anybody() -> ssl.SSLContext:
+    """For a question to our own port, whoever the certificate is for."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def reached(address: str) -> str:

@@ -119,6 +119,12 @@ DUPLEX = (
         _by("kind", "units.degraded.{}", ORDER),
     ),
     _spec(
+        "guard_verdicts_total",
+        "counter",
+        "What the guard said of units, if there is one; late: it said nothing in its time.",
+        _by("verdict", "guard.{}", ("pass", "mute", "end", "late")),
+    ),
+    _spec(
         "unit_stage_seconds",
         "histogram",
         "Time of answered units by stage; queue is all that was no engine time, total is from arrival to response.",

@@ -14,6 +14,7 @@ from ..runtime.budget.admission import Admission
 from ..runtime.budget.probe import load_costs
 from ..runtime.duplex.contract import Call, Reply, UnitRequest
 from ..runtime.duplex.duplex import Duplex
+from ..runtime.duplex.guard import load_guard
 from ..runtime.duplex.options import OptionLimits
 from ..runtime.duplex.tracing import Tracer
 from ..runtime.engines.tokenizer import TextTokenizer
@@ -66,6 +67,7 @@ class DuplexService:
             max_in_flight=settings.max_in_flight,
             idle_ns=settings.idle_ms * 1_000_000,
             grace_ns=settings.grace_ms * 1_000_000,
+            guard=load_guard(Path(settings.guard)) if settings.guard else None,
         )
         self._directory, self._poll_seconds = Path(run.status), settings.poll_ms / 1000
         self._stopped = threading.Event()

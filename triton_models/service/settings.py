@@ -48,6 +48,7 @@ class DuplexSettings(msgspec.Struct, frozen=True, kw_only=True):
     trace: str = ""  # file of traces; empty: none
     device: str = ""  # of GPU engines, for which the costs were measured
     admit_all: bool = False  # up to max_sessions, whatever `sessions` says
+    guard: str = ""  # file of the guard; empty: none
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):

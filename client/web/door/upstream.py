@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from client.stream import DuplexClient, DuplexError
+from client.stream import DuplexClient, DuplexError, Tls
 
 CONNECT_SECONDS = 3.0  # how long a caller waits for a server that may be starting
 
@@ -21,9 +21,8 @@ class Link:
 class Upstream:
     """Hands out a connection. After the server was away it is asked again, for it may serve another model now."""
 
-    def __init__(self, url: str, model: str) -> None:
-        self.url = url
-        self.model = model
+    def __init__(self, url: str, model: str, tls: Tls | None = None) -> None:
+        self.url, self.model, self.tls = url, model, tls
         self._link: Link | None = None
         self._stale = False
         self._connecting: asyncio.Task[None] | None = None  # all who wait share it
@@ -69,7 +68,7 @@ class Upstream:
     async def _connect(self) -> None:
         try:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
-                fresh = await DuplexClient.connect(self.url, model=self.model, timeout=CONNECT_SECONDS)
+                fresh = await DuplexClient.connect(self.url, model=self.model, timeout=CONNECT_SECONDS, tls=self.tls)
         except TimeoutError:
             raise DuplexError("UNAVAILABLE", f"{self.url}: no answer within {2 * CONNECT_SECONDS:g} s") from None
         finally:

@@ -26,6 +26,7 @@ from ..budget.admission import Admission, Room
 from ..messages import MAX_QUEUED_TEXT, CloseJob, SessionError
 from .contract import Call, Reply, UnitRequest, UnitResponse
 from .conversation import Conversation, Farewell, UnitWork
+from .guard import Guard, GuardPost, GuardSettings
 from .loop import UnitLoop
 from .meter import DuplexMeter
 from .options import OptionLimits, SessionOptions, interrupts
@@ -58,11 +59,13 @@ class Duplex:
         stall_seconds: float = STALL_SECONDS,
         clock: Callable[[], int] = time.monotonic_ns,
         tracer: Tracer | None = None,
+        guard: tuple[Guard, GuardSettings] | None = None,
         **table: Any,
     ) -> None:
         """limits: of what a client may ask for
         admission: the books of promised time and pages; None admits up to `max_sessions` unseen
         degrade: late units are shortened (`output.py`)
+        guard: looks at what the agent says before it leaves (`guard.py`)
         table: arguments of `SessionTable` but `release` and `admit`
         """
         self.table = SessionTable(release=self._release, admit=self._admit, **table)
@@ -77,6 +80,7 @@ class Duplex:
         self._freeing: set[Conversation] = set()  # that ended and still hold something in the models
         self._farewells: list[Farewell] = []
         self._leaves_ns: int | None = None  # while draining: when what is still open is ended
+        self._guard = None if guard is None else GuardPost(*guard, self.meter.metrics)
         self._loop = UnitLoop(
             call_thinker,
             call_performer,
@@ -86,6 +90,7 @@ class Duplex:
             degrade=degrade,
             traced=tracer is not None,
             clock=clock,
+            guard=self._guard,
         )
 
     @contextmanager
@@ -254,6 +259,8 @@ class Duplex:
         talk.changed.notify_all()
         self._farewells += talk.dismiss(error)
         self._freeing.add(talk)
+        if self._guard is not None:
+            self._guard.forget(session.name)
         self._loop.run(self._free, talk)
 
     def _free(self, talk: Conversation) -> None:
@@ -319,6 +326,8 @@ class Duplex:
     def stop(self) -> None:
         """Takes no more work."""
         self._loop.stop()
+        if self._guard is not None:
+            self._guard.stop()
 
     def _room(self) -> Room:
         """The one truth about room, from the books of admission."""

@@ -21,8 +21,9 @@ from ..messages import OpenJob, PerceiveJob, PerformJob, PerformResult, SessionE
 from . import tracing
 from .contract import Call, Measure, UnitResponse
 from .conversation import Conversation, Over, UnitWork
+from .guard import PASS, GuardPost
 from .meter import UNIT_NS
-from .output import measures
+from .output import MUTED, measures
 
 SMOOTHING = 0.1  # weight of the newest measurement in the running estimates of what is still to come
 
@@ -43,10 +44,13 @@ class UnitLoop:
         degrade: bool,
         traced: bool,
         clock: Callable[[], int],
+        guard: GuardPost | None,
     ) -> None:
         """answer, fail: what becomes of a unit, or of its session
         threads: for as many units at once; more wait for one
+        guard: looks at every unit before it leaves
         """
+        self._guard = guard
         self._call_thinker, self._call_performer = call_thinker, call_performer
         self._to_answer, self._fail = answer, fail
         self._degrade, self._traced, self._clock = degrade, traced, clock
@@ -126,19 +130,35 @@ class UnitLoop:
         solving = PerformJob(
             name, talk.epoch, unit, seed, job.steps, job.deadline_ns, origin, thought.history, thought.seal
         )
+        begun = None if self._guard is None else self._guard.begin(name, unit, thought.state, thought.text)
         solved: PerformResult = self._call(work, self._call_performer, solving)
         if solved.pcm is None or solved.frames is None:
             raise SessionError("INTERNAL", f"unit {unit}: expected pcm and frames of the performer, got none")
         talk.reach(solved=unit, z=(solved.z_video, solved.z_audio))
         talk.wait_for("answered", unit - 1)
 
+        muted = begun is not None and self._muted(talk, unit, begun)
         now = self._clock()
         self._after_solver_ns += SMOOTHING * (now - solved.solved_ns - self._after_solver_ns)
         self._after_think_ns += SMOOTHING * (now - work.think_ns - self._after_think_ns)
         taken = measures(solved.steps, job.steps, now - due if self._degrade else 0)
-        pcm, frames = talk.output.shorten(solved.pcm, solved.frames, taken)
+        pcm, frames = talk.output.shorten(solved.pcm, solved.frames, list(MUTED) if muted else taken)
         info = self._info(work, thought, solved, taken, now)
-        self._to_answer(work, UnitResponse(unit, thought.state, thought.text, pcm, frames, info, thought.heard))
+        text = thought.text
+        if muted:
+            text, info["muted"] = "", talk.output.muted_for
+        self._to_answer(work, UnitResponse(unit, thought.state, text, pcm, frames, info, thought.heard))
+
+    def _muted(self, talk: Conversation, unit: int, begun: Any) -> bool:
+        """Whether the guard keeps back this unit, for itself or for one before it. Raises SessionError where it ends
+        the session."""
+        verdict = self._guard.verdict(begun) if self._guard is not None else PASS
+        if verdict.kind == "end":
+            raise SessionError("ABORTED", f"the guard ended the session: {verdict.reason}")
+        if verdict.kind == "mute":
+            talk.output.mute_until = max(talk.output.mute_until, unit + verdict.units)
+            talk.output.muted_for = verdict.reason
+        return unit < talk.output.mute_until
 
     def _call(self, work: UnitWork, call: Call, job: object) -> Any:
         if not self._traced:

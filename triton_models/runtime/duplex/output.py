@@ -18,6 +18,7 @@ from ..messages import Float32, UInt8
 from .contract import ORDER, Measure, UnitResponse
 
 SILENCE_AFTER_NS = UNIT_MS * 1_000_000  # past its deadline: its sound would overlap the next unit
+MUTED: tuple[Measure, ...] = ("repeat_frame", "silence")  # what becomes of sound and picture that the guard keeps back
 
 
 def measures(steps: int, steps_asked: int, late_ns: int) -> list[Measure]:
@@ -32,6 +33,8 @@ class Output:
     """Remembers the last frame that was sent. Model state is untouched: what is left out here is still history."""
 
     last_frame: UInt8 | None = None  # [H, W, 3]
+    mute_until: int = 0  # by the guard: units before this one go out without text, sound and a new picture, because
+    muted_for: str = ""
 
     def shorten(self, pcm: Float32, frames: UInt8, taken: list[Measure]) -> tuple[Float32, UInt8]:
         """pcm [N] and frames [4, H, W, 3] as they are sent."""
