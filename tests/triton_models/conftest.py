@@ -13,9 +13,9 @@ from real_server import Server
 @pytest.fixture(scope="session")
 def _server(mini_engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # Solver steps are never skipped here: outputs are compared, and the machine may be loaded.
-    server = Server(
-        mini_engines, tmp_path_factory.mktemp("runs"), "--keep-steps", "--admit-all", "--awake", "--pages", "1024"
-    )
+    runs = tmp_path_factory.mktemp("runs") / "my project & more" / "ü$"  # people have such folders
+    runs.mkdir(parents=True)
+    server = Server(mini_engines, runs, "--keep-steps", "--admit-all", "--awake", "--pages", "1024")
     try:
         server.wait_ready()
         yield server

@@ -75,6 +75,12 @@ class ServerPlan:
     settings: Path | None = None
     tls: Tls | None = None
 
+    @property
+    def home(self) -> Path:
+        """A link to the run's folder. Triton starts stubs by a line of shell in which it quotes nothing, so paths of a
+        user's own (with spaces, `&`, `$`) do not stand there."""
+        return SHM / f"{self.prefix}run"
+
     def command(self) -> list[str]:
         """The command line. `ServerError` if there is no tritonserver for this Python."""
         found = find_server(self.backends)
@@ -86,9 +92,9 @@ class ServerPlan:
             http = [f"--http-address={LOOPBACK}", f"--http-port={HTTP_PORT}", f"--http-restricted-api={shut}"]
         return [
             str(found.server),
-            f"--model-repository={self.repository}",
+            f"--model-repository={self.home / self.repository.name}",
             "--model-control-mode=none",
-            f"--backend-directory={found.backends}",
+            f"--backend-directory={self.home / 'backends' if found.backends == self.backends else found.backends}",
             "--disable-auto-complete-config",  # or every model is started twice: seconds
             *http,
             f"--grpc-address={self.grpc_address}",
@@ -123,12 +129,15 @@ class ServerProcess:
         environment = {
             **os.environ,
             ENVIRONMENT: str(self.plan.settings),
+            "PYTHONUTF8": "1",  # or stubs, in the C locale, find no path that is not ASCII
             # Stubs take the first interpreter environment on PATH and the libpython that it belongs to.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "LD_LIBRARY_PATH": os.pathsep.join(
                 filter(None, (str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH")))
             ),
         }
+        self.plan.home.unlink(missing_ok=True)
+        self.plan.home.symlink_to(self.plan.repository.parent)
         with contextlib.ExitStack() as files:
             log = files.enter_context(self.plan.log.open("ab")) if self.plan.log is not None else None
             self._process = subprocess.Popen(
@@ -229,7 +238,7 @@ def clean_shared_memory(prefix: str) -> list[str]:
     """Removes the shared memory that a killed server of this prefix left; returns the names."""
     names = sorted(path.name for path in SHM.iterdir() if path.name.startswith(prefix))
     for name in names:
-        if (SHM / name).is_dir():
+        if (SHM / name).is_dir() and not (SHM / name).is_symlink():
             shutil.rmtree(SHM / name, ignore_errors=True)
         else:
             (SHM / name).unlink(missing_ok=True)

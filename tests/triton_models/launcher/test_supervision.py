@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,13 @@ def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerProcess:
+def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerProcess]:
     """A server that is a shell with a child, in place of Triton with a stub."""
     (tmp_path / "repository").mkdir()
-    plan = ServerPlan(tmp_path / "repository", tmp_path, tmp_path / "log", 1, 2, "p")
+    plan = ServerPlan(tmp_path / "repository", tmp_path, tmp_path / "log", 1, 2, f"wst-test-{os.getpid()}-")
     monkeypatch.setattr(ServerPlan, "command", lambda _: ["/bin/sh", "-c", "sleep 600 & echo $!; wait"])
-    return ServerProcess(plan)
+    yield ServerProcess(plan)
+    server_process.clean_shared_memory(plan.prefix)
 
 
 def test_a_group_is_killed_once_and_while_its_number_is_ours(
