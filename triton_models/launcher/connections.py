@@ -47,7 +47,8 @@ class _Seen:
     peer: str
     received: int = 0
     grown: int = 0  # received between the last two looks
-    taken: int = 0  # of what was sent, when it last took an answer
+    taken: int = 0  # of what the server sent, when it last took an answer
+    asked: int = 0  # received by then
     sending: float = 0.0  # seconds in which it sent something, since then
     heard: float = 0.0  # when it last sent something
     over: bool = False  # it was cut off, and has not gone yet
@@ -83,7 +84,9 @@ class Connections:
                     continue
                 acked, received = _BYTES.unpack(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES.size))
                 self._count(state, acked, received, now, passed)
-                if state.sending >= UNREAD_SECONDS:
+                # Who asks for small things (is it ready?) gets small answers, about as large as the questions.
+                small = acked - state.taken >= (received - state.asked) // 5
+                if state.sending >= UNREAD_SECONDS and not small:
                     ended[inode] = "unread"
             self._seen = seen
             active = {inode: state for inode, state in seen.items() if not state.over}
@@ -102,7 +105,7 @@ class Connections:
             state.heard = now
             state.sending += passed
         if acked - state.taken >= self._unit // 2:  # less is no answer: refusals, acknowledgements of HTTP/2
-            state.taken, state.sending = acked, 0.0
+            state.taken, state.asked, state.sending = acked, received, 0.0
 
     def _flood(self, active: dict[str, _Seen], passed: float) -> dict[str, Rule]:
         groups: dict[str, list[str]] = defaultdict(list)

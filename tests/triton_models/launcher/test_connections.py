@@ -68,7 +68,7 @@ TURNS = round(UNREAD_SECONDS / LOOK_SECONDS)
 
 
 def test_who_sends_on_and_takes_no_answer_is_cut_off(port: Port) -> None:
-    reader, mute, waiting = port.connect(), port.connect(), port.connect()
+    reader, mute, waiting, prober = (port.connect() for _ in range(4))
     waiting[0].send(bytes(2 * UNIT))  # and no more, until it has an answer
     said: list[str] = []
     for _ in range(TURNS):
@@ -76,9 +76,11 @@ def test_who_sends_on_and_takes_no_answer_is_cut_off(port: Port) -> None:
             client.send(bytes(UNIT // 2))
         reader[1].send(bytes(UNIT))
         mute[1].send(bytes(20))  # acknowledgements of HTTP/2 are no answer
+        prober[0].send(bytes(20))
+        prober[1].send(bytes(10))
         said += port.look()
     assert said == ["1 connections of 127.0.0.1 cut off: unread"]
-    assert [is_open(client) for client, _ in (reader, mute, waiting)] == [True, False, True]
+    assert [is_open(client) for client, _ in (reader, mute, waiting, prober)] == [True, False, True, True]
     assert port.watch is not None
     assert port.watch.ended == {"unread": 1}
 
