@@ -32,6 +32,7 @@ def mel_filters(bands: int, bins: int, sample_rate: int) -> Tensor:
 class AudioEncoder(nn.Module):
     """50 Hz log-mel, then causal 1-D convolutions, then `perceive_tokens` tokens a unit."""
 
+    tapes = False
     dft_cos: Tensor
     dft_sin: Tensor
     mel: Tensor
@@ -90,6 +91,7 @@ class AudioEncoder(nn.Module):
 class VideoEncoder(nn.Module):
     """Strided convolutions per frame, one causal mix with the previous frame, then a pooled grid of tokens a unit."""
 
+    tapes = False
     pool: Tensor
 
     def __init__(self, c: VideoConfig, hidden_size: int) -> None:
@@ -137,6 +139,7 @@ class LatentEncoder(nn.Module):
         super().__init__()
         # In a list: its weights belong to the model's codec, under the names that they have there.
         self._codec = [codec]
+        self.tapes = codec.tapes
         self.out = nn.Linear(latent_dim, hidden_size)
         self.position = nn.Parameter(torch.zeros(pool.shape[0], hidden_size))
         self.register_buffer("pool", pool, persistent=False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..config import FRAMES_PER_UNIT, ModelConfig
 from .backbone import KV
+from .codecs.codec import Kept, over
 from .duplex import DuplexModel, velocity
 
 
@@ -56,6 +57,13 @@ class PerceiveStep(nn.Module):
         e_audio, audio_state = self.model.audio_encoder(pcm, state[:, : self.audio_state])
         e_video, video_state = self.model.video_encoder(frames, state[:, self.audio_state :])
         return e_audio, e_video, torch.cat((audio_state, video_state), dim=1)
+
+    def over(self, pcm: Tensor, frames: Tensor, state: Kept) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` over states that stay where they are; last comes their witness [B]."""
+        audio, video, split = self.model.audio_encoder, self.model.video_encoder, self.audio_state
+        e_audio = over(audio, audio.tapes, pcm, state.part(0, split))
+        e_video = over(video, video.tapes, frames, state.part(split, self.state_size))
+        return e_audio, e_video, state.witness()
 
     def start(self) -> Tensor:
         """State [Sp] of a session before its first unit."""
@@ -153,6 +161,13 @@ class RenderStep(nn.Module):
         pixels, video_state = self.model.video_codec.decode(z_video, state[:, self.audio_state :])
         frames = torch.floor(pixels + 0.5).to(torch.uint8)
         return pcm, frames, torch.cat((audio_state, video_state), dim=1)
+
+    def over(self, z_video: Tensor, z_audio: Tensor, state: Kept) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` over states that stay where they are; last comes their witness [B]."""
+        audio, video, split = self.model.audio_codec, self.model.video_codec, self.audio_state
+        pcm = over(audio.decode, audio.tapes, z_audio, state.part(0, split))
+        pixels = over(video.decode, video.tapes, z_video, state.part(split, self.state_size))
+        return pcm, torch.floor(pixels + 0.5).to(torch.uint8), state.witness()
 
     def start(self) -> Tensor:
         """State [Sr] of a session before its first unit."""

@@ -22,6 +22,9 @@ def rehearse(engines: EngineSet, pool: Pool, solver: Solver | None) -> None:
         if step == "perform" and hasattr(solver, "rehearse"):
             solver.rehearse()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
             continue
+        if (bank := getattr(engine, "kept", None)) is not None:
+            bank.rehearse()
+            continue
         for rows in limits.all_rows():
             if step in ("perceive", "render"):
                 engine.run(step_inputs(engines.config, engines.state_sizes, step, rows, 0))

@@ -15,12 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine_builder.config import ModelConfig
 from engine_builder.manifest import GPU_TARGETS, TENSORRT_MODULES, Manifest
 
 from ..runtime.engines.devices import CPU, Devices, installed_gpus
 from ..runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet
 from ..runtime.engines.solver import HostSolver, Solver
+from ..runtime.engines.states import HostStates, States
 from ..runtime.engines.target import Role
 from ..runtime.kv.pool import Pool, PoolError
 from .cuda.cuda_runtime import CudaRuntime
@@ -57,6 +60,10 @@ class DeviceTarget:
         if hasattr(engine, "bank"):
             return engine.bank(pool, slots)
         return HostSolver(engine.run, pool, pool.geometry.head_dim, slots)
+
+    def states(self, engine: Any, start: np.ndarray, sessions: int) -> States:
+        """On the device where the engine can keep them there; with a plan of TensorRT they travel at every call."""
+        return engine.bank(start, sessions) if hasattr(engine, "bank") else HostStates(engine, start)
 
     def rehearse(self, engines: EngineSet, pool: Pool, solver: Solver | None) -> None:
         """Captures a graph of every size. The interpreter has no graphs, and no time."""

@@ -1,16 +1,55 @@
 """What a codec family is: media to latents and back, unit by unit, with the past in one flat state a direction.
 
 A state is [B, S] float32, so that the serving runtime stacks and splits it without knowing what is inside; inside a
-codec every layer takes its part of it in turn and puts back what the next unit needs (`Tape`).
+codec every layer takes its part of it in turn and puts back what the next unit needs (`Tape`). On a GPU states may stay
+where they lie instead (`Kept`): the Wan VAE's are gigabytes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+
+class Kept:
+    """Columns of a slab [N, S] of states, of which the sessions of a call are `rows` int64 [B]. Layers read and write
+    their own parts there, so no state is moved as a whole. For a `PublishedCodec` it stands where a state would."""
+
+    def __init__(self, slab: Tensor, rows: Tensor, witnesses: list[Tensor] | None = None) -> None:
+        self._slab, self._rows = slab, rows
+        self._witnesses = [] if witnesses is None else witnesses
+
+    def part(self, start: int, stop: int) -> Kept:
+        return Kept(self._slab[:, start:stop], self._rows, self._witnesses)
+
+    def read(self) -> Tensor:
+        """[B, S], a copy."""
+        return self._slab.index_select(0, self._rows)
+
+    def write(self, state: Tensor) -> None:
+        """state [B, S]."""
+        self._slab.index_copy_(0, self._rows, state)
+        if state.shape[1]:
+            low, high = torch.aminmax(state, dim=1)
+            self._witnesses.append(low + high)
+
+    def witness(self) -> Tensor:
+        """[B]: a finite number for each row that was written with finite numbers only."""
+        return torch.stack(self._witnesses).sum(dim=0)
+
+
+def over(run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], tapes: bool, x: Tensor, state: Kept) -> Tensor:
+    """What `run(x, state)` gives over a kept state. Without a tape in it, the state, a small one, is copied."""
+    if tapes:
+        return run(x, cast(Tensor, state))[0]
+    out, new = run(x, state.read())
+    state.write(new)
+    return out
 
 
 class Tape:
@@ -19,25 +58,33 @@ class Tape:
     Without a state the stream begins (`fresh`): what lies before is zeros, and a layer that begins differently asks.
     """
 
-    def __init__(self, state: Tensor | None, like: Tensor) -> None:
+    def __init__(self, state: Tensor | Kept | None, like: Tensor) -> None:
         self.fresh = state is None
         self._state, self._like, self._offset = state, like, 0
         self._parts: list[Tensor] = []
+        self._written = 0
 
     def take(self, *shape: int) -> Tensor:
         """The next part, [B, *shape]."""
         if self._state is None:
             return self._like.new_zeros(self._like.shape[0], *shape)
         start, self._offset = self._offset, self._offset + math.prod(shape)
+        if isinstance(self._state, Kept):
+            return self._state.part(start, self._offset).read().reshape(-1, *shape)
         return self._state[:, start : self._offset].reshape(-1, *shape)
 
     def put(self, part: Tensor) -> None:
         """What the next unit takes here; of the shape that was taken."""
-        self._parts.append(part.flatten(1))
+        flat = part.flatten(1)
+        if isinstance(self._state, Kept):
+            start, self._written = self._written, self._written + flat.shape[1]
+            self._state.part(start, self._written).write(flat)
+        else:
+            self._parts.append(flat)
 
     def close(self) -> Tensor:
-        """The new state [B, S]."""
-        return torch.cat(self._parts, dim=1)
+        """The new state [B, S]; a kept one was written by and by."""
+        return cast(Tensor, self._state) if isinstance(self._state, Kept) else torch.cat(self._parts, dim=1)
 
 
 class Codec(nn.Module):
@@ -45,6 +92,8 @@ class Codec(nn.Module):
 
     Any whole number of units may go through one call; how a stream is cut changes nothing beyond rounding.
     """
+
+    tapes = False  # whether its state goes through a `Tape`, and may be `Kept`
 
     def encode(self, media: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """pcm float32 in [-1, 1] or frames uint8 -> latents of about unit variance, new state. None: a fresh stream."""
@@ -82,6 +131,7 @@ class PublishedCodec(Codec):
     behind that beginning lets every unit be like every other, so the clock never shifts.
     """
 
+    tapes = True
     latent_mean: Tensor
     latent_scale: Tensor
 

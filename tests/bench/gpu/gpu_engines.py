@@ -123,6 +123,9 @@ class Ours:
             "perform": PerformEngine(self.backbone, self.limits, self.lane),
             "render": render_engine(c, self.render, self.limits, self.lane),
         }
+        sizes = {"perceive": self.perceive.state_size, "render": self.render.state_size}
+        self.banks = {n: self.engines[n].bank(np.zeros(size, np.float32), s.batch) for n, size in sizes.items()}
+        self.opened = {name: [bank.open() for _ in range(s.batch)] for name, bank in self.banks.items()}
         if s.device.type == "cuda":
             torch.cuda.synchronize(s.device)  # weights and pools were made on another stream than the lane's
 
@@ -132,11 +135,10 @@ class Ours:
         return SolverBank(self.backbone, self.limits, self.lane, s.k_pool, s.v_pool, s.batch)
 
     def inputs(self, step: str, batch: int) -> dict[str, Any]:
-        """The setting's inputs with the pool or the states that the engine takes."""
+        """The setting's inputs with the pool that the engine takes."""
         inputs: dict[str, Any] = self.setting.inputs(step, batch)
         if step in ("perceive", "render"):
-            state = {"perceive": self.perceive, "render": self.render}[step].state_size
-            return {**inputs, "state": np.zeros((batch, state), dtype=np.float32)}
+            return inputs
         s = self.setting  # pools as the server has them: K and V of a think pass stay on the device
         return {**inputs, "k_pool": device_array(s.k_pool), "v_pool": device_array(s.v_pool)}
 
@@ -144,6 +146,8 @@ class Ours:
         engine = self.engines["think" if step == "slot" else step]
         if step != "perform":
             inputs = self.inputs(step, batch)
+            if step in self.banks:
+                return lambda: self.banks[step].run(inputs, self.opened[step][:batch])
             return lambda: engine.run(inputs)
         slots, taus, steps = self.units(batch), [0.5] * batch, [0.0] * batch
         return lambda: self.bank.tick(slots, taus, steps)
@@ -162,6 +166,8 @@ class Ours:
         self.call(step, batch)()
         if step == "perform":
             return self.bank.tick_call(self.units(batch))
+        if step in self.banks:
+            return self.banks[step].call(self.limits.rows(batch))
         call, _, _ = self.engines["think" if step == "slot" else step].call_for(self.inputs(step, batch))
         return call
 
@@ -202,15 +208,16 @@ class Plain:
         s, module = self.setting, self.steps["think" if step == "slot" else step]
         inputs = s.inputs(step, batch)
         if step in ("perceive", "render"):
-            inputs["state"] = np.zeros((batch, int(module.state_size)), dtype=np.float32)
-        pools = {"k_pool": s.k_pool, "v_pool": s.v_pool} if step in ("think", "slot", "perform") else {}
+            kept = {"state": torch.zeros(batch, int(module.state_size), device=s.device)}
+        else:
+            kept = {"k_pool": s.k_pool, "v_pool": s.v_pool}
 
         def run() -> list[np.ndarray]:
             tensors = {name: torch.from_numpy(value).to(s.device) for name, value in inputs.items()}
             with torch.no_grad(), torch.device(s.device):
-                results = module(**tensors, **pools)
-                # K and V stay where they are, as ours do.
-                return [t.cpu().numpy() for t in (results[:1] if step in ("think", "slot") else results)]
+                results = module(**tensors, **kept)
+                # K, V and states stay where they are, as ours do.
+                return [t.cpu().numpy() for t in results[: 1 if step in ("think", "slot") else 2]]
 
         def patched() -> list[np.ndarray]:
             original = model_backbone.attend

@@ -181,13 +181,13 @@ def test_the_rehearsal_meets_every_size(directories):
         rehearse(engines, runtime.pool, solver)
         think, perceive = engines["think"], engines["perceive"]
         assert {(key[0], key[1], key[6][-1]) for key in think._calls} == {(r, 64, i) for r in (1, 2) for i in (1, 5)}
-        assert set(perceive._calls) == {1, 2}
+        assert set(perceive.kept._calls) == {1, 2}
         assert set(solver._ticks) == {(1, 64), (2, 64)}
         assert not tensor(runtime.pool.k).any()
-        made = (dict(think._calls), dict(perceive._calls))
+        made = (dict(think._calls), dict(perceive.kept._calls))
         talk = runtime.converse([UserUnit(*user_unit(engines, np.random.default_rng(0)))] * 2, prompt="be kind")
         assert len(talk) == 2
-        assert made == (think._calls, perceive._calls)
+        assert made == (think._calls, perceive.kept._calls)
 
 
 def test_engines_outlive_a_pool(directories):

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine_builder.model.steps import PerceiveStep, RenderStep
 from triton_models.runtime.engines.engine import EngineError
 from triton_models.runtime.kv.pool import Pool
 
@@ -29,6 +30,7 @@ from . import passes
 from .backbone import Backbone, History
 from .captured import CapturedCall, Lane, dtype_name
 from .solver_bank import SolverBank
+from .state_bank import StateBank
 
 Inputs = Mapping[str, Any]
 Outputs = dict[str, Any]
@@ -53,11 +55,14 @@ class Step:
 
 
 class StatefulStep(Step):
-    """`perceive` or `render`: a module over rows, without history. `shapes`: its inputs in order, without the batch."""
+    """`perceive` or `render`: a module over rows, without history. `shapes`: its inputs in order, without the batch.
+
+    `run` takes states of the host and gives them back; who serves sessions takes a `bank`.
+    """
 
     def __init__(
         self,
-        module: Callable[..., tuple[Tensor, ...]],
+        module: PerceiveStep | RenderStep,
         shapes: Mapping[str, tuple[tuple[int, ...], str]],
         outputs: tuple[str, ...],
         limits: Limits,
@@ -65,6 +70,13 @@ class StatefulStep(Step):
     ) -> None:
         super().__init__(limits, lane)
         self._module, self._shapes, self._outputs = module, shapes, outputs
+        self.kept: StateBank | None = None
+
+    def bank(self, start: np.ndarray, sessions: int) -> StateBank:
+        """Room for the states of so many sessions on the device."""
+        media = {name: shape for name, shape in self._shapes.items() if name != "state"}
+        self.kept = StateBank(self._module, media, self._outputs, self._limits, self._lane, sessions, start)
+        return self.kept
 
     def call_for(self, inputs: Inputs) -> tuple[CapturedCall, Inputs, int]:
         batch = next(iter(inputs.values())).shape[0]

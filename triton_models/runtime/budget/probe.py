@@ -128,8 +128,7 @@ def _on_device(engines: EngineSet, limits: Mapping[str, int], progress: Progress
     costs: list[Cost] = []
     for step in ("perceive", "render"):
         progress(step)
-        inputs = {b: step_inputs(config, engines.state_sizes, step, b, 0) for b in batches}
-        costs += best(step, call=lambda b, step=step, inputs=inputs: engines[step].run(inputs[b]))
+        costs += best(step, call=_codec_on_device(engines, step, batches))
     page_tokens = int(limits["page_tokens"])
     pool = engines.target.pool("both", "", config, int(limits["pool_pages"]), page_tokens)
     try:
@@ -147,6 +146,16 @@ def _on_device(engines: EngineSet, limits: Mapping[str, int], progress: Progress
     finally:
         pool.close()
     return costs
+
+
+def _codec_on_device(engines: EngineSet, step: str, batches: list[int]) -> Callable[[int], object]:
+    """With states that stay where serving keeps them."""
+    states = engines.target.states(engines[step], engines.start_state(step), max(batches))
+    opened = [states.open() for _ in range(max(batches))]
+    inputs = {b: step_inputs(engines.config, engines.state_sizes, step, b, 0) for b in batches}
+    for each in inputs.values():
+        del each["state"]
+    return lambda batch: states.run(inputs[batch], opened[:batch])
 
 
 def _think_on_device(engines: EngineSet, pool: Pool, name: str, pages: int, batch: int) -> object:

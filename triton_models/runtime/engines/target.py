@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from engine_builder.config import ModelConfig
 
 from ..kv.pool import HostPool, Pool
 from .solver import HostSolver, Solver
+from .states import HostStates, States
 
 Role = Literal["both", "thinker", "performer"]  # of a stage
 
@@ -23,6 +26,10 @@ class Target(Protocol):
 
     def solver(self, engine: Any, pool: Pool, slots: int) -> Solver:
         """Room for `slots` units that a perform engine solves over `pool`."""
+        ...
+
+    def states(self, engine: Any, start: np.ndarray, sessions: int) -> States:
+        """Of up to `sessions` sessions of perceive or render, which begin with `start` [S]."""
         ...
 
     def rehearse(self, engines: Any, pool: Pool, solver: Solver | None) -> None:
@@ -40,6 +47,9 @@ class HostTarget:
 
     def solver(self, engine: Any, pool: Pool, slots: int) -> Solver:
         return HostSolver(engine.run, pool, pool.geometry.head_dim, slots)
+
+    def states(self, engine: Any, start: np.ndarray, sessions: int) -> States:
+        return HostStates(engine, start)
 
     def rehearse(self, engines: Any, pool: Pool, solver: Solver | None) -> None:
         """Nothing: a CPU engine takes any size at any time."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec import structs
 
 from ..engines.codec_step import CodecStep
 from ..engines.engine import EngineSet
-from ..messages import Float32, PerformResult, SessionError
+from ..messages import PerformResult, SessionError
 from ..metrics import Metrics
 
 
@@ -22,7 +23,7 @@ class _Voice:
     """Decoder state of one session. After a failure its sound has a hole that later units would carry on."""
 
     epoch: int
-    state: Float32  # [Sr]
+    state: Any  # of `CodecStep.states`
     rendered: int = -1
     failure: SessionError | None = None
 
@@ -33,8 +34,7 @@ class Renderer:
     def __init__(self, engines: EngineSet, metrics: Metrics | None = None, max_sessions: int = 1024) -> None:
         self.config = engines.config
         self.metrics = metrics or Metrics()
-        self._step = CodecStep(engines, "render", ("pcm", "state_out"), self.metrics)
-        self._start = engines.start_state("render")
+        self._step = CodecStep(engines, "render", ("pcm", "state_out"), self.metrics, max_sessions)
         v, a = self.config.video, self.config.audio
         self._shapes = (v.tokens, v.latent_dim), (a.tokens, a.latent_dim)
         self._max_sessions = max_sessions
@@ -52,14 +52,15 @@ class Renderer:
                 rows.append((i, self._voice(u), u))
             except SessionError as error:
                 results[i] = error
-        inputs = [{"z_video": u.z_video, "z_audio": u.z_audio, "state": voice.state} for _, voice, u in rows]
-        outcomes = self._step.run(inputs, [(u.unit, u.session) for _, _, u in rows])
+        inputs = [{"z_video": u.z_video, "z_audio": u.z_audio} for _, _, u in rows]
+        states = [voice.state for _, voice, _ in rows]
+        outcomes = self._step.run(inputs, states, [(u.unit, u.session) for _, _, u in rows])
         for (i, voice, u), outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, SessionError):
                 results[i] = voice.failure = outcome
                 continue
-            out, ms = outcome
-            voice.state, voice.rendered = out["state_out"], u.unit
+            out, voice.state, ms = outcome
+            voice.rendered = u.unit
             results[i] = structs.replace(u, pcm=out["pcm"], frames=out["frames"], ms={**u.ms, "render": ms})
         return results
 
@@ -68,6 +69,7 @@ class Renderer:
         voice = self._voices.get(session)
         if voice is not None and epoch >= voice.epoch:
             del self._voices[session]
+            self._step.states.close(voice.state)
 
     def _voice(self, solved: PerformResult) -> _Voice:
         """The session of a unit; unit 0 makes it. Raises SessionError."""
@@ -92,5 +94,5 @@ class Renderer:
             raise SessionError("NOT_FOUND", f"session {solved.session!r} has rendered nothing yet, got {solved.unit}")
         if len(self._voices) >= self._max_sessions:
             raise SessionError("RESOURCE_EXHAUSTED", f"sessions: all {self._max_sessions} of this renderer are open")
-        voice = self._voices[solved.session] = _Voice(solved.epoch, self._start)
+        voice = self._voices[solved.session] = _Voice(solved.epoch, self._step.states.open())
         return voice

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from engine_builder.config import ModelConfig
 
 from ..engines.engine import EngineSet
+from ..engines.states import States
 from ..engines.tokenizer import TextStream, TextTokenizer
 from ..kv import retention
 from ..kv.pages import BlockManager, PageTable, TooManyPages
@@ -35,7 +36,7 @@ class ThinkerSession:
     prompt: list[int]
     table: PageTable
     text_stream: TextStream
-    encoder_state: Float32  # [Sp]
+    encoder_state: Any  # of `CodecStep.states`
     z_video: Float32  # z of the unit before `thought`, [n_v, c_v]
     z_audio: Float32  # [n_a, c_a]
     e_video: Float32  # e of unit `perceived`, [n_ev, d]
@@ -51,7 +52,7 @@ class ThinkerSession:
     def new(
         cls,
         config: ModelConfig,
-        encoder_state: Float32,
+        encoder_state: Any,
         *,
         id: str,
         epoch: int,
@@ -116,9 +117,11 @@ class ThinkerSessions:
         pool: Pool,
         blocks: BlockManager,
         tokenizer: TextTokenizer,
+        states: States,
         max_sessions: int,
     ) -> None:
-        self._config, self._start = engines.config, engines.start_state("perceive")
+        """states: those of the encoders"""
+        self._config, self._states = engines.config, states
         self._pool = pool
         self._blocks = blocks
         self._tokenizer = tokenizer
@@ -148,14 +151,15 @@ class ThinkerSessions:
         need = retention.pages_needed(policy, self._config, len(prompt), self._blocks.page_tokens, None)
         if self._max_pages is not None and need is not None and need > self._max_pages:
             raise TooManyPages(job.session, need, self._max_pages)
+        table = PageTable(self._blocks, job.session, policy, self._max_pages)
         session = ThinkerSession.new(
             self._config,
-            self._start,
+            self._states.open(),
             id=job.session,
             epoch=job.epoch,
             seed=job.seed,
             prompt=prompt,
-            table=PageTable(self._blocks, job.session, policy, self._max_pages),
+            table=table,
             text_stream=self._tokenizer.stream(),
         )
         self._sessions[session.id] = session
@@ -165,8 +169,9 @@ class ThinkerSessions:
         """Frees and scrubs what a session holds; False if it was dropped before."""
         if self._sessions.get(session.id) is not session:
             return False
-        self._pool.scrub(session.table.close())
         del self._sessions[session.id]
+        self._states.close(session.encoder_state)
+        self._pool.scrub(session.table.close())
         return True
 
     def admitted(

@@ -67,8 +67,8 @@ class Thinker:
         self._tokenizer = tokenizer
         self._hand_over, self._seal = hand_over, seal
         self._pass = ThinkPass(engines, pool)
-        self._encoder = CodecStep(engines, "perceive", ("e_audio", "e_video", "state_out"), self.metrics)
-        self._sessions = ThinkerSessions(engines, pool, blocks, tokenizer, max_sessions)
+        self._encoder = CodecStep(engines, "perceive", ("e_audio", "e_video", "state_out"), self.metrics, max_sessions)
+        self._sessions = ThinkerSessions(engines, pool, blocks, tokenizer, self._encoder.states, max_sessions)
 
     # -- opening and closing -----------------------------------------------------------------------------------
     def open(self, job: OpenJob) -> None:
@@ -152,14 +152,15 @@ class Thinker:
                 results[i] = SessionError("INVALID_ARGUMENT", str(error))
                 continue
             rows.append((i, session, job))
-        inputs = [{"pcm": job.pcm, "frames": job.frames, "state": session.encoder_state} for _, session, job in rows]
-        outcomes = self._encoder.run(inputs, [(job.unit, job.session) for _, _, job in rows])
+        inputs = [{"pcm": job.pcm, "frames": job.frames} for _, _, job in rows]
+        states = [session.encoder_state for _, session, _ in rows]
+        outcomes = self._encoder.run(inputs, states, [(job.unit, job.session) for _, _, job in rows])
         for (i, session, job), outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, SessionError):
                 results[i] = self._fail(session, outcome)
                 continue
-            out, ms = outcome
-            session.e_audio, session.e_video, session.encoder_state = out["e_audio"], out["e_video"], out["state_out"]
+            out, session.encoder_state, ms = outcome
+            session.e_audio, session.e_video = out["e_audio"], out["e_video"]
             session.perceived, session.perceive_ms = job.unit, ms
             results[i] = ms
         return [results[i] for i in range(len(jobs))]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import audio_config, video_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine_builder.checkpoint import random_model
@@ -140,14 +141,25 @@ def test_encoders_and_codecs_are_of_one_device(name: str) -> None:
     assert {tensor.device.type for tensor in out} == {"meta"}
 
 
-def test_perceive_and_render(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["patch", "taehv", "wan21"])
+def test_perceive_and_render(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With states that travel and with states that stay."""
     config = preset("tiny")
+    if family != "patch":
+        audio, video = replace(audio_config(), perceive="codec"), replace(video_config(family), perceive="codec")
+        config = replace(config, audio=audio, video=video)
     perceive, render = codecs.perceive_module(config, CPU), codecs.render_module(config, CPU)
     states = {"perceive": perceive.state_size, "render": render.state_size}
     lane = Lane(CPU, warm_up=1)
     with rules(monkeypatch) as seen:
-        perceive_engine(config, perceive, LIMITS, lane).run(step_inputs(config, states, "perceive", 1, 0))
-        render_engine(config, render, LIMITS, lane).run(step_inputs(config, states, "render", 1, 0))
+        for step, engine in (
+            ("perceive", perceive_engine(config, perceive, LIMITS, lane)),
+            ("render", render_engine(config, render, LIMITS, lane)),
+        ):
+            inputs = step_inputs(config, states, step, 1, 0)
+            engine.run(inputs)
+            bank = engine.bank(inputs.pop("state")[0], 2)
+            bank.run(inputs, [bank.open()])
     assert seen.operators > 50
 
 
