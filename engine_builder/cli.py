@@ -14,6 +14,7 @@ EXAMPLES = """\
 examples:
   python -m engine_builder init --preset tiny --seed 0 build/checkpoints/tiny
   python -m engine_builder import-qwen3 ~/Qwen3-0.6B build/checkpoints/qwen --preset v0.1-0.6b
+  python -m engine_builder import-codec build/checkpoints/qwen --audio pocket-tts/ --video taew2_1.safetensors
   python -m engine_builder build build/checkpoints/tiny build/engines/tiny
   python -m engine_builder build build/checkpoints/tiny build/engines/rtx --target tensorrt-rtx --compute-capability 8.9
   python -m engine_builder keygen release.key
@@ -118,12 +119,16 @@ def _init(args: argparse.Namespace) -> int:
 
 def _import_qwen3(args: argparse.Namespace) -> int:
     from .checkpoint import save_checkpoint
-    from .importers.qwen3 import import_qwen3
+    from .importers.qwen3 import fp8_note, import_qwen3
 
     model, tokenizer = import_qwen3(args.source, preset(args.preset), args.seed)
-    note = f"backbone from {args.source.name}; audio, video and tau parts random (seed {args.seed}), not trained"
+    fp8 = fp8_note(args.source)
+    origin = f"{args.source.name} ({fp8})" if fp8 else args.source.name
+    note = f"backbone from {origin}; audio, video and tau parts random (seed {args.seed}), not trained"
     save_checkpoint(model, args.directory, tokenizer, note=note)
     print(f"{args.directory}: backbone of {args.source} with the audio and video geometry of {args.preset}")
+    if fp8:
+        print(f"  its weights were {fp8}: as exact as FP8 was")
     return 0
 
 

@@ -1,4 +1,5 @@
-"""Takes the weights of a codec family from its public file, by the tensor names that the family publishes.
+"""Takes the weights of a codec family from its public file, by the tensor names that the family publishes, or those
+under which it went round before (`codec_names`).
 
 safetensors, or a .pth of tensors alone: a pickle that asks for anything else is refused before it runs.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..checkpoint import CheckpointError, copy_tensors
 from ..model.codecs import Codec, PublishedCodec
 from ..model.codecs.taehv import TimeGrow
+from .codec_names import today
 
 NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # looked for in a directory
 _OWN = ("latent_mean", "latent_scale")
@@ -26,7 +28,7 @@ def import_codec(codec: Codec, source: Path) -> None:
     """Copies a public file into a codec. `CheckpointError` names every missing, extra and misshapen tensor."""
     if not isinstance(codec, PublishedCodec):
         raise CheckpointError(f"{source}: the codec of this checkpoint has no public weights; its config names another")
-    copy_tensors(codec, _named(codec, _read(source)), str(source))
+    copy_tensors(codec, _named(codec, today(_read(source))), str(source))
 
 
 def _read(source: Path) -> dict[str, Tensor]:

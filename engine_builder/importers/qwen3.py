@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -31,8 +32,9 @@ def backbone_config(hf: dict[str, Any], where: str) -> BackboneConfig:
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         unsupported["rope"] = rope
-    if hf.get("quantization_config"):
-        unsupported["quantization"] = hf["quantization_config"].get("quant_method", "of its weights")
+    quantized = hf.get("quantization_config")
+    if quantized and not _is_fp8(quantized.get("quant_method"), quantized):
+        unsupported["quantization"] = quantized.get("quant_method", "of its weights")
     if unsupported:
         raise CheckpointError(f"{where}: this backbone has no {unsupported}")
     absent = [name for name in _NEEDED if name not in hf]
@@ -51,6 +53,44 @@ def backbone_config(hf: dict[str, Any], where: str) -> BackboneConfig:
         "tied_head": hf.get("tie_word_embeddings", False),
     }
     return from_json(BackboneConfig, found, where)
+
+
+def _is_fp8(producer: object, quantization: dict[str, Any]) -> bool:
+    """The one kind that is taken: ModelOpt's FP8, a scale a tensor or a row."""
+    return producer == "modelopt" and quantization.get("quant_algo") == "FP8"
+
+
+def fp8_note(source: Path) -> str:
+    """What to say of weights that were FP8 in `source`; empty if they were not. `CheckpointError` for other kinds."""
+    file, beside = source / "config.json", source / "hf_quant_config.json"  # ModelOpt writes either
+    found = msgspec.json.decode(file.read_bytes(), type=dict).get("quantization_config") or {}
+    producer = found.get("quant_method")
+    if beside.exists():
+        try:
+            data = msgspec.json.decode(beside.read_bytes(), type=dict[str, dict[str, Any]])
+        except msgspec.DecodeError as error:
+            raise CheckpointError(f"{beside}: not what ModelOpt writes ({error})") from None
+        found, producer = data.get("quantization", {}), data.get("producer", {}).get("name")
+    if not found:
+        return ""
+    if not _is_fp8(producer, found):
+        raise CheckpointError(f"{beside}: expected FP8 of modelopt, got {found.get('quant_algo')!r} of {producer!r}")
+    return "dequantised from FP8 of ModelOpt"
+
+
+def _dequantised(source: Path, where: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an FP8 checkpoint in float32. Scales of activations and of K/V are left: neither is FP8 here."""
+    scales = {name: t.float() for name, t in read_tensors(source) if name.endswith(".weight_scale")}
+    for name, tensor in read_tensors(source):
+        if name.endswith((".weight_scale", ".input_scale", ".k_scale", ".v_scale")):
+            continue
+        scale = scales.get(f"{name}_scale")
+        if tensor.dtype == torch.float8_e4m3fn:
+            if scale is None or scale.numel() not in (1, tensor.shape[0]):
+                got = "none" if scale is None else f"scales {list(scale.shape)}"
+                raise CheckpointError(f"{where}: {name}: expected an FP8 matrix with a scale or one a row, got {got}")
+            tensor = tensor.float() * (scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(()))
+        yield name, tensor
 
 
 def import_qwen3(source: Path, template: ModelConfig, seed: int) -> tuple[DuplexModel, Path]:
@@ -77,8 +117,10 @@ def import_qwen3(source: Path, template: ModelConfig, seed: int) -> tuple[Duplex
     model = random_model(config, seed)
     missing = {name for name in model.state_dict() if name.startswith(("model.", "lm_head."))}
 
+    fp8 = bool(fp8_note(source))
+
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in read_tensors(source):
+        for name, tensor in _dequantised(source, where) if fp8 else read_tensors(source):
             # Embedding checkpoints leave the prefix out; some that are tied repeat the table as a head.
             name = name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
             if name != "lm_head.weight" or not backbone.tied_head:

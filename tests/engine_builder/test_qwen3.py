@@ -65,7 +65,9 @@ def test_what_the_backbone_lacks_is_refused(hf, tmp_path):
         ({"attention_bias": True}, "attention_bias"),
         ({"quantization_config": {"quant_method": "fp8"}}, "no .*quantization.*fp8"),
         ({"hidden_size": "x"}, "hidden_size: expected int, got str"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, "no .*quantization.*modelopt"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "this backbone has no .*yarn"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "this backbone has no .*linear"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(data | change))
         with pytest.raises(ValueError, match=message):
@@ -104,3 +106,57 @@ def test_names_without_their_prefix_and_a_source_that_stays(hf, tmp_path, capsys
         assert re.search(message, capsys.readouterr().err)
     ours, _ = import_qwen3(source, preset("tiny"), seed=0)
     torch.testing.assert_close(ours.model.norm.weight, model.model.norm.weight)
+
+
+def test_shards_of_bfloat16(hf, tmp_path):
+    model, directory = hf
+    half = Qwen3ForCausalLM(model.config).bfloat16()
+    half.load_state_dict({name: t.bfloat16() for name, t in model.state_dict().items()})
+    half.save_pretrained(tmp_path, max_shard_size="100KB")
+    shutil.copy(directory / "tokenizer.json", tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    ours, _ = import_qwen3(tmp_path, preset("tiny"), seed=0)
+    for name, tensor in half.state_dict().items():
+        if name in ours.state_dict():
+            assert torch.equal(ours.state_dict()[name], tensor.float()), name
+
+
+@pytest.mark.parametrize("place", ["config.json", "hf_quant_config.json"])
+def test_fp8_of_modelopt_is_multiplied_out_and_said_so(hf, tmp_path, place, capsys):
+    """A scale for most matrices, one a row for some; the head and the norms were left as they are."""
+    model, directory = hf
+    config = json.loads((directory / "config.json").read_text())
+    said = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+    if place == "config.json":
+        config["quantization_config"] = {"quant_method": "modelopt", **said}
+    else:
+        (tmp_path / place).write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": said}))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(directory / "tokenizer.json", tmp_path)
+    tensors, wanted = {}, {}
+    for name, tensor in model.state_dict().items():
+        if "_proj.weight" not in name:
+            tensors[name] = wanted[name] = tensor.contiguous()
+            continue
+        scale = tensor.abs().amax(dim=1) / 448 if "up_proj" in name else tensor.abs().max() / 448
+        tensors[name] = (tensor / scale.reshape(-1, 1)).to(torch.float8_e4m3fn)
+        wanted[name] = tensors[name].float() * scale.reshape(-1, 1)
+        tensors |= {f"{name}_scale": scale, name.replace("weight", "input_scale"): torch.ones(())}
+        torch.testing.assert_close(wanted[name], tensor, atol=float(tensor.abs().max()) / 16, rtol=0)
+    tensors["model.layers.0.self_attn.k_proj.k_scale"] = torch.ones(())
+    if config["tie_word_embeddings"]:
+        del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert main(["import-qwen3", str(tmp_path), str(tmp_path / "c"), "--preset", "tiny"]) == 0
+    assert "dequantised from FP8" in capsys.readouterr().out
+    assert "(dequantised from FP8 of ModelOpt)" in (tmp_path / "c" / "WEIGHTS").read_text()
+    ours, _ = import_qwen3(tmp_path, preset("tiny"), seed=0)
+    for name, tensor in wanted.items():
+        if name in ours.state_dict():
+            torch.testing.assert_close(ours.state_dict()[name], tensor)
+    del tensors["model.layers.1.mlp.down_proj.weight_scale"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"layers\.1\.mlp\.down_proj\.weight: expected an FP8 matrix with a scale"
+    ):
+        import_qwen3(tmp_path, preset("tiny"), seed=0)

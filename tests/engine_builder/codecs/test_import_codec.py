@@ -1,9 +1,11 @@
 """Public codec files: what is written in the published layout loads; what does not fit is named, code is refused."""
 
 import pickle
+import re
 
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from families import FAMILIES, codec
 from safetensors.torch import save_file
 
@@ -33,6 +35,63 @@ def blank(family):
     if family == "mimi-vae":
         target.latent_mean.zero_()
     return target
+
+
+def test_the_wan_vae_loads_as_its_authors_published_it(tmp_path):
+    """Names of their module tree, which diffusers' own converter turns into what our file of today has."""
+    source, tensors = published("wan21")
+    inside = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
+    inside |= {"conv_shortcut": "shortcut"}
+    outside = {"quant_conv": "conv1", "post_quant_conv": "conv2"}
+    old = {}
+    for name, tensor in tensors.items():
+        half, place, *rest = name.split(".")
+        if half in outside:
+            old[f"{outside[half]}.{place}"] = tensor
+            continue
+        if place == "conv_in":
+            words = ["conv1"]
+        elif place in ("norm_out", "conv_out"):
+            words = ["head", "0" if place == "norm_out" else "2"]
+        elif place == "mid_block":
+            words = ["middle", str(2 * int(rest[1])) if rest[0] == "resnets" else "1"]
+            rest = rest[2:]
+        elif place == "down_blocks":
+            words, rest = ["downsamples", rest[0]], rest[1:]
+        else:
+            number = 4 * int(rest[0]) + (int(rest[2]) if rest[1] == "resnets" else 3)
+            words, rest = ["upsamples", str(number)], rest[3:]
+        old[".".join([half, *words, *(inside.get(word, word) for word in rest)])] = tensor
+    converted = convert_wan_vae_to_diffusers(dict(old))
+    assert {n: id(t) for n, t in converted.items()} == {n: id(t) for n, t in tensors.items()}
+    torch.save(old, tmp_path / "Wan2.1_VAE.pth")
+    target = blank("wan21")
+    import_codec(target, tmp_path / "Wan2.1_VAE.pth")
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], tensor), name
+
+
+def test_mimi_loads_as_it_was_trained(tmp_path):
+    """Convolutions in wrappers, one of them with weight normalisation, and what only the training needed."""
+    source, tensors = published("mimi-vae")
+    old = {}
+    for name, tensor in tensors.items():
+        if not name.startswith("mimi."):
+            continue
+        name = name.removeprefix("mimi.").replace("in_proj.weight", "in_proj_weight")
+        name = re.sub(r"\.(conv|convtr)\.(weight|bias)$", r".\1.\1.\2", name)
+        old["model." + name] = tensor
+    plain = "model.encoder.model.0.conv.conv.weight"
+    weight = old.pop(plain)
+    old |= {f"{plain}_v": 3 * weight, f"{plain}_g": weight.flatten(1).norm(dim=1).view(-1, 1, 1)}
+    for left in ("wavlm_proj.weight", "model.quantizer.vq.layers.0._codebook.embedding_sum", "quantizer.logvar_param"):
+        old[left] = torch.ones(2)
+    save_file(old, tmp_path / "old.safetensors")
+    target = blank("mimi-vae")
+    target.latent_mean.copy_(source.latent_mean)  # such a file has none
+    import_codec(target, tmp_path / "old.safetensors")
+    for name, tensor in source.state_dict().items():
+        torch.testing.assert_close(target.state_dict()[name], tensor, atol=1e-6, rtol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
