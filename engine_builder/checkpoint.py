@@ -118,8 +118,9 @@ def pointer(file: Path) -> str:
     return "; it is a Git LFS pointer: `git lfs pull` fetches the file" if b"git-lfs" in start else ""
 
 
-def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a checkpoint, one by one, so that a large one never lies in memory twice."""
+def read_tensors(directory: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint whose names begin with `prefix`, one by one, so that a large one never lies in memory
+    twice."""
     for path in weight_files(directory):
         try:
             file = safe_open(path, framework="pt")
@@ -127,7 +128,8 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
             raise CheckpointError(f"{path}: not a safetensors file, or cut short ({error}){pointer(path)}") from None
         with file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                yield name, file.get_tensor(name)
+                if name.startswith(prefix):
+                    yield name, file.get_tensor(name)
 
 
 def load_checkpoint(directory: Path) -> DuplexModel:

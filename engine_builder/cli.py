@@ -15,6 +15,7 @@ examples:
   python -m engine_builder init --preset tiny --seed 0 build/checkpoints/tiny
   python -m engine_builder import-qwen3 ~/Qwen3-0.6B build/checkpoints/qwen --preset v0.1-0.6b
   python -m engine_builder import-codec build/checkpoints/qwen --audio pocket-tts/ --video taew2_1.safetensors
+  python -m engine_builder codec-check --audio in.wav --video in.mp4 build/checkpoints/qwen build/runs/codecs
   python -m engine_builder build build/checkpoints/tiny build/engines/tiny
   python -m engine_builder build build/checkpoints/tiny build/engines/rtx --target tensorrt-rtx --compute-capability 8.9
   python -m engine_builder keygen release.key
@@ -47,6 +48,13 @@ def parser() -> argparse.ArgumentParser:
     codec.add_argument("checkpoint", type=Path, help="changed in place; its config names the codec families")
     codec.add_argument("--audio", type=Path, metavar="DIR_OR_FILE", help="safetensors, or a .pth of tensors alone")
     codec.add_argument("--video", type=Path, metavar="DIR_OR_FILE", help="likewise")
+
+    check = commands.add_parser("codec-check", help="media through the codecs, unit by unit: look, listen, cost")
+    check.add_argument("checkpoint", type=Path)
+    check.add_argument("directory", type=Path, help="for sound, pictures (original | decoded) and report.json")
+    check.add_argument("--audio", type=Path, metavar="FILE", help="what FFmpeg reads")
+    check.add_argument("--video", type=Path, metavar="FILE", help="likewise")
+    check.add_argument("--seconds", type=float, default=10.0, help="of each, at most (default: %(default)g)")
 
     build = commands.add_parser("build", help="build engines and their manifest")
     build.add_argument("checkpoint", type=Path)
@@ -149,6 +157,17 @@ def _import_codec(args: argparse.Namespace) -> int:
     return 0
 
 
+def _codec_check(args: argparse.Namespace) -> int:
+    from .codec_check import check
+
+    if args.audio is None and args.video is None:
+        raise ValueError("codec-check: expected --audio, --video or both, got neither")
+    for result in check(args.checkpoint, args.audio, args.video, args.directory, args.seconds):
+        print(result.describe())
+    print(args.directory)
+    return 0
+
+
 def _build(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -219,6 +238,7 @@ _COMMANDS = {
     "init": _init,
     "import-qwen3": _import_qwen3,
     "import-codec": _import_codec,
+    "codec-check": _codec_check,
     "build": _build,
     "keygen": _keygen,
     "sign": _sign,
