@@ -71,8 +71,8 @@ class HealthServer:
             async with asyncio.timeout(REQUEST_SECONDS):
                 writer.write(await answer(reader))
                 await writer.drain()
-        except (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError):
-            writer.transport.abort()
+        except (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError, asyncio.CancelledError):
+            writer.transport.abort()  # a cancelled task would be a traceback in the log, one a silent connection
         finally:
             self._open.pop(task, None)
             with contextlib.suppress(OSError):

@@ -100,7 +100,7 @@ def test_a_balancer_hears_the_room_and_all_three_say_the_same(state: str, room: 
 
 
 def test_the_silent_take_neither_threads_nor_the_answer(
-    launcher: tuple[Readiness, HealthServer], monkeypatch: pytest.MonkeyPatch
+    launcher: tuple[Readiness, HealthServer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, served = launcher
     monkeypatch.setattr(web, "REQUEST_SECONDS", 60.0)
@@ -112,6 +112,7 @@ def test_the_silent_take_neither_threads_nor_the_answer(
         assert get(served, "/ready")[0] == 503
         assert threading.active_count() == threads
         assert len(served._open) <= web.MAX_CONNECTIONS
+        assert not caplog.records, "and write nothing into the log"
     finally:
         for each in silent:
             each.close()
