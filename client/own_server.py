@@ -43,14 +43,14 @@ def _wait(process: subprocess.Popen[bytes], state: Path, log: Path) -> dict[str,
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise ServerFailed(f"the server ended with exit code {process.returncode}\n{_tail(log)}")
+            raise ServerFailed(f"the server ended with exit code {process.returncode}\n{tail(log)}")
         with contextlib.suppress(FileNotFoundError, ValueError):
             facts = json.loads(state.read_text())
             # The file of an earlier run may still be there.
             if facts.get("state") == "ready" and facts.get("launcher_pid") == process.pid:
                 return facts
         time.sleep(0.1)
-    raise ServerFailed(f"the server was not ready within {START_SECONDS:g} s\n{_tail(log)}")
+    raise ServerFailed(f"the server was not ready within {START_SECONDS:g} s\n{tail(log)}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -62,6 +62,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
                 process.wait(STOP_SECONDS)
 
 
-def _tail(log: Path, lines: int = 4) -> str:
+def tail(log: Path, lines: int = 4) -> str:
     last = (line[:200] for line in log.read_text(errors="replace").splitlines()[-lines:])
     return "\n".join(("the last lines of " + str(log) + ":", *last))

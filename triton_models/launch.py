@@ -26,6 +26,7 @@ from .launcher.checks import (
     check_tls,
     check_trace,
     lock_run,
+    read_key,
     reserve_ports,
     verified,
 )
@@ -179,6 +180,8 @@ def _settings(
         device=args.device,
         admit_all=args.admit_all,
         guard=args.guard,
+        home=args.home or args.name,
+        home_key=read_key(args.fleet_key) if args.fleet_key else "",
     )
     stages = {
         name: StageSettings(

@@ -41,7 +41,7 @@ class Course:
     def leave(self, unit: UserUnit, at: float) -> tuple[UserUnit, Owed]:
         """The unit as the server is to get it at the moment `at`, and what is owed for it then."""
         text, self._typed = " ".join(filter(None, (*self._typed, unit.text))), []
-        number = unit.index - self.shift if self.outage is None else RESUME_ANYWHERE
+        number = unit.index - self.shift if self.outage is None else 0 if self.outage.anew else RESUME_ANYWHERE
         self.next = unit.index + 1
         return replace(unit, index=number, text=text), Owed(unit.index, number, at, text)
 
@@ -51,6 +51,13 @@ class Course:
             self.outage.lose(owed.number, owed.text)
         self.lost += 1
         return blank(owed.index, self._shape, self._last, time.monotonic())
+
+    def begin_anew(self) -> None:
+        """The session is lost: the next unit is the first one of another."""
+        if self.outage is not None:
+            self.outage.anew = True
+            self._typed += self.outage.unheard(0)
+        self._newest = -1
 
     def postpone(self, owed: Owed) -> UnitResponse:
         """Units of the old stream are still under way at the server: not this unit resumes the session but the next."""
@@ -65,13 +72,15 @@ class Course:
             raise DuplexError("INTERNAL", f"unit_index: {got}")
         self._newest = response.unit_index
         news = None
-        if owed is not None and owed.number == RESUME_ANYWHERE:
+        outage = self.outage
+        if owed is not None and outage is not None:
+            self.outage = None
             self.shift = owed.index - response.unit_index
-            self.resumed += 1
-            outage, self.outage = self.outage, None
-            if outage is not None:
-                self._typed += outage.unheard(response.unit_index)
-                news = Resumed(owed.index, response.received - outage.began, outage.lost, outage.skipped)
+            self._typed += outage.unheard(response.unit_index)
+            if self.answered:  # a start that took several tries interrupted nothing
+                self.resumed += 1
+                seconds = response.received - outage.began
+                news = Resumed(owed.index, seconds, outage.lost, outage.skipped, outage.anew)
         self.answered += 1
         if self.shift:
             response = replace(response, unit_index=response.unit_index + self.shift)

@@ -16,6 +16,7 @@ SERVER_CODES = (
 )
 _CODED = re.compile(rf"\b({'|'.join(SERVER_CODES)}): (.*)", re.DOTALL)
 _REFUSALS = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
+_RETRY = re.compile(r"retry after (\d+(?:\.\d+)?) s\b")
 # Triton's sequence batcher answers by itself for an id that was never started, or that it has forgotten.
 _NEVER_STARTED = "must specify the START flag"
 
@@ -39,6 +40,12 @@ class DuplexError(Exception):
         self.message = message
         self.fatal = fatal
         self.broken = broken
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds after which whoever said this wants to be asked again; None: it did not say."""
+        found = _RETRY.search(self.message)
+        return float(found[1]) if found else None
 
 
 def from_server(text: str, *, session_open: bool) -> DuplexError:

@@ -26,6 +26,7 @@ CHANNEL = [
 ]
 # What gRPC calls a target: a host and a port, or a scheme of its own.
 _ADDRESS = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^\s:/\[\]]+)):(?P<port>\d{1,5})|(?:unix|dns|ipv[46]|xds):\S+")
+HOME_HEADER = "wan-streamer-home"
 READY_SECONDS = 0.2  # between two questions whether a model is ready
 
 
@@ -67,9 +68,9 @@ class Line:
                 )
             await asyncio.sleep(READY_SECONDS)
 
-    def stream(self) -> Any:
-        """A new ModelStreamInfer call."""
-        return self.triton.ModelStreamInfer()
+    def stream(self, home: str = "") -> Any:
+        """A new ModelStreamInfer call. home: the token of the session that it goes on with, for a balancer."""
+        return self.triton.ModelStreamInfer(metadata=((HOME_HEADER, home),) if home else None)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -100,8 +101,11 @@ async def opening(line: Line) -> AsyncIterator[Line]:
 
 
 def transport_error(url: str, error: grpc.aio.AioRpcError) -> DuplexError:
-    """gRPC status -> DuplexError; the status name is the code."""
-    return DuplexError(error.code().name, f"{url}: {error.details() or 'the connection ended'}", broken=True)
+    """gRPC status -> DuplexError; the status name is the code. A balancer whose server is gone resets the stream."""
+    code, said = error.code().name, error.details() or "the connection ended"
+    if "RST_STREAM" in said and code in ("INTERNAL", "CANCELLED", "UNKNOWN"):
+        code, said = "UNAVAILABLE", f"the server behind it is gone ({said})"
+    return DuplexError(code, f"{url}: {said}", broken=True)
 
 
 def _loopback(host: str) -> bool:

@@ -26,6 +26,17 @@ _BROKEN = ("UNAVAILABLE", "UNKNOWN", "INTERNAL", "CANCELLED", "DEADLINE_EXCEEDED
 Result = TypeVar("Result")
 
 
+def startable(error: DuplexError) -> bool:
+    """Whether a start that failed with this may succeed a moment later, or on another server."""
+    full_or_leaving = error.code in ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
+    return full_or_leaving or (resumable(error) and error.code != "DEADLINE_EXCEEDED")
+
+
+def gone(error: DuplexError) -> bool:
+    """Whether the session is over and its client is not to blame: its server has died, was drained, or forgot it."""
+    return error.code in ("UNAVAILABLE", "NOT_FOUND")
+
+
 def resumable(error: DuplexError) -> bool:
     """Whether the session may be alive behind this error: the way to the server broke. What the server itself says, a
     refusal or the end of the session, stands."""
@@ -38,17 +49,24 @@ class Reconnect:
 
     budget: from the last sign of life on, but no more than four fifths of the server's grace time.
     first, longest: of the pauses between tries, which double.  attempt: what one try may take.
+    starts: how often a session is asked for that is refused because a server is full or going away; a balancer may
+    find another one.  anew: a session that is lost with its server begins again elsewhere, with the same options and
+    without its history.
     """
 
     budget: float = 24.0
     first: float = 0.1
     longest: float = 1.0
     attempt: float = 2.0
+    starts: int = 3
+    anew: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"reconnect.{name}: expected more than 0 seconds, got {value}")
+        for name in ("budget", "first", "longest", "attempt"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"reconnect.{name}: expected more than 0 seconds, got {getattr(self, name)}")
+        if self.starts < 1:
+            raise ValueError(f"reconnect.starts: expected at least 1, got {self.starts}")
 
     def end(self, began: float, grace: float) -> float:
         """When an outage is given up that began at `began`. grace: seconds for which the server keeps the session."""
@@ -102,16 +120,21 @@ class Resumed:
 
     unit: the first one of the new stream.  seconds: since the last sign of life.  lost: units that were sent and whose
     answers were lost.  skipped: units that were never sent, for they were too old when the server was back.
+    anew: it is another session, with the same options: what was said before stayed behind.
     """
 
     unit: int
     seconds: float
     lost: int
     skipped: int
+    anew: bool = False
 
     def __str__(self) -> str:
         count = self.lost + self.skipped
         units = "1 unit" if count == 1 else f"{count} units"
+        if self.anew:
+            said = f"a new session after {self.seconds:.1f} s ({units} lost)"
+            return f"{said}: the model does not remember what was said before"
         return f"connection lost, resumed after {self.seconds:.1f} s ({units} lost)"
 
 
@@ -120,6 +143,7 @@ class Outage:
     """From the last sign of life on the old stream until the first answer on a new one.
 
     began, end: when it began, and when it is given up (time.monotonic()).  reason: what broke the stream first.
+    anew: the session is lost, and another one is to begin.
     """
 
     began: float
@@ -127,6 +151,7 @@ class Outage:
     reason: str
     lost: int = 0
     skipped: int = 0
+    anew: bool = False
     _typed: list[tuple[int, str]] = field(default_factory=list)
 
     def lose(self, unit: int, text: str) -> None:
@@ -136,5 +161,6 @@ class Outage:
             self._typed.append((unit, text))
 
     def unheard(self, expected: int) -> list[str]:
-        """What was typed in lost units that never came to the server, which expected unit `expected` next."""
-        return [text for unit, text in self._typed if unit >= expected]
+        """What was typed in lost units that never came to the server, which expected `expected` next; once."""
+        typed, self._typed = self._typed, []
+        return [text for unit, text in typed if unit >= expected]

@@ -6,8 +6,8 @@ which the iterator serves. A consumer that stops reading stops the reader, and s
 task looks now and then whether an answer is overdue, and ends the stream if so.
 
 With a `Reconnect` policy the reader mends a broken stream: it closes the gate to senders, gives blank answers for what
-was under way, dials until the server is back, and opens the gate for one unit, which resumes the session. The numbers
-are the business of `Course`.
+was under way, dials until the server is back, and opens the gate for one unit, which resumes the session, or starts
+another one where that is lost. The numbers are the business of `Course`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import random
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 
@@ -28,7 +30,7 @@ from .errors import DuplexError, from_server
 from .flight import Flight, Inbox, Owed
 from .line import Line, dial, transport_error
 from .pacing import Pacer
-from .reconnect import RESUME_ANYWHERE, Outage, Reconnect, Resumed, resumable
+from .reconnect import Outage, Reconnect, Resumed, gone, resumable, startable
 from .units import Served, UnitResponse, UserUnit, quiet
 
 POLL_SECONDS = 0.25  # how often it is looked whether an answer is overdue
@@ -71,7 +73,10 @@ class DuplexSession:
         self._reading_since: float | None = None  # None: the reader waits for its consumer
         self._verdict: DuplexError | None = None  # why the watch has cancelled the stream ..
         self._over = False  # .. or that it did so after the last answer
-        self._leaving = False
+        self._leaving = self._moving = False
+        self._struck: Owed | None = None  # the unit that got the error which ended the session
+        self._starts = 1  # how often this session was asked for in a row
+        self._home_token = ""  # of a fleet's server: shown when the session is resumed
         self._failure: DuplexError | None = None
         self._call: Any = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()  # reader and watch
@@ -156,9 +161,10 @@ class DuplexSession:
     async def _hand_over(self, unit: UserUnit) -> float:
         now = time.monotonic()
         options = None if self.sent else self.options
-        resuming = self.course.outage is not None  # with this unit, and others wait for its answer
-        if resuming:
-            options = {name: self.options[name] for name in ("resume", "hold_open")}
+        outage = self.course.outage
+        resuming = outage is not None  # with this unit, and others wait for its answer
+        if outage is not None:
+            options = self.options if outage.anew else self._resuming_options()
         unit, owed = self.course.leave(unit, now)
         request = wire.encode(self._served.model, unit, self.session_id, options)
         self._flight.begin(owed, alone=resuming)
@@ -177,6 +183,27 @@ class DuplexSession:
         finally:
             self._flight.written()
         return now
+
+    def _resuming_options(self) -> dict[str, Any]:
+        home = {"home": self._home_token} if self._home_token else {}
+        return {name: self.options[name] for name in ("resume", "hold_open")} | home
+
+    async def move(self) -> None:
+        """Ends this session at its server and begins another one with the same options, on another server where this
+        one is going away (`info["leaves_seconds"]`). What is under way is answered first; the history stays behind,
+        and `on_resume` hears of it. Raises DuplexError when the session is over, ValueError without `reconnect`."""
+        if self._reconnect is None:
+            raise ValueError("move: expected a session with reconnect, got one without")
+        if self._failure is not None or self.ended:
+            raise self._failure or DuplexError("INVALID_ARGUMENT", "move: the session has ended")
+        if self.course.outage is None and not self._moving and self.course.answered:
+            self._moving = True
+            self._flight.close_gate()
+            await self._flight.settle()
+            last = quiet(self.course.next - self.course.shift, self._served.shape, end=True)
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await self._call.write(wire.encode(self._served.model, last, self.session_id))
+                await self._call.done_writing()
 
     async def _say_goodbye(self) -> None:
         """Tells the server that nobody will resume a session that is left early: silence, and the end flag."""
@@ -198,8 +225,8 @@ class DuplexSession:
     async def _read(self) -> None:
         """The reader: one stream after the other."""
         try:
-            while (last := await self._receive()) is not None and self._may_resume(last):
-                await self._come_back(last)
+            while (last := await self._receive()) is not None and (way := self._way_on(last)) is not None:
+                await self._come_back(last, anew=way == "anew")
         except DuplexError as error:
             last = error
         self._failure = last
@@ -222,6 +249,8 @@ class DuplexSession:
                         return None
                     closed = f"the server closed the stream with {len(self._flight)} units unanswered"
                     return DuplexError("UNAVAILABLE", f"{self._served.url}: {closed}", broken=True)
+                if self._moving and not self._flight:
+                    continue  # the answer to the unit that ended the old session
                 item = self._taken(message, received)
                 if isinstance(item, DuplexError) and item.fatal:
                     return item
@@ -264,25 +293,38 @@ class DuplexSession:
     def _taken(self, message: Any, received: float) -> UnitResponse | DuplexError:
         """A message as what the iterator gives; a DuplexError is returned if the server sent it, raised if it broke
         the contract."""
-        owed = self._flight.land()
-        resuming = owed is not None and owed.number == RESUME_ANYWHERE
+        owed, outage = self._flight.land(), self.course.outage
+        resuming = owed is not None and outage is not None
         if resuming:
             self._flight.open_gate()
         if message.error_message:
-            error = from_server(message.error_message, session_open=self.course.answered > 0)
-            return self._refused(error, owed) if owed is not None and resuming else error
+            known = self.course.answered > 0 and (outage is None or not outage.anew)
+            error, self._struck = from_server(message.error_message, session_open=known), owed
+            if owed is not None and resuming and known:
+                return self._refused(error, owed)
+            return error
         response, news = self.course.answer(wire.decode(message.infer_response, self._served.shape, received), owed)
+        self._starts = 1
+        self._home_token = response.info.get("home", self._home_token)
         if news is not None and self._on_resume is not None:
             self._on_resume(news)
         return response
 
     # -- a lost connection -------------------------------------------------------------------------------------
-    def _may_resume(self, error: DuplexError) -> bool:
-        """Before the first answer there may be no session; after the last unit there is nothing to go on with."""
-        given_up = self._reconnect is None or self._leaving or self._failure is not None
-        return not given_up and self.course.answered > 0 and not self.ended and resumable(error)
+    def _way_on(self, error: DuplexError) -> Literal["resume", "anew"] | None:
+        """What is to be done after `error`; None: nothing. After the last unit there is nothing to go on with."""
+        policy, outage = self._reconnect, self.course.outage
+        if policy is None or self._leaving or self._failure is not None or self.ended:
+            return None
+        if self._moving:
+            return "anew"
+        if not self.course.answered or (outage is not None and outage.anew):  # there is no session yet
+            return "anew" if startable(error) and self._starts < policy.starts else None
+        if resumable(error):
+            return "resume"
+        return "anew" if policy.anew and gone(error) else None
 
-    async def _come_back(self, error: DuplexError) -> None:
+    async def _come_back(self, error: DuplexError, anew: bool) -> None:
         """From a stream that broke to the next one. Raises DuplexError when it is time to give up."""
         policy, course = self._reconnect or Reconnect(), self.course
         if course.outage is None:
@@ -292,18 +334,33 @@ class DuplexSession:
         self._reading_since = self._verdict = None
         self._call.cancel()
         await self._flight.settle()
-        for owed in self._flight.crash():
+        struck, self._struck = self._struck, None
+        for owed in (*filter(None, (struck,)), *self._flight.crash()):
             await self._inbox.put(course.lose(owed))
-        if self._line is not self._home:
-            await self._line.close()
-        self._line = await policy.until_back(lambda limit: dial(self._served, limit), course.outage)
-        self._call = self._line.stream()
+        if anew:
+            await self._begin_anew(error)
+        if error.broken and not self._moving:
+            if self._line is not self._home:
+                await self._line.close()
+            self._line = await policy.until_back(lambda limit: dial(self._served, limit), course.outage)
+        self._moving = False
+        self._call = self._line.stream("" if anew else self._home_token)
         self._flight.open_gate()
+
+    async def _begin_anew(self, error: DuplexError) -> None:
+        if not self._moving:
+            self._starts += 1
+            await asyncio.sleep((error.retry_after or 0.0) * (1 + random.random() / 2))  # not all at once
+        if self.course.answered or error.broken:  # a server may know the old one
+            self.session_id = secrets.randbits(62) + 1
+        self._home_token = ""
+        self.course.begin_anew()
 
     def _refused(self, error: DuplexError, owed: Owed) -> UnitResponse | DuplexError:
         """The server did not resume the session with this unit."""
         outage = self.course.outage
         if outage is not None and error.code == "RESOURCE_EXHAUSTED" and time.monotonic() < outage.end:
+            self._struck = None
             return self.course.postpone(owed)
         if not error.fatal:
             return error

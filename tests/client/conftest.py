@@ -47,6 +47,11 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
     silent_from: int | None = None  # takes units from here on and answers none
     leave_at: int | None = None  # closes the stream instead of answering this unit
     deaf_at: int | None = None  # closes the stream as if this unit had never come, once
+    start_errors: list[str] = field(default_factory=list)  # instead of starting a session, each once
+    once: dict[int, str] = field(default_factory=dict)  # unit -> error message instead of an answer, once
+    home: str = ""  # token of a fleet's server, in the first answer
+    leaves: dict[int, float] = field(default_factory=dict)  # unit -> seconds for which the server still stays
+    homes: list[str] = field(default_factory=list)  # header of each stream
     resume_errors: list[str] = field(default_factory=list)  # instead of resuming a session, each once
     heard: dict[int, str] = field(default_factory=dict)  # unit -> what the model heard in it
     swap: tuple[int, int] | None = None  # answers the first with the index of the second
@@ -83,9 +88,13 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelStreamInfer(self, request_iterator, context):
         ended = False
+        self.homes += [value for name, value in context.invocation_metadata() or () if name == "wan-streamer-home"]
         try:
             async for request in request_iterator:
                 unit = read(request)
+                if unit.start and unit.index == 0 and self.start_errors:
+                    yield service_pb2.ModelStreamInferResponse(error_message=self.start_errors.pop(0))
+                    continue
                 if unit.start and unit.options and unit.options.get("resume") and unit.session in self.expected:
                     if self.resume_errors:
                         yield service_pb2.ModelStreamInferResponse(error_message=self.resume_errors.pop(0))
@@ -110,7 +119,9 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
                     continue
                 if (pause := self.delay(unit.index)) > 0:
                     await asyncio.sleep(pause)
-                if unit.index in self.errors:
+                if unit.index in self.once:
+                    yield service_pb2.ModelStreamInferResponse(error_message=self.once.pop(unit.index))
+                elif unit.index in self.errors:
                     yield service_pb2.ModelStreamInferResponse(error_message=self.errors[unit.index])
                 else:
                     yield self._response(unit)
@@ -132,6 +143,10 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
         ms = {"queue": 0.5, "perceive": 4.0, "think": 12.0, "perform": 30.0, "render": 6.0, "total": 53.0}
         info = {"ms": ms, "epoch": 1, "degradation": [], "steps": 4}
         heard = [self.heard[unit.index]] if unit.index in self.heard else []
+        if self.home and unit.index == 0:
+            info["home"] = self.home
+        if unit.index in self.leaves:
+            info["leaves_seconds"] = self.leaves[unit.index]
         message = service_pb2.ModelStreamInferResponse()
         response = message.infer_response
         for name, kind, value in (

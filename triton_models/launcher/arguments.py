@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import re
 from pathlib import Path
 
 from .awake import DEVICE, LINGER_SECONDS
@@ -51,9 +52,6 @@ def parser() -> argparse.ArgumentParser:
     ports.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="clients (default: %(default)s)")
     ports.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="(default: %(default)s)")
     ports.add_argument("--health-port", type=int, default=8003, metavar="PORT", help="/ready (default: %(default)s)")
-    ports.add_argument(
-        "--agent-port", type=int, metavar="PORT", help="tells HAProxy how much room there is (default: none)"
-    )
     place = made.add_argument_group("addresses and TLS", "not loopback: give clients TLS, or put a proxy in front")
     place.add_argument(
         "--grpc-address", type=_address, default=LOOPBACK, metavar="IP", help="clients (default: %(default)s)"
@@ -68,6 +66,14 @@ def parser() -> argparse.ArgumentParser:
     place.add_argument("--tls-cert", type=Path, metavar="PEM", help="gRPC with TLS: the server's certificate chain")
     place.add_argument("--tls-key", type=Path, metavar="PEM", help="and its key, which nobody else may read")
     place.add_argument("--tls-clients", type=Path, metavar="PEM", help="mTLS: only clients that this CA has signed")
+    fleet = made.add_argument_group("fleet", "one of several servers behind a balancer (build/deploy/README.md)")
+    fleet.add_argument("--fleet-key", type=Path, metavar="FILE", help="secret of all, signs whose session it is")
+    fleet.add_argument(
+        "--home", type=_home, metavar="NAME", help="what the balancer calls this one (default: what --name says)"
+    )
+    fleet.add_argument(
+        "--agent-port", type=int, metavar="PORT", help="tells HAProxy how much room there is (default: none)"
+    )
     size = made.add_argument_group("capacity")
     size.add_argument("--pages", type=_count, default=0, metavar="N", help="KV pages (default: what was built for)")
     size.add_argument("--max-sessions", type=_count, default=32, metavar="N", help="(default: %(default)s)")
@@ -129,6 +135,12 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
     return value
+
+
+def _home(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,100}", text):
+        raise argparse.ArgumentTypeError(f"expected a name or an address, got {text!r}")
+    return text
 
 
 def _address(text: str) -> str:

@@ -17,6 +17,7 @@ import psutil
 from engine_builder.manifest import GPU_TARGETS, TENSORRT_MODULES, Manifest
 
 from ..runtime.duplex.guard import load_guard
+from ..runtime.duplex.home import MIN_KEY_BYTES
 from ..runtime.engines.devices import Devices
 from ..runtime.engines.engine import TARGET
 from ..runtime.kv.pool import PoolGeometry
@@ -136,6 +137,16 @@ def check_tls(cert: Path | None, key: Path | None, clients: Path | None) -> Tls 
         except OSError as error:
             raise LaunchError(f"--tls-clients {clients}: expected the certificate of a CA ({error})") from None
     return Tls(cert.resolve(), key.resolve(), clients.resolve() if clients is not None else None)
+
+
+def read_key(file: Path) -> str:
+    """The secret of a fleet, one line. LaunchError if it is too short to be one."""
+    key = file.read_text().strip()
+    if len(key) < MIN_KEY_BYTES or not key.isascii() or not key.isalnum():
+        raise LaunchError(
+            f"--fleet-key {file}: expected {MIN_KEY_BYTES} letters and digits or more (openssl rand -hex 32)"
+        )
+    return key
 
 
 def reserve_ports(wanted: Sequence[tuple[str, int]]) -> list[socket.socket]:

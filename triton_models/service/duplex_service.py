@@ -15,6 +15,7 @@ from ..runtime.budget.probe import load_costs
 from ..runtime.duplex.contract import Call, Reply, UnitRequest
 from ..runtime.duplex.duplex import Duplex
 from ..runtime.duplex.guard import load_guard
+from ..runtime.duplex.home import Home
 from ..runtime.duplex.options import OptionLimits
 from ..runtime.duplex.tracing import Tracer
 from ..runtime.engines.tokenizer import TextTokenizer
@@ -62,6 +63,7 @@ class DuplexService:
             admission=books,
             degrade=settings.degrade,
             tracer=self._tracer,
+            home=Home(settings.home, settings.home_key.encode()) if settings.home_key else None,
             limits=limits,
             max_sessions=settings.max_sessions,
             max_in_flight=settings.max_in_flight,

@@ -49,6 +49,8 @@ class DuplexSettings(msgspec.Struct, frozen=True, kw_only=True):
     device: str = ""  # of GPU engines, for which the costs were measured
     admit_all: bool = False  # up to max_sessions, whatever `sessions` says
     guard: str = ""  # file of the guard; empty: none
+    home: str = ""  # what a balancer calls this server
+    home_key: str = ""  # by which the servers of a fleet sign that; empty: this is the only one
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -224,12 +224,96 @@ async def test_what_the_server_ends_is_not_resumed(start_fake, make_unit, code):
 
 
 async def test_nothing_is_resumed_before_the_first_answer_nor_after_the_last_unit(start_fake, make_unit):
-    for leave_at in (0, 2):
+    """A session of which nothing was heard is asked for again under another name, and not for ever."""
+    for leave_at, starts in ((0, 3), (2, 1)):
         fake, _ = await start_fake(leave_at=leave_at)
         async with await DuplexClient.connect(fake.url) as client, client.session(reconnect=QUICK) as session:
             with pytest.raises(DuplexError, match="closed the stream with 1 units unanswered"):
-                await _ask_all(session, make_unit, 3)
-        assert sum(s.start for s in fake.seen) == 1
+                await _ask_all(session, make_unit, 3 if starts == 1 else 9)
+        assert sum(s.start for s in fake.seen) == len({s.session for s in fake.seen}) == starts
+
+
+FULL, AWAY = "RESOURCE_EXHAUSTED: sessions: no room; retry after 0.01 s", "UNAVAILABLE: sessions: going away"
+
+
+@pytest.mark.parametrize(
+    ("errors", "policy", "answered"),
+    [
+        ([FULL], QUICK, True),
+        ([AWAY, FULL], QUICK, True),
+        ([FULL] * 3, QUICK, False),
+        ([FULL], None, False),
+        (["INVALID_ARGUMENT: options.seed: no"], QUICK, False),
+    ],
+)
+async def test_a_refused_start_is_asked_for_again_a_few_times(start_fake, make_unit, errors, policy, answered):
+    fake, _ = await start_fake(start_errors=list(errors))
+    news: list[Resumed] = []
+    client = await DuplexClient.connect(fake.url)
+    async with client, client.session("ada", {"seed": 7}, reconnect=policy or False, on_resume=news.append) as session:
+        if not answered:
+            with pytest.raises(DuplexError, match=errors[-1].partition(":")[0]):
+                await _ask_all(session, make_unit, 6)
+            assert fake.seen == []
+            return
+        responses = await _ask_all(session, make_unit, 6, {0: "hello"}.items())
+    lost = len(errors)
+    assert [r.unit_index for r in responses if r.lost] == list(range(lost))
+    assert [s.index for s in fake.seen] == list(range(6 - lost))
+    assert fake.seen[0].options == {"hold_open": True, "seed": 7, "resume": True}
+    assert fake.seen[0].text == "hello"
+    assert {s.session for s in fake.seen} == {"ada"}
+    assert news == [], "nothing was interrupted"
+
+
+def test_when_to_ask_again_is_read_off_the_message():
+    assert DuplexError("RESOURCE_EXHAUSTED", "sessions: full; retry after 1.5 s").retry_after == 1.5
+    assert DuplexError("RESOURCE_EXHAUSTED", "sessions: full").retry_after is None
+
+
+@pytest.mark.parametrize("how", ["ended", "forgotten", "moved"])
+async def test_a_session_that_is_lost_begins_anew_and_says_so(start_fake, make_unit, how):
+    once = {2: "UNAVAILABLE: session 'ada' has ended: the server is shutting down"} if how == "ended" else {}
+    errors = ["NOT_FOUND: sequence_id: cannot be resumed (no such session); start at unit 0"]
+    cut = {"leave_at": 2, "resume_errors": errors} if how == "forgotten" else {}
+    fake, _ = await start_fake(once=once, **cut)
+    news: list[Resumed] = []
+    policy = Reconnect(budget=2.0, first=0.02, longest=0.1, anew=True)
+    client = await DuplexClient.connect(fake.url)
+    async with client, client.session("ada", {"seed": 7}, reconnect=policy, on_resume=news.append) as session:
+        responses = []
+        for index in range(7):
+            if how == "moved" and index == 2:
+                await session.move()
+            if index == 3:
+                fake.leave_at = None
+            await session.send(make_unit(index, end=index == 6))
+            responses.append(await asyncio.wait_for(anext(session), 10))
+        assert [r async for r in session] == []
+    lost = {"ended": [2], "forgotten": [2, 3], "moved": []}[how]
+    assert [r.unit_index for r in responses] == list(range(7))
+    assert [r.unit_index for r in responses if r.lost] == lost
+    first, second = (
+        [s.index for s in fake.seen if (s.session == "ada") is old and s.index != -1] for old in (True, False)
+    )
+    assert second == list(range(len(second))), "another session, with its own clock"
+    assert len(first) + len(second) >= 6
+    starts = [s.options for s in fake.seen if s.start and s.options and s.options.get("seed")]
+    assert starts == [{"hold_open": True, "seed": 7, "resume": True}] * 2
+    [said] = news
+    assert said.anew
+    assert "does not remember what was said before" in str(said)
+    assert not session.reconnecting
+
+
+async def test_a_session_shows_where_it_is_at_home_when_it_comes_back(start_fake, make_unit):
+    fake, _ = await start_fake(leave_at=2, home="token")
+    async with await DuplexClient.connect(fake.url) as client, client.session("ada", reconnect=QUICK) as session:
+        await _ask_all(session, make_unit, 5)
+    assert fake.homes == ["token"], "a header on the second stream"
+    assert fake.seen[-2].options == {"resume": True, "hold_open": True, "home": "token"} or [
+        s.options for s in fake.seen if s.start
+    ][-1] == {"resume": True, "hold_open": True, "home": "token"}
 
 
 async def test_a_server_that_stays_away_is_an_error_for_sender_and_consumer(start_fake, make_unit):

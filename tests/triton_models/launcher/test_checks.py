@@ -20,6 +20,7 @@ from triton_models.launcher.checks import (
     check_state,
     check_trace,
     lock_run,
+    read_key,
     reserve_ports,
 )
 from triton_models.launcher.server_process import SHM
@@ -27,6 +28,16 @@ from triton_models.launcher.server_process import SHM
 pytestmark = pytest.mark.unit
 HERE = "127.0.0.1"
 PREFIX = "wst-0123456789abcdef-"
+
+
+@pytest.mark.parametrize(("key", "good"), [("0123456789abcdef" * 4 + "\n", True), ("short", False), ("ä" * 64, False)])
+def test_the_secret_of_a_fleet_is_one(key: str, good: bool, tmp_path: Path) -> None:
+    (file := tmp_path / "key").write_text(key)
+    if good:
+        assert read_key(file) == key.strip()
+        return
+    with pytest.raises(LaunchError, match=r"--fleet-key .*: expected 32 letters and digits or more"):
+        read_key(file)
 
 
 def test_a_taken_port_is_named_on_the_address_that_is_meant() -> None:

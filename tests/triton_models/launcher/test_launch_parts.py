@@ -185,6 +185,7 @@ def test_notices_pass(tmp_path: Path) -> None:
         (["--name", "../x"], "--name: expected letters"),
         (["--pages", "0"], "expected at least 1, got 0"),
         (["--drain-seconds", "-1"], "expected 0 seconds or more"),
+        (["--home", "s1 or s2"], "expected a name or an address"),
         ([], "no such file; expected an engine directory"),
     ],
 )

@@ -27,6 +27,7 @@ from ..messages import MAX_QUEUED_TEXT, CloseJob, SessionError
 from .contract import Call, Reply, UnitRequest, UnitResponse
 from .conversation import Conversation, Farewell, UnitWork
 from .guard import Guard, GuardPost, GuardSettings
+from .home import Home
 from .loop import UnitLoop
 from .meter import DuplexMeter
 from .options import OptionLimits, SessionOptions, interrupts
@@ -60,12 +61,14 @@ class Duplex:
         clock: Callable[[], int] = time.monotonic_ns,
         tracer: Tracer | None = None,
         guard: tuple[Guard, GuardSettings] | None = None,
+        home: Home | None = None,
         **table: Any,
     ) -> None:
         """limits: of what a client may ask for
         admission: the books of promised time and pages; None admits up to `max_sessions` unseen
         degrade: late units are shortened (`output.py`)
         guard: looks at what the agent says before it leaves (`guard.py`)
+        home: signs where sessions are at home; None: there is one server
         table: arguments of `SessionTable` but `release` and `admit`
         """
         self.table = SessionTable(release=self._release, admit=self._admit, **table)
@@ -75,6 +78,7 @@ class Duplex:
         self._call_thinker, self._call_performer = call_thinker, call_performer
         self._count_tokens, self._admission = count_tokens, admission
         self._stall_seconds, self._clock, self._tracer = stall_seconds, clock, tracer
+        self._home = home
         self._lock = threading.Lock()
         self._conversations: dict[str, Conversation] = {}
         self._freeing: set[Conversation] = set()  # that ended and still hold something in the models
@@ -118,6 +122,7 @@ class Duplex:
             tokens = self._tokens(text)
             with self._locked():
                 self._check_room(request, tokens, interrupt)
+                self._check_home(request, start)
                 accepted = self.table.accept(
                     request.key, request.unit, start=start, end=request.end, interrupt=interrupt, now_ns=arrival
                 )
@@ -155,6 +160,13 @@ class Duplex:
             raise SessionError(
                 "INVALID_ARGUMENT", f"text: expected at most {room} more tokens ({waiting} wait), got {tokens}"
             )
+
+    def _check_home(self, request: UnitRequest, start: SessionOptions | None) -> None:
+        """In a fleet, whoever takes a session up again shows its token. Raises SessionError."""
+        if self._home is None or start is None or not start.resume:
+            return
+        if start.home or self.table.get(request.key) is not None:
+            self._home.check(start.home, request.key)
 
     def _admit(self, session: Session) -> None:
         """Books a new session in, before it exists. Raises SessionError RESOURCE_EXHAUSTED with the figures."""
@@ -211,6 +223,8 @@ class Duplex:
             fresh = self.table.fence(session, work.accepted.epoch)
             self.table.leave(session, unit)
             response.info.update(self._lasting(session, unit))
+            if unit == 0 and session.options.resume and self._home is not None:
+                response.info["home"] = self._home.token(session.key)
         if reply is not None:
             reply.send(response if fresh else talk.output.blank(response))
         sent = self._clock()

@@ -13,6 +13,7 @@ from ..kv import retention as policies
 from ..kv.retention import Retention, Window
 from ..messages import SessionError
 
+MAX_HOME = 2048  # characters of a home token; ours have a few hundred
 MAX_SEED = 2**63 - 1  # fits every JSON reader's and Triton's signed 64-bit integer
 
 
@@ -48,6 +49,7 @@ class SessionOptions:
     solver_steps  evaluations of the velocity field a unit, before any degradation
     hold_open     the response stream of the start request stays open until the session ends
     resume        a lost connection keeps the session for the grace time instead of ending it
+    home          with `resume`: the token of the first answer, where the server is one of a fleet
     given         the fields that the client named
     prompt_tokens of the prompt, for whoever has counted them
     """
@@ -58,6 +60,7 @@ class SessionOptions:
     solver_steps: int
     hold_open: bool
     resume: bool
+    home: str = ""
     given: frozenset[str] = frozenset()
     prompt_tokens: int = 0
 
@@ -91,6 +94,7 @@ class SessionOptions:
             solver_steps=_integer(given, "solver_steps", limits.solver_steps, 1, limits.max_solver_steps),
             hold_open=_flag(given, "hold_open"),
             resume=_flag(given, "resume"),
+            home=_short(given, "home"),
             given=frozenset(given),
         )
 
@@ -129,6 +133,13 @@ def _integer(given: Mapping[str, object], name: str, default: int, low: int, hig
     value = given.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise _invalid(f"options.{name}", f"an integer {low} to {high}", value)
+    return value
+
+
+def _short(given: Mapping[str, object], name: str) -> str:
+    value = given.get(name, "")
+    if not isinstance(value, str) or len(value) > MAX_HOME:
+        raise _invalid(f"options.{name}", f"a string of at most {MAX_HOME} characters", value)
     return value
 
 

@@ -231,7 +231,7 @@ class SessionTable:
                     f"sequence_start: session {key!r} is {session.state} (next unit {session.next_unit}); "
                     'expected a new sequence_id, or {"resume": true} in the options of both starts',
                 )
-            kept = sorted(wanted.given - {"resume", "hold_open"})
+            kept = sorted(wanted.given - {"resume", "hold_open", "home"})
             if kept:
                 raise SessionError(
                     "INVALID_ARGUMENT", f"options: a resumed session keeps its own; expected no {', '.join(kept)}"

@@ -27,10 +27,11 @@ def test_all_fields() -> None:
         "solver_steps": 16,
         "hold_open": True,
         "resume": True,
+        "home": "token",
     }
     for raw in (json.dumps(given), json.dumps(given).encode()):
         options = SessionOptions.parse(raw, LIMITS)
-        assert options == SessionOptions("Grüß Gott", MAX_SEED, Window(0, 9), 16, True, True, frozenset(given))
+        assert options == SessionOptions("Grüß Gott", MAX_SEED, Window(0, 9), 16, True, True, "token", frozenset(given))
 
 
 @pytest.mark.parametrize(

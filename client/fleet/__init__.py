@@ -1,0 +1,1 @@
+"""Several servers behind HAProxy on one machine: `python -m client.fleet`, and what its tests stand on."""
