@@ -31,6 +31,7 @@ from .unit_clock import UnitClock
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10.0  # an unanswered unit ends the conversation
+LAST_WORD_SECONDS = 10.0  # before a server that goes away ends the conversation
 MAX_TRIES = 3  # to send a unit that the server refuses
 UNBEGUN_SECONDS, QUIET_SECONDS = 10.0, 120.0  # of silence, before and after the start, that keep a place
 PIXELS_PER_SECOND, PIXEL_BURST = 8e6, 33e6  # of pictures to decode: 25 of 640x480 a second; two of the largest at once
@@ -62,6 +63,9 @@ class Dialect(Protocol):
 
     def on_mended(self, resumed: Resumed) -> None:
         """The connection to the server was lost for a while."""
+
+    def on_leaving(self, seconds: float) -> None:
+        """The server is going away; the conversation can go on for so long."""
 
     def on_end(self, error: DuplexError | None) -> None:
         """The conversation is over; None: as it should be."""
@@ -99,6 +103,7 @@ class Call:
         self._landed = asyncio.Event()
         self._last_sent = -1
         self._ending = self._interrupting = False
+        self._left: float | None = None  # seconds for which the server still stays, once it goes away
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -258,6 +263,7 @@ class Call:
             if sent is None:
                 raise DuplexError("INTERNAL", f"unit_index: the server answered unit {response.unit_index}, never sent")
             self._landed.set()
+            self._hear_how_long(response.info.get("leaves_seconds"))
             self.answered += 1
             self.on_timed(response.received - sent.at)
             epoch = self.fence.stamp(response.unit_index, response.state)
@@ -268,6 +274,12 @@ class Call:
                 await self.dialect.on_unit(response, sent, epoch)
             for _ in range(handed_over):
                 self.on_delegated(response.unit_index)
+
+    def _hear_how_long(self, left: float | None) -> None:
+        """Of a server that goes away the client is told twice: when that is known, and shortly before."""
+        before, self._left = self._left, left
+        if left is not None and self.dialect is not None and (before is None or left <= LAST_WORD_SECONDS < before):
+            self.dialect.on_leaving(left)
 
     def _refuse(self, error: DuplexError) -> None:
         """The oldest unit was refused, which changed nothing at the server. Raises `error` if it would be again."""

@@ -192,6 +192,9 @@ class LiveSession:
         lost = f"the server was away for {resumed.seconds:.1f} s; {resumed.lost} units are lost"
         self.emit("info", code="server_resumed", message=lost)
 
+    def on_leaving(self, seconds: float) -> None:
+        self.emit("info", code="server_leaving", message=f"the server is going away: {seconds:.0f} s are left")
+
     def on_end(self, error: DuplexError | None) -> None:
         if error is not None and error.code != "CANCELLED":
             self.emit_error(EventError(error.code.lower(), error.message), self._start_id, "server_error")

@@ -87,6 +87,9 @@ class PageSession:
     def on_mended(self, resumed: Resumed) -> None:
         self._control("notice", text=f"server: {resumed}")
 
+    def on_leaving(self, seconds: float) -> None:
+        self._control("notice", text=f"This server is going away: {seconds:.0f} s are left. Then connect again.")
+
     def on_end(self, error: DuplexError | None) -> None:
         if error is not None:
             self._control("error", code=error.code, message=error.message)

@@ -174,6 +174,9 @@ class RealtimeSession:
     def on_mended(self, resumed: Resumed) -> None:
         self.emit("wan.server.resumed", seconds=round(resumed.seconds, 3), lost_units=resumed.lost)
 
+    def on_leaving(self, seconds: float) -> None:
+        self.emit("wan.server.leaving", seconds=seconds)
+
     def on_end(self, error: DuplexError | None) -> None:
         code = "session_ended" if error is None else error.code.lower()
         message = "the session is over" if error is None else error.message

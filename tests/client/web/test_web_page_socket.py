@@ -289,6 +289,14 @@ async def test_a_stream_that_breaks_is_mended(start_fake, open_page):
     assert len({seen.session for seen in fake.seen}) == 1
 
 
+async def test_a_server_that_goes_away_is_announced_twice(start_fake, open_page):
+    fake, _ = await start_fake(leaves={2: 30.0, 3: 29.8, 4: 9.9, 5: 9.7})
+    _, page = await open_page(fake)
+    await page.unit(unit=7)
+    told = [m["text"] for m in page.of("notice")]
+    assert told == [f"This server is going away: {left} s are left. Then connect again." for left in (30, 10)]
+
+
 async def test_a_server_that_stays_away_ends_the_conversation_with_its_reason(start_fake, open_page, monkeypatch):
     monkeypatch.setattr("client.web.door.upstream.CONNECT_SECONDS", 0.3)
     fake, server = await start_fake(parameters={"grace_ms": "500"})

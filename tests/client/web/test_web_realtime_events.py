@@ -435,6 +435,12 @@ async def test_pictures_come_in_items_and_not_too_many(connect, monkeypatch):
     assert fake.seen[0].frames[0, 0, 0].tolist() == [10, 250, 10]
 
 
+async def test_a_server_that_goes_away_says_how_long_it_stays(connect):
+    _, socket = await connect(leaves={1: 30.0})
+    await socket.send({"type": "response.create"})
+    assert (await socket.until("wan.server.leaving"))["seconds"] == 30.0
+
+
 async def test_a_server_that_comes_back_is_told(connect):
     fake, socket = await connect(leave_at=5)
     await socket.send({"type": "response.create"})
