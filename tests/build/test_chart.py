@@ -57,7 +57,8 @@ def test_pods_are_locked_in_and_their_images_do_not_move(name: str, rendered: di
 def test_our_programs_take_the_command_lines(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
     found = pods(rendered[name])
     server, gateway = found["server"]["containers"][0], found["gateway"]["containers"][0]
-    given = launch.parser().parse_args(["--engines", "/engines", "--runs", "/run/wan-streamer", *server["args"]])
+    arguments = [each.replace("$(POD_IP)", "10.0.0.7") for each in server["args"]]
+    given = launch.parser().parse_args(["--engines", "/engines", "--runs", "/run/wan-streamer", *arguments])
     assert found["server"]["terminationGracePeriodSeconds"] > given.drain_seconds
     gateway_parser().parse_args(gateway["args"])
 
@@ -70,7 +71,13 @@ def test_the_balancer_takes_its_configuration(rendered: dict[str, list[dict[str,
     )
     (tmp_path / "haproxy.cfg").write_text(config)
     haproxy = shutil.which("haproxy") or "/usr/sbin/haproxy"
-    done = subprocess.run([haproxy, "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [haproxy, "-c", "-f", tmp_path / "haproxy.cfg"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={"FLEET_KEY": "k" * 64},
+    )
     assert done.returncode == 0, done.stderr
 
 
