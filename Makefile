@@ -15,6 +15,7 @@ SERVE_FLAGS ?=
 WEB_FLAGS ?=
 DEMO_FLAGS ?=
 SPEECH ?= build/data/fsdd
+FLEET_FLAGS ?=
 PYTEST_FLAGS ?=
 
 .PHONY: help
@@ -55,6 +56,11 @@ serve: $(ENGINES)/manifest.json  ## Start Triton with ENGINES on loopback (Ctrl-
 demo: $(ENGINES)/manifest.json  ## A real conversation through a real server -> build/runs/demo/
 	$(PY) -m engine_builder.training.demo_user --out build/media --speech $(SPEECH)
 	$(PY) -m client.demo --engines $(ENGINES) --script build/media --out build/runs/demo $(DEMO_FLAGS)
+
+.PHONY: fleet
+fleet: $(ENGINES)/manifest.json  ## Three servers behind HAProxy, visitors, a kill, a drain, a new one: build/runs/fleet/
+	build/system_packages.sh --optional haproxy prometheus
+	$(PY) -m client.fleet --engines $(ENGINES) $(FLEET_FLAGS)
 
 .PHONY: web
 web: $(ENGINES)/manifest.json  ## Server, gateway and browser page on loopback: http://127.0.0.1:8080/

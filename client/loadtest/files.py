@@ -103,19 +103,19 @@ def _page(run: Run, summary: dict[str, Any], folder: Path) -> str:
     }
     marks = ("p50", "p95", "p99", "max")
     rows = [(name, *(f"{found[p]:.1f}" for p in marks)) for name, found in times.items() if found]
-    body = [_image(folder / "loadtest.png"), _html(("ms", *marks), rows, "Times")]
+    body = [embedded(folder / "loadtest.png"), table_of(("ms", *marks), rows, "Times")]
     if capacity:
         probes = [
             (p["sessions"], "yes" if p["held"] else "no", f"{p['share']:.2%}", p["refused"], p["p99_ms"])
             for p in capacity["probes"]
         ]
         head = ("sessions", "held", "on time", "refused", "p99 ms")
-        body += [_image(folder / "capacity.png"), _html(head, probes, "Probes, as they ran")]
+        body += [embedded(folder / "capacity.png"), table_of(head, probes, "Probes, as they ran")]
     users = [
         (row["user"], f"{row['on_time']:.2%}", row["p50"], row["p99"], row["underruns"], row["error"])
         for row in user_rows(run)
     ]
-    body.append(_html(("user", "on time", "p50 ms", "p99 ms", "underruns", "error"), users, "Users"))
+    body.append(table_of(("user", "on time", "p50 ms", "p99 ms", "underruns", "error"), users, "Users"))
     lead = (
         f"{summary['on_time']['share']:.2%} of {summary['units']['due']} units on time "
         f"({summary['sessions']['without_error']} of {plan.sessions} sessions without an error). "
@@ -135,7 +135,7 @@ def _page(run: Run, summary: dict[str, Any], folder: Path) -> str:
     )
 
 
-def _html(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str) -> str:
+def table_of(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str) -> str:
     lines = [f"<table><caption>{escape(caption)}</caption>"]
     lines.append("<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>")
     for row in rows:
@@ -144,6 +144,6 @@ def _html(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str) -
     return "\n".join([*lines, "</table>"])
 
 
-def _image(path: Path) -> str:
+def embedded(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<p><img alt="{escape(path.stem)}" src="data:image/png;base64,{data}"></p>'

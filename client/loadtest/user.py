@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..stream.client import DuplexClient, DuplexSession
 from ..stream.errors import DuplexError
 from ..stream.pacing import Pacer
+from ..stream.reconnect import Reconnect, Resumed
 from ..stream.units import UNIT_MS, UNIT_SECONDS, UnitResponse
 from .media import Media
 
@@ -86,12 +87,15 @@ async def talk(
     options: Mapping[str, Any],
     stop: asyncio.Event,
     timeout: float = 10.0,
+    reconnect: bool | Reconnect = False,
+    on_resume: Callable[[Resumed], None] | None = None,
 ) -> None:
     """Talks for `log.planned` units from `log.start` on and fills the log; errors of the session end up there, too.
 
-    stop: set it and the user leaves without a word.
+    stop: set it and the user leaves without a word.  reconnect, on_resume: as of `DuplexClient.session`; a measurement
+    of one server does without.
     """
-    async with client.session(options=options, timeout=timeout) as session:
+    async with client.session(options=options, timeout=timeout, reconnect=reconnect, on_resume=on_resume) as session:
         others = asyncio.create_task(_send(session, log, media)), asyncio.create_task(_leave(session, stop))
         try:
             async for response in session:
@@ -131,5 +135,7 @@ async def _leave(session: DuplexSession, stop: asyncio.Event) -> None:
 def _book(log: UserLog, response: UnitResponse) -> None:
     if response.unit_index >= len(log.units):
         raise DuplexError("INTERNAL", f"unit_index: the server answered unit {response.unit_index}, never sent")
+    if response.lost:  # as if it had not been answered, which it was not
+        return
     record = log.units[response.unit_index]
     record.received, record.info = response.received, response.info
