@@ -19,7 +19,8 @@ from client.stream.tls import add_tls, read_tls
 
 from ..own_server import ServerFailed, server
 from .call.call_book import GRACE_SECONDS, CallBook
-from .door.access import PER_MINUTE, Access
+from .door.access import PER_MINUTE, Access, is_loopback
+from .door.own_cert import make_certificate
 from .door.upstream import Upstream
 from .gateway import make_app, make_runner, spare_descriptors
 
@@ -38,8 +39,9 @@ for others: a secret, the origin of the page, and TLS are required together
   curl -X POST -H "Authorization: Bearer $(cat secret.txt)" https://avatar.example.org:8443/v1/realtime/client_secrets
   and open https://avatar.example.org:8443/#token=<value>
 
-the OpenAI SDK talks to the same port:
+clients of OpenAI's Live and Realtime APIs talk to the same port (examples/); the JavaScript SDK takes wss only:
   AsyncOpenAI(base_url="http://127.0.0.1:8080/v1", api_key="<the secret or a token>").realtime.connect(model="duplex")
+  python -m client.web --tls-loopback build/tls    and    NODE_EXTRA_CA_CERTS=build/tls/cert.pem node app.mjs
 
 figures for Prometheus: GET /metrics (with the secret as bearer token, where there is one)
 
@@ -80,6 +82,19 @@ def parser() -> argparse.ArgumentParser:
     door.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate chain")
     door.add_argument("--tls-key", type=Path, metavar="PEM", help="its key")
     door.add_argument(
+        "--ice-server",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="for WebRTC: stun:HOST:PORT or turn:HOST:PORT?user=NAME&secret=WORD; may be repeated",
+    )
+    door.add_argument(
+        "--tls-loopback",
+        type=Path,
+        metavar="DIR",
+        help="make a certificate for loopback there: clients that take TLS only must trust DIR/cert.pem",
+    )
+    door.add_argument(
         "--behind-tls-proxy",
         action="store_true",
         help="a proxy in front does TLS and says in X-Forwarded-For who asks; plain HTTP here",
@@ -98,6 +113,10 @@ def read_access(args: argparse.Namespace) -> Access:
             raise ValueError(f"token: {error}") from None
     if (args.tls_cert is None) != (args.tls_key is None):
         raise ValueError("tls: expected --tls-cert and --tls-key together")
+    if args.tls_loopback is not None:
+        if args.tls_cert is not None or not is_loopback(args.host):
+            raise ValueError("tls-loopback: expected it on loopback only, and without --tls-cert")
+        args.tls_cert, args.tls_key = make_certificate(args.tls_loopback)
     return Access(
         host=args.host,
         secret=secret,
@@ -106,6 +125,7 @@ def read_access(args: argparse.Namespace) -> Access:
         behind_proxy=args.behind_tls_proxy,
         token_seconds=args.token_minutes * 60,
         per_minute=args.connects_per_minute,
+        ice_servers=tuple(args.ice_server),
     )
 
 

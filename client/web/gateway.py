@@ -18,6 +18,7 @@ from .door.upstream import Upstream
 from .live.socket import live_attach, live_hangup, live_refuse, live_socket
 from .page.socket import page_socket
 from .realtime.socket import realtime_socket
+from .rtc.calls import PEERS, hang_up, live_call, offer_addresses, realtime_call
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ def make_app(access: Access, upstream: Upstream, book: CallBook) -> web.Applicat
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)  # its warnings quote subprotocols: tokens, that is
     app = web.Application(middlewares=[_guard], client_max_size=64 << 10)
     app[DESK] = Desk(access, upstream, book)
+    app[PEERS] = set()
+    offer_addresses(access.host)
     app.add_routes(
         [
             web.get("/", _index),
@@ -55,7 +58,9 @@ def make_app(access: Access, upstream: Upstream, book: CallBook) -> web.Applicat
             web.get("/v1/live/sessions", live_socket),
             web.get("/v1/live/sessions/{id}/attach", live_attach),
             web.post("/v1/live/sessions/{id}/hangup", live_hangup),
-            web.post("/v1/live/sessions", live_refuse),
+            web.post("/v1/live/sessions", live_call),
+            web.post("/v1/realtime/calls", realtime_call),
+            web.post("/v1/realtime/calls/{id}/hangup", hang_up),
             web.route("*", "/v1/live/sessions/{id}/{verb:fork|content|accept|refer|reject}", live_refuse),
             web.static("/static", STATIC),
         ]
@@ -99,6 +104,9 @@ def spare_descriptors(runner: web.AppRunner) -> None:
 
 async def _lifecycle(app: web.Application) -> AsyncIterator[None]:
     yield
+    for peer in app[PEERS]:
+        peer.cancel()
+    await asyncio.gather(*app[PEERS], return_exceptions=True)
     await app[DESK].book.close()
     await app[DESK].upstream.close()
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from client.stream import DuplexClient, DuplexError, DuplexSession, Resumed, UnitResponse, UnitShape, UserUnit
-from client.stream.units import Float32
+from client.stream.units import Float32, UInt8
 
 from ..rates import Bucket
 from .fence import Fence
@@ -92,6 +92,7 @@ class Call:
         self.closed = False
         self.error: DuplexError | None = None
         self.on_timed: Callable[[float], None] = lambda seconds: None  # a unit was answered after `seconds`
+        self.on_frames: Callable[[UInt8], None] | None = None  # pictures of each unit, uint8 [4, H, W, 3]
         self.on_delegated: Callable[[int], None] = lambda unit: None  # the model handed work over in `unit`
         self.on_mended: list[Callable[[Call], None]] = []
         self.on_closed: list[Callable[[Call], None]] = []
@@ -270,6 +271,8 @@ class Call:
             handed_over = response.text.count(self.delegation) if self.delegation else 0
             if handed_over:
                 response = replace(response, text=response.text.replace(self.delegation, ""))
+            if self.on_frames is not None:
+                self.on_frames(response.frames)
             if self.dialect is not None:
                 await self.dialect.on_unit(response, sent, epoch)
             for _ in range(handed_over):

@@ -51,6 +51,7 @@ class Access:
 
     origins: of pages that may connect besides the gateway's own, such as https://demo.example.org.
     secret: long-lived; opens the door itself and signs tokens. None on loopback: no token is needed.
+    ice_servers: STUN and TURN for WebRTC clients that come from elsewhere.
     behind_proxy: TLS ends at a proxy in front, which alone can reach this port.
     """
 
@@ -61,6 +62,7 @@ class Access:
     behind_proxy: bool = False
     token_seconds: float = TOKEN_SECONDS
     per_minute: float = PER_MINUTE
+    ice_servers: tuple[str, ...] = ()
     _key: bytes = field(init=False, repr=False, default=b"")
     # Tokens follow the wall clock as it was at the start: one that is set later neither ends nor prolongs them.
     _wall: float = field(init=False, repr=False, default_factory=lambda: time.time() - time.monotonic())

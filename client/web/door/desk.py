@@ -89,5 +89,6 @@ _ERRORS: dict[int, type[web.HTTPException]] = {
     404: web.HTTPNotFound,
     415: web.HTTPUnsupportedMediaType,
     429: web.HTTPTooManyRequests,
+    503: web.HTTPServiceUnavailable,
 }
 DESK = web.AppKey("desk", Desk)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from client.stream.units import Float32
+
 from ..events import Event, EventError, EventReader, wrong
+from ..media import Format
 from .config import LiveConfig, read_update
 from .session import Append, LiveSession
 
@@ -42,6 +45,19 @@ class LiveCommands(EventReader):
             **dict.fromkeys(_REFUSED, self._cannot),
         }
 
+    # -- a media track -----------------------------------------------------------------------------------------
+    @property
+    def rate(self) -> int:
+        return self.form.rate
+
+    @property
+    def form(self) -> Format:
+        return (self._session.config or LiveConfig()).form
+
+    def hear(self, sound: Float32) -> None:
+        self._session.hear(sound)
+
+    # -- events ------------------------------------------------------------------------------------------------
     async def _start(self, event: Event) -> None:
         session = self._session
         if session.config is not None:
@@ -54,7 +70,7 @@ class LiveCommands(EventReader):
         return self._session.config
 
     async def _hear(self, event: Event) -> None:
-        self._session.hear(self.sound(self._begun(event).form, event.get("audio"), "audio"))
+        self.hear(self.sound(self._begun(event).form, event.get("audio"), "audio"))
 
     async def _see(self, event: Event) -> None:
         self._begun(event)

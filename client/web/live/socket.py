@@ -24,7 +24,6 @@ _REFUSED = {
     "accept": "there is no SIP here",
     "refer": "there is no SIP here",
     "reject": "there is no SIP here",
-    "": "WebRTC is not served; connect by WebSocket and send session.start",
 }
 
 
@@ -74,8 +73,8 @@ async def live_hangup(request: web.Request) -> web.Response:
 
 async def live_refuse(request: web.Request) -> web.Response:
     request.app[DESK].check(request, (API_KEY_PROTOCOL,))
-    verb = request.match_info.get("verb", "")
-    raise Refused(400, f"{verb or 'transport'}: {_REFUSED[verb]}")
+    verb = request.match_info["verb"]
+    raise Refused(400, f"{verb}: {_REFUSED[verb]}")
 
 
 def _find(request: web.Request) -> LiveSession:

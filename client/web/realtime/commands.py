@@ -6,8 +6,10 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from client.stream.units import Float32
+
 from ..events import Event, EventError, EventReader, wrong
-from ..media import Resampler
+from ..media import Format, Resampler
 from .items import ROLES, Item, new_id
 from .session import RealtimeSession
 
@@ -25,6 +27,7 @@ class Commands(EventReader):
         self._up = Resampler(session.config.input.rate, session.call.shape.sample_rate)
         self._uncommitted = 0  # samples since the last commit
         self._typed: list[str] = []  # items that nobody has asked to answer yet
+        self._untold = False  # nor one that the model is not told
         self.handlers = {
             "session.update": self._update,
             "session.resume": self._do_resume,
@@ -68,18 +71,29 @@ class Commands(EventReader):
     def _start(self) -> None:
         self._session.call.start(self._session.config.model_options())
 
+    # -- a media track -----------------------------------------------------------------------------------------
+    @property
+    def rate(self) -> int:
+        return self._session.call.shape.sample_rate
+
+    @property
+    def form(self) -> Format:
+        return self._session.config.output
+
+    def hear(self, sound: Float32) -> None:
+        self._session.call.intake.add_pcm(sound)
+        self._uncommitted += sound.size
+        self._start()
+
     # -- the user ----------------------------------------------------------------------------------------------
     async def _append(self, event: Event) -> None:
         self._hear(self.sound(self._session.config.input, event.get("audio"), "audio"), "audio")
 
     def _hear(self, sound: Any, where: str) -> None:
-        pcm = self._up.feed(sound)
         try:
-            self._session.call.intake.add_pcm(pcm)
+            self.hear(self._up.feed(sound))
         except ValueError as error:
             raise EventError("invalid_audio", str(error), where) from None
-        self._uncommitted += pcm.size
-        self._start()
 
     async def _commit(self, event: Event) -> None:
         if not self._uncommitted:
@@ -122,6 +136,7 @@ class Commands(EventReader):
         typed = [*self._typed, item.text] if item.role == "user" and item.text else self._typed
         size, most = sum(len(text.encode(errors="replace")) for text in typed), session.call.intake.text_bytes
         if size > most:  # no error: frameworks hand over whole pages by themselves, and some die of any error
+            self._untold = True
             typed, item.untold = self._typed, f"text: expected at most {most} bytes that wait for an answer, got {size}"
         for where, sound in sounds:
             self._hear(sound, where)
@@ -180,7 +195,9 @@ class Commands(EventReader):
     async def _response_create(self, event: Event) -> None:
         given = event.get("response")
         self._session.ask(given if isinstance(given, dict) else {})
-        typed, self._typed = self._typed, []
+        if self._untold and not self._typed:
+            self._session.give_up()
+        typed, self._typed, self._untold = self._typed, [], False
         for text in typed:
             try:
                 self._session.call.intake.add_text(text)

@@ -164,7 +164,12 @@ class RealtimeSession:
     def _wait_on(self, speech: Speech) -> None:
         speech.waited_units += 1
         if speech.waited_units > SILENT_UNITS:
-            speech.done("completed")
+            self.give_up()
+
+    def give_up(self) -> None:
+        """A response that the model has not begun ends empty: it was told nothing, or says nothing."""
+        if self.speech is not None and self.speech.item is None:
+            self.speech.done("completed")
             self.speech = None
 
     # -- the server --------------------------------------------------------------------------------------------

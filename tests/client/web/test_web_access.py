@@ -227,3 +227,16 @@ async def test_the_gateway_runs_as_a_command_and_stops_when_told(start_fake):
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def test_a_certificate_for_loopback_is_trusted_by_who_is_told_so(tmp_path):
+    """F12: openai-js dials wss:// only."""
+    args = parser().parse_args(["--tls-loopback", str(tmp_path)])
+    access = read_access(args)
+    assert access.tls == (tmp_path / "cert.pem", tmp_path / "key.pem")
+    assert access.ssl_context() is not None
+    assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0
+    ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    outside = ["--host", "0.0.0.0", "--token", "x" * 20, "--allow-origin", "https://a.example", "--behind-tls-proxy"]
+    with pytest.raises(ValueError, match="tls-loopback: expected it on loopback only"):
+        read_access(parser().parse_args([*outside, "--tls-loopback", str(tmp_path)]))

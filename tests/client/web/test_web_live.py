@@ -299,7 +299,7 @@ async def test_hanging_up_and_what_is_not_to_be_had(connect):
         ("POST", f"{key}/fork"): (400, "fork: sessions are not stored"),
         ("GET", f"{key}/content"): (400, "content: sessions are not recorded"),
         ("POST", f"{key}/refer"): (400, "refer: there is no SIP"),
-        ("POST", ""): (400, "transport: WebRTC"),
+        ("POST", ""): (400, "body: expected a JSON object"),
         ("GET", "nobody/attach"): (404, "session_id:"),
     }
     for (method, path), (status, reason) in refused.items():

@@ -337,6 +337,8 @@ async def test_a_page_of_text_is_kept_and_not_spelled_into_the_model(connect):
     await socket.send(_message({"type": "input_text", "text": "It was the best of times. " * 80}))
     item = (await socket.until("conversation.item.done"))["item"]
     assert item["wan"]["untold"].startswith("text: expected at most 16 bytes")
+    await socket.send({"type": "response.create"})
+    assert (await socket.until("response.done"))["response"]["output"] == [], "at once: the model was told nothing"
     await socket.send(_message({"type": "input_text", "text": "seven"}))
     assert "wan" not in (await socket.until("conversation.item.done"))["item"]
     await socket.send({"type": "response.create"})

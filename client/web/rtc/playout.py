@@ -1,0 +1,72 @@
+"""What goes out next, sound and picture by one clock: the samples of the sound track that have been taken."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from client.stream.units import FPS, Float32, UInt8
+
+from ..call.fence import Fence
+
+RATE = 48_000  # of Opus
+LEAD = round(0.06 * RATE)  # after silence: units come every 160 ms, and not to the millisecond
+MAX_WAITING = 2 * RATE
+MAX_FRAMES = 2 * FPS
+FRAME = RATE // FPS
+
+
+class Playout:
+    """Pure policy. What the fence does not let through any more is dropped when its turn comes."""
+
+    def __init__(self, fence: Fence) -> None:
+        self.taken = 0  # samples: the clock
+        self._fence = fence
+        self._sound: deque[tuple[int | None, Float32]] = deque()
+        self._waiting = 0
+        self._frames: deque[tuple[int, UInt8]] = deque(maxlen=MAX_FRAMES)
+        self._shown: UInt8 | None = None
+
+    def say(self, sound: Float32, epoch: int | None) -> None:
+        """float32 [n] at RATE. Too much of it: the oldest goes."""
+        if not self._waiting:
+            self._add(np.zeros(LEAD, np.float32), epoch)
+        self._add(sound, epoch)
+        while self._waiting > MAX_WAITING:
+            self._waiting -= self._sound.popleft()[1].size
+
+    def _add(self, sound: Float32, epoch: int | None) -> None:
+        self._sound.append((epoch, sound))
+        self._waiting += sound.size
+
+    def show(self, frames: UInt8) -> None:
+        """uint8 [n, H, W, 3], along with the sound that is said next."""
+        start = self.taken + (self._waiting or LEAD)
+        while self._frames and self._frames[-1][0] >= start:
+            self._frames.pop()  # they belonged to sound that was dropped
+        self._frames.extend((start + i * FRAME, frame) for i, frame in enumerate(frames))
+
+    def take(self, samples: int) -> Float32:
+        """The next samples, silence where there is nothing to say."""
+        out = np.zeros(samples, np.float32)
+        filled = 0
+        while self._sound and filled < samples:
+            epoch, part = self._sound.popleft()
+            self._waiting -= part.size
+            if not self._fence.passes(epoch):
+                continue
+            n = min(part.size, samples - filled)
+            out[filled : filled + n] = part[:n]
+            filled += n
+            if n < part.size:
+                self._sound.appendleft((epoch, part[n:]))
+                self._waiting += part.size - n
+        self.taken += samples
+        return out
+
+    def picture(self) -> UInt8 | None:
+        """The newest picture whose time has come; the last one again where there is no newer."""
+        while self._frames and self._frames[0][0] <= self.taken:
+            self._shown = self._frames.popleft()[1]
+        return self._shown

@@ -1,0 +1,242 @@
+"""WebRTC: aiortc, as a client of the gateway, talks and listens over real media tracks and a data channel."""
+
+from __future__ import annotations
+
+import asyncio
+import fractions
+import json
+from typing import Any
+
+import aioice.ice
+import numpy as np
+import pytest
+from aiortc import RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamTrack
+from av import AudioFrame, VideoFrame
+
+from client.web.call.fence import Fence
+from client.web.rtc.calls import offer_addresses
+from client.web.rtc.playout import FRAME, LEAD, RATE, Playout
+
+pytestmark = pytest.mark.unit
+
+
+class Tone(MediaStreamTrack):
+    """20 ms of a tone at a time, for as long as `loud`."""
+
+    kind = "audio"
+    loud = False
+    place = 0
+
+    async def recv(self) -> AudioFrame:
+        await asyncio.sleep(0.02)
+        n = np.arange(self.place, self.place + 960)
+        wave = np.sin(n * 2 * np.pi * 300 / RATE) * 8000 * self.loud
+        frame = AudioFrame.from_ndarray(wave.astype("<i2").reshape(1, -1), format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, self.place, fractions.Fraction(1, RATE)
+        self.place += 960
+        return frame
+
+
+class Red(MediaStreamTrack):
+    kind = "video"
+    place = 0
+
+    async def recv(self) -> VideoFrame:
+        await asyncio.sleep(0.04)
+        rgb = np.zeros((96, 128, 3), np.uint8)
+        rgb[..., 0] = 220
+        frame = VideoFrame.from_ndarray(rgb, format="rgb24")
+        frame.pts, frame.time_base = self.place, fractions.Fraction(1, 90_000)
+        self.place += 3600
+        return frame
+
+
+class Browser:
+    """What a page does with RTCPeerConnection."""
+
+    def __init__(self) -> None:
+        self.pc = RTCPeerConnection()
+        self.tone = Tone()
+        self.sound: list[np.ndarray] = []
+        self.pictures: list[np.ndarray] = []
+        self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.tasks: list[asyncio.Task[None]] = []
+        self.channel = self.pc.createDataChannel("oai-events")
+        self.channel.on("message", lambda data: self.events.put_nowait(json.loads(data)))
+        self.pc.addTrack(self.tone)
+        self.pc.addTrack(Red())
+        self.pc.on("track", lambda track: self.tasks.append(asyncio.create_task(self._play(track))))
+
+    async def offer(self) -> str:
+        await self.pc.setLocalDescription(await self.pc.createOffer())
+        return self.pc.localDescription.sdp
+
+    async def accept(self, answer: str) -> None:
+        await self.pc.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+
+    async def _play(self, track: MediaStreamTrack) -> None:
+        while True:
+            frame: Any = await track.recv()
+            if track.kind == "audio":
+                self.sound.append(frame.to_ndarray())
+            else:
+                self.pictures.append(frame.to_ndarray(format="rgb24"))
+
+    def loud(self) -> bool:
+        return any(np.abs(part).max() > 1000 for part in self.sound)
+
+    async def until(self, kind: str) -> dict[str, Any]:
+        async with asyncio.timeout(20):
+            while (event := await self.events.get())["type"] != kind:
+                pass
+        return event
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await self.pc.close()
+
+
+@pytest.fixture
+async def browser():
+    offer_addresses("127.0.0.1")
+    browser = Browser()
+    yield browser
+    await browser.close()
+
+
+async def _until(what: Any) -> None:
+    async with asyncio.timeout(20):
+        while not what():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_realtime_call_talks_listens_and_hangs_up(start_fake, start_gate, lively, browser):
+    fake, _ = await start_fake(answer=lively())
+    gate = await start_gate(fake.url)
+    offer = await browser.offer()
+    headers = {"Content-Type": "application/sdp"}
+    async with gate.http.post(f"{gate.url}/v1/realtime/calls", data=offer, headers=headers) as response:
+        assert response.status == 201
+        place, answer = response.headers["Location"], await response.text()
+    assert {line.split()[4] for line in answer.splitlines() if line.startswith("a=candidate")} == {"127.0.0.1"}
+    await browser.accept(answer)
+    await browser.until("session.created")
+    browser.tone.loud = True
+    await browser.until("input_audio_buffer.speech_started")
+    browser.tone.loud = False
+    await browser.until("response.created")
+    assert not browser.loud(), "it speaks after the user only"
+    await _until(browser.loud)
+    await _until(lambda: any(picture.shape == (64, 64, 3) for picture in browser.pictures))
+    assert fake.seen[-1].frames[0, 30, 30].tolist() == pytest.approx([220, 0, 0], abs=30), "the camera"
+    browser.channel.send(json.dumps({"type": "response.cancel"}))
+    assert (await browser.until("response.done"))["response"]["status"] == "cancelled"
+    await asyncio.sleep(0.3)
+    browser.sound.clear()
+    await asyncio.sleep(0.5)
+    assert not browser.loud(), "what was cancelled is not played"
+    async with gate.http.post(f"{gate.url}{place}/hangup") as response:
+        assert response.status == 200
+    await _until(lambda: browser.pc.connectionState == "closed" or not len(gate.desk.book))
+
+
+async def test_a_live_session_by_the_sdks_way_to_create_one(start_fake, start_gate, lively, browser):
+    from openai import AsyncOpenAI
+
+    fake, _ = await start_fake(answer=lively(always=True))
+    gate = await start_gate(fake.url)
+    sdk = AsyncOpenAI(base_url=f"{gate.url}/v1", api_key="-", max_retries=0)
+    offer = await browser.offer()
+    created = await sdk.live.create(session={"model": "x"}, transport={"type": "webrtc", "sdp": offer})
+    await browser.accept(created.transport.sdp)
+    started = await browser.until("session.started")
+    assert started["session"]["id"] == created.session.id
+    await browser.until("session.output_transcript.delta")
+    await _until(browser.loud)
+    browser.channel.send(json.dumps({"type": "session.close"}))
+    assert (await browser.until("session.closed"))["reason"] == "close_requested"
+    await sdk.close()
+
+
+async def test_a_client_that_goes_leaves_nothing(start_fake, start_gate, lively, browser):
+    fake, _ = await start_fake(answer=lively())
+    gate = await start_gate(fake.url, grace=0.2)
+    async with gate.http.post(
+        f"{gate.url}/v1/realtime/calls", data={"sdp": await browser.offer(), "session": '{"type": "realtime"}'}
+    ) as response:
+        await browser.accept(await response.text())
+    await browser.until("session.updated")
+    await browser.close()
+    await _until(lambda: len(gate.desk.book) == 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("realtime/calls", b"nonsense", "sdp: expected an offer"),
+        ("live/sessions", b"[]", "body: expected a JSON object"),
+        ("live/sessions", b'{"session": {}, "transport": {"type": "sip"}}', "transport: expected"),
+        ("live/sessions", b'{"session": {}, "transport": {"type": "webrtc", "sdp": "x"}}', "session.model: expected"),
+        (
+            "live/sessions",
+            b'{"session": {"model": "x", "audio": {"format": {"type": "audio/pcmu"}}},'
+            b' "transport": {"type": "webrtc", "sdp": "x"}}',
+            "session.audio.format: WebRTC",
+        ),
+        ("live/sessions", b'{"session": {"model": "x"}, "transport": {"type": "webrtc", "sdp": "x"}}', "sdp: expected"),
+    ],
+)
+async def test_offers_that_are_none_are_refused_and_leave_nothing(start_fake, start_gate, path, body, expected):
+    fake, _ = await start_fake()
+    gate = await start_gate(fake.url)
+    headers = {"Content-Type": "application/sdp"}
+    async with gate.http.post(f"{gate.url}/v1/{path}", data=body, headers=headers) as response:
+        assert response.status == 400
+        assert json.loads(await response.text())["error"]["message"].startswith(expected)
+    await _until(lambda: len(gate.desk.book) == 0)
+    assert not fake.seen
+
+
+def test_other_hosts_offer_their_own_addresses():
+    offer_addresses("0.0.0.0")
+    assert "127.0.0.1" not in aioice.ice.get_host_addresses(True, False)
+    offer_addresses("127.0.0.1")
+    assert aioice.ice.get_host_addresses(True, True) == ["127.0.0.1"]
+
+
+# -- one clock ----------------------------------------------------------------------------------------------------
+UNIT = round(0.16 * RATE)
+
+
+def test_pictures_come_with_the_sound_of_their_unit():
+    playout = Playout(Fence())
+    for number in (1, 2):
+        playout.show(np.full((4, 2, 2, 3), number, np.uint8))
+        playout.say(np.full(UNIT, number, np.float32), 0)
+    seen = [(playout.taken, float(playout.take(480)[0]), playout.picture()) for _ in range((LEAD + 2 * UNIT) // 480)]
+    first = {number: next(at for at, sound, _ in seen if sound == number) for number in (1, 2)}
+    assert first == {1: LEAD, 2: LEAD + UNIT}
+    for number in (1, 2):
+        shown = next(at for at, _, picture in seen if picture is not None and picture[0, 0, 0] == number)
+        assert abs(shown - first[number]) <= FRAME, "within one picture"
+
+
+def test_an_interruption_takes_what_waits():
+    fence = Fence()
+    playout = Playout(fence)
+    playout.say(np.ones(UNIT, np.float32), fence.epoch)
+    fence.cut(0)
+    assert not playout.take(2 * UNIT).any()
+    playout.say(np.ones(UNIT, np.float32), fence.epoch)
+    assert playout.take(2 * UNIT).sum() == UNIT
+
+
+def test_a_client_that_takes_nothing_costs_no_memory():
+    playout = Playout(Fence())
+    for _ in range(100):
+        playout.show(np.zeros((4, 2, 2, 3), np.uint8))
+        playout.say(np.ones(UNIT, np.float32), None)
+    assert playout._waiting <= 2 * RATE
+    assert len(playout._frames) <= 50
