@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from client.media.loudness import QUIET_DB, level_db
 from client.stream import UnitShape, UserUnit
 from client.stream.units import FRAMES_PER_UNIT, Float32, UInt8
 
@@ -15,6 +16,8 @@ GREY = 128  # the model's picture of a user without a camera
 MAX_FRAMES = 16  # waiting pictures; the oldest goes
 MAX_TEXT_BYTES = 1024  # typed and not yet handed over: no more tokens than a server lets a session's text wait
 TRIM_UNITS = 4  # a live backlog that did not empty for this long is delay, not jitter
+PATIENCE_UNITS = 12  # for which a pause is waited for, which may be left out unheard
+PAUSE_DB = 20.0  # quieter than the loudest that waits
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Intake:
         self._frames: deque[UInt8] = deque(maxlen=MAX_FRAMES)
         self._last = np.full((shape.height, shape.width, 3), GREY, dtype=np.uint8)
         self._text: list[str] = []
+        self._late = 0  # units for which the backlog has been delay
         self._least: deque[int] = deque(maxlen=TRIM_UNITS)  # samples left over after each of the last units
 
     @property
@@ -132,11 +136,36 @@ class Intake:
         return np.stack([waiting[i] for i in picks])
 
     def _trim(self) -> None:
-        """Drops what never got shorter for a while: after a stall a live user would stay late for good."""
+        """Drops what never got shorter for a while: after a stall a live user would stay late for good.
+
+        Pauses go first; a word loses its beginning only where no pause came.
+        """
         self._least.append(self._waiting)
-        if len(self._least) == TRIM_UNITS and (least := min(self._least)) > self.shape.samples // 2:
+        if len(self._least) < TRIM_UNITS or (least := min(self._least)) <= self.shape.samples // 2:
+            self._late = 0
+            return
+        self._late += 1
+        dropped = self._drop_pauses(least)
+        if not dropped and self._late > PATIENCE_UNITS:
             self._drop(least)
+            dropped = True
+        if dropped:
             self._least.clear()
+            self._late = 0
+
+    def _drop_pauses(self, samples: int) -> bool:
+        """Up to so many samples of what waits and is much quieter than the rest; whether there were any."""
+        levels = [float(level_db(part, part.size)[0]) for part, _ in self._pcm]
+        limit, left = max(QUIET_DB, max(levels) - PAUSE_DB), samples
+        for level in levels:
+            part, stamp = self._pcm.popleft()
+            if level <= limit and part.size <= left:
+                left -= part.size
+            else:
+                self._pcm.append((part, stamp))
+        self.dropped += samples - left
+        self._waiting -= samples - left
+        return left < samples
 
     def _drop(self, samples: int) -> None:
         self.dropped += samples

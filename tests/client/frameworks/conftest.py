@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,8 +106,8 @@ class Talk:
 
     @property
     def said(self) -> str:
-        """All that the agent said, in order."""
-        return " | ".join(line.removeprefix("agent:").strip() for line in self._lines("agent:"))
+        """All that the agent said, in order; frameworks cut it into turns as they like."""
+        return " ".join(" ".join(line.removeprefix("agent:") for line in self._lines("agent:")).split())
 
     @property
     def errors(self) -> list[str]:
@@ -132,10 +132,25 @@ def _talk(run: Run, place: Place) -> Talk:
     return Talk(done.returncode, done.stdout + done.stderr)
 
 
-@pytest.fixture(scope="session")
-def talks(request: pytest.FixtureRequest, place: Place) -> Iterator[dict[str, Future[Talk]]]:
+class Talks:
     """Every conversation that this run's tests ask for, some at a time: they are in real time."""
+
+    def __init__(self, pool: ThreadPoolExecutor, place: Place, wanted: Iterable[str]) -> None:
+        self._place = place
+        self._talks = {name: pool.submit(_talk, RUNS[name], place) for name in wanted}
+
+    def first(self, name: str) -> Talk:
+        return self._talks[name].result()
+
+    def alone(self, name: str) -> Talk:
+        """Once more, when all others are over: two cores that others took too were not real time."""
+        wait(self._talks.values())
+        return _talk(RUNS[name], self._place)
+
+
+@pytest.fixture(scope="session")
+def talks(request: pytest.FixtureRequest, place: Place) -> Iterator[Talks]:
     calls = [getattr(item, "callspec", None) for item in request.session.items]
     wanted = dict.fromkeys(call.params["client"] for call in calls if call is not None and "client" in call.params)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {name: pool.submit(_talk, RUNS[name], place) for name in wanted}
+        yield Talks(pool, place, wanted)

@@ -16,12 +16,16 @@ MISSING = 1  # answers that may be wrong: the tutor gets 98 of 100 right, and is
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("client", RUNS)
 def test_a_conversation_makes_sense_and_has_no_error(client, talks):
-    run, talk = RUNS[client], talks[client].result()
-    assert talk.code == 0, talk.output[-3000:]
+    wrong = _judge(client, talks.first(client)) and _judge(client, talks.alone(client))
+    assert not wrong
+
+
+def _judge(client, talk):
+    """What is wrong with it, in a sentence, or nothing."""
+    run = RUNS[client]
     errors = [error for error in talk.errors if not (run.refused and "16 bytes" in error)]
-    assert errors == []
-    if run.refused:
-        assert len(talk.errors) == 1, "the page of text is refused, and named"
+    if talk.code or errors or len(talk.errors) != run.refused:  # a page of text is refused by the Live API, and named
+        return f"exit code {talk.code}, errors {talk.errors}: {talk.output[-2000:]}"
     wanted = [number for _, number in SAID if number != BARGED] + [9] * run.typed
     said, place, missing = talk.said, 0, []
     for number in wanted:
@@ -29,5 +33,8 @@ def test_a_conversation_makes_sense_and_has_no_error(client, talks):
             missing.append(number)
         else:
             place = found + 1
-    assert len(missing) <= MISSING, f"{missing} unanswered in: {said}"
-    assert answer(BARGED) not in said, "what is talked over is not said to the end"
+    if len(missing) > MISSING:
+        return f"{missing} unanswered in: {said}"
+    if answer(BARGED) in said:
+        return f"{BARGED} was answered to the end though it was talked over: {said}"
+    return ""

@@ -107,11 +107,26 @@ def test_a_live_user_loses_the_oldest_and_a_burst_is_refused():
 def test_a_live_backlog_that_never_empties_is_cut():
     intake = Intake(SHAPE, live=True, limit_seconds=0.64)
     intake.add_pcm(_ramp(0, 2 * SHAPE.samples))
-    for unit in range(10):
+    for unit in range(20):
         intake.add_pcm(_ramp(0, SHAPE.samples))
         intake.take(unit)
     assert intake.backlog == 0.0
     assert intake.dropped == 2 * SHAPE.samples
+
+
+def test_a_live_backlog_is_cut_in_its_pauses():
+    """Under load words lost their beginnings, and the agent answered other numbers."""
+    intake = Intake(SHAPE, live=True, limit_seconds=2.0)
+    word, pause = np.full(SHAPE.samples, 0.2, np.float32), np.full(SHAPE.samples, 1e-4, np.float32)
+    said = [word, word, word, word, word, word, pause, pause, word, pause, pause, pause]
+    intake.add_pcm(word)
+    intake.add_pcm(word)
+    heard = []
+    for unit, part in enumerate(said):
+        intake.add_pcm(part)
+        heard.append(intake.take(unit).unit.pcm)
+    assert intake.dropped == 2 * SHAPE.samples
+    assert sum(float(part.max()) > 0.1 for part in heard) == 9, "every unit of a word"
 
 
 def test_pictures_are_spread_over_the_unit_and_the_last_one_stays():
