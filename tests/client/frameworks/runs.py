@@ -21,6 +21,7 @@ class Run:
     typed: bool = True  # the client types "nine" at the end
     refused: bool = False  # a page of text is refused, as the Live API wants it; elsewhere it is passed over
     tls: bool = False
+    slow: bool = False  # not in `make test`: right by hand, not yet so on every loaded machine
 
 
 def _openai(api: str) -> Callable[[Path, str, Path], list[str]]:
@@ -65,7 +66,7 @@ RUNS = {
     "pipecat realtime": Run("pipecat", _pipecat("realtime"), typed=False),
     "livekit live": Run("livekit", _livekit("live"), typed=False),
     "livekit realtime": Run("livekit", _livekit("realtime"), typed=False),
-    "openai-agents realtime": Run("agents", _agents),
-    "openai-js realtime": Run("openai-js", _node("realtime"), tls=True),
-    "openai-js live": Run("openai-js", _node("live"), refused=True, tls=True),
+    "openai-agents realtime": Run("agents", _agents, slow=True),
+    "openai-js realtime": Run("openai-js", _node("realtime"), tls=True, slow=True),
+    "openai-js live": Run("openai-js", _node("live"), refused=True, tls=True, slow=True),
 }

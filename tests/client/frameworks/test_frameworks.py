@@ -14,7 +14,9 @@ MISSING = 1  # answers that may be wrong: the tutor gets 98 of 100 right, and is
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("client", RUNS)
+@pytest.mark.parametrize(
+    "client", [pytest.param(name, marks=[pytest.mark.slow] * run.slow) for name, run in RUNS.items()]
+)
 def test_a_conversation_makes_sense_and_has_no_error(client, talks):
     wrong = _judge(client, talks.first(client)) and _judge(client, talks.alone(client))
     assert not wrong
