@@ -135,6 +135,8 @@ class LiveSession:
         when = {"start_ms": unit * UNIT_MS, "end_ms": (unit + 1) * UNIT_MS}
         self._units = unit + 1
         if not self.started:
+            if response.lost:  # no server has taken the session yet
+                return
             self._announce(config)
         self._acknowledge(sent.unit.text, unit)
         if response.heard:
