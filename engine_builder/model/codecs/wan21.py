@@ -230,7 +230,7 @@ class Wan21(PublishedCodec):
     def encode(self, media: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """frames uint8 [B, 4 U, H, W, 3] (4 U - 3 of a fresh stream) -> latents [B, U * n_v, latent_dim], state."""
         tape = Tape(state, self.latent_mean.expand(media.shape[0], -1))
-        x = media.permute(0, 4, 1, 2, 3).to(self.latent_mean.dtype) / 127.5 - 1.0
+        x = media.to(self.latent_mean.dtype).permute(0, 4, 1, 2, 3) / 127.5 - 1.0  # TensorRT moves no bytes about
         # The encoder gives mean and log variance; a stream takes the mean.
         mean = self.quant_conv(self.encoder(x, tape))[:, :WAN_CHANNELS].transpose(1, 2)
         scaled = (mean - self.latent_mean.view(-1, 1, 1)) / self.latent_scale.view(-1, 1, 1)
