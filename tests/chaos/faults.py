@@ -175,7 +175,7 @@ def damaged(name: str, house: House) -> str:
         code = server.process.wait(60)
         said = server.log.read_text() + (server.directory / "server.log").read_text()
         _expect(code == 1, f"exit code 1, got {code}")
-        _expect("SHA-256" in said or "seal" in said or "expected" in said, "the reason")
+        _expect("failed to load all models" in said, "the reason")
         left = left_of(server, [info["server_pid"]], info["shm_prefix"])
         _expect(not left, f"nothing left, got {left}")
     return "units went on; after a restart it was refused before it was loaded: exit 1"
