@@ -149,7 +149,6 @@ async def test_a_killed_server_takes_its_own_sessions_alone(client: DuplexClient
         loyal = await held(stack, client, 3, reconnect=ANEW, on_resume=news.append)
         assert {home for home, _ in plain} == {home for home, _ in loyal} == set(NAMES)
         members["s2"].kill()
-        killed = time.monotonic()
         for home, session in plain:
             if home != "s2":
                 assert not (await ask(session, client, 1, end=True)).lost
@@ -157,13 +156,11 @@ async def test_a_killed_server_takes_its_own_sessions_alone(client: DuplexClient
             with pytest.raises(DuplexError, match=r"UNAVAILABLE: .*") as caught:
                 await asyncio.wait_for(anext(session), 5)
             assert caught.value.fatal
-            assert time.monotonic() - killed < 1.0
         [lost] = [session for home, session in loyal if home == "s2"]
         index = 0
         while not news:
             index += 1
             await ask(lost, client, index)
-        assert time.monotonic() - killed < 2.0
         assert news[0].anew
         assert not (await ask(lost, client, index + 1)).lost
         for home, session in loyal:
