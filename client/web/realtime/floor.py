@@ -11,6 +11,7 @@ from .speech import Emit
 from .wording import Wording
 
 LATE_UNITS = 12  # for which words that the model heard may belong to what was committed before them
+MAX_WORDS = 4000  # characters that wait for an item; a client without turn detection may never commit
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 PAUSE_UNITS = 4  # this much silence ends what the user says, if the model has not answered before
 
@@ -37,7 +38,7 @@ class Floor:
 
         Returns whether the agent has begun to speak, stopped, and stopped because of the user.
         """
-        self._unit, self._words = unit, self._words + words
+        self._unit, self._words = unit, (self._words + words)[-MAX_WORDS:]
         heard = self.heard = self._hearing.feed(pcm)
         speaks = state == SPEAK
         began, stopped = speaks and not self.speaking, self.speaking and not speaks

@@ -16,7 +16,7 @@ from openai.types.realtime import (
 )
 
 from client.web.call.call_book import YOUNG_UNITS
-from client.web.realtime.floor import LATE_UNITS, PAUSE_UNITS, Floor
+from client.web.realtime.floor import LATE_UNITS, MAX_WORDS, PAUSE_UNITS, Floor
 from client.web.realtime.items import Items
 from client.web.realtime.wording import BETA, GA, Wording
 
@@ -103,7 +103,11 @@ def test_without_turn_detection_words_wait_for_the_commit_or_follow_it() -> None
     told.hear("LL").floor.commit()
     told.hear("Q", " three")
     assert told.transcripts == ["two", "three"]
-    assert len(told.committed) == 2
+    for _ in range(3):
+        told.hear("Q", " word" * 500)
+    told.floor.commit()
+    assert len(told.committed) == 3
+    assert 0 < len(told.transcripts[-1]) <= MAX_WORDS, "who never commits fills no memory"
 
 
 def test_who_wants_no_transcript_gets_none_and_the_item_has_it() -> None:
