@@ -158,7 +158,7 @@ def _import_codec(args: argparse.Namespace) -> int:
 
 
 def _codec_check(args: argparse.Namespace) -> int:
-    from .codec_check import check
+    from .importers.codec_check import check
 
     if args.audio is None and args.video is None:
         raise ValueError("codec-check: expected --audio, --video or both, got neither")

@@ -16,10 +16,10 @@ from .judges.rehearsal import rehearse
 from .judges.run_report import write_report
 from .learn.trainer import Trainer, TrainingPlan
 from .world.conversation import Studio
-from .world.people import DEFAULT, HOME, People, PeopleMissing
 from .world.scenario import DENSE
-from .world.synths import HOW_TO_GET
-from .world.synths import found as found_synths
+from .world.speech.people import DEFAULT, HOME, People, PeopleMissing
+from .world.speech.synths import HOW_TO_GET
+from .world.speech.synths import found as found_synths
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .world.camera import CARD_RGB
-from .world.espeak import SpeechToolMissing
-from .world.people import DEFAULT, People, PeopleMissing
 from .world.room import Room
-from .world.voices import SAMPLE_RATE, Pcm, Voice, render, user_voices
+from .world.speech.espeak import SpeechToolMissing
+from .world.speech.people import DEFAULT, People, PeopleMissing
+from .world.speech.voices import SAMPLE_RATE, Pcm, Voice, render, user_voices
 from .world.words import BACKCHANNELS, COLOURS, Meaning, answer, spoken
 
 FACE = Path(__file__).parents[2] / "client" / "demo_media" / "user_face.mp4"

@@ -11,8 +11,8 @@ from families import audio_config, video_config
 
 from engine_builder.checkpoint import random_model, save_checkpoint
 from engine_builder.cli import main
-from engine_builder.codec_check import best_psnr, best_si_sdr, read_pictures, read_sound
 from engine_builder.config import BackboneConfig
+from engine_builder.importers.codec_check import best_psnr, best_si_sdr, read_pictures, read_sound
 from engine_builder.presets import preset
 
 pytestmark = pytest.mark.unit

@@ -22,7 +22,7 @@ from client.own_server import ServerFailed
 from client.stream.errors import DuplexError
 from engine_builder.tokenizer import word_ids
 from engine_builder.training.judges.figures import Tally
-from engine_builder.training.world import people, synths
+from engine_builder.training.world.speech import people, synths
 
 from . import crew, parts, plots, report, served
 from .ears import Ears

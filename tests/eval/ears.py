@@ -10,8 +10,8 @@ import numpy as np
 
 from engine_builder.training.judges.figures import Judge
 from engine_builder.training.judges.rehearsal import template_ear
-from engine_builder.training.world.agent_voice import AgentVoice
-from engine_builder.training.world.voices import SAMPLE_RATE, Pcm
+from engine_builder.training.world.speech.agent_voice import AgentVoice
+from engine_builder.training.world.speech.voices import SAMPLE_RATE, Pcm
 from engine_builder.training.world.words import COLOURS, DIGITS, LANGUAGES, agent_words
 
 _LEAD, _TAIL = 3200, 4800  # silence around a word, samples: the recogniser estimates the noise floor in it

@@ -13,9 +13,9 @@ from engine_builder.checkpoint import load_checkpoint
 from engine_builder.tokenizer import word_ids, write_tiny_tokenizer
 from engine_builder.training.judges.figures import Judge, Tally, figures
 from engine_builder.training.judges.rehearsal import template_ear
-from engine_builder.training.world.agent_voice import AgentVoice
 from engine_builder.training.world.conversation import Studio
-from engine_builder.training.world.voices import Pcm, user_voices
+from engine_builder.training.world.speech.agent_voice import AgentVoice
+from engine_builder.training.world.speech.voices import Pcm, user_voices
 from engine_builder.training.world.words import COLOURS, DIGITS, agent_words
 from tests.eval import oracle, report, served
 from tests.eval.crew import Crew, JobFailed, Progress

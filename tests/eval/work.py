@@ -11,18 +11,21 @@ from engine_builder.checkpoint import load_checkpoint
 from engine_builder.targets.precision import set_precision
 from engine_builder.training.judges.closed_loop import ClosedLoop, Performance
 from engine_builder.training.judges.figures import Judge, Tally
-from engine_builder.training.world.cast import Cast
 from engine_builder.training.world.conversation import HELD_OUT_VOICES, Conversation, Studio
-from engine_builder.training.world.people import People
 from engine_builder.training.world.scenario import Simulator
-from engine_builder.training.world.voices import Voice, VoiceBank, flite_voices, user_voices
+from engine_builder.training.world.speech.cast import Cast
+from engine_builder.training.world.speech.people import People
+from engine_builder.training.world.speech.voices import Voice, VoiceBank, flite_voices, user_voices
 
 from . import oracle
 from .ears import Ears
 from .parts import BOTH_JUDGES, TRAINED_RETENTION, Part
 from .stage import Lateness, Stage, performance
 
-_LEFT_OUT = ("Lee", "Marco")  # timbres that PocketSphinx cannot follow either: see engine_builder.training.world.voices
+_LEFT_OUT = (
+    "Lee",
+    "Marco",
+)  # timbres that PocketSphinx cannot follow either: see engine_builder.training.world.speech.voices
 _WINDOW = 16  # units of TRAINED_RETENTION
 OnUnit = Callable[[int], None]
 

@@ -19,7 +19,7 @@ from engine_builder.model.backbone import KV
 from engine_builder.model.duplex import DuplexModel
 
 from ..world.conversation import Conversation
-from ..world.voices import Pcm
+from ..world.speech.voices import Pcm
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..world.voices import SAMPLE_RATE, Pcm
+from ..world.speech.voices import SAMPLE_RATE, Pcm
 
 _WINDOW, _HOP, _BANDS = 400, 160, 32
 _FLOOR = 1e-5

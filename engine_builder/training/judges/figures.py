@@ -18,9 +18,9 @@ import numpy as np
 
 from engine_builder.tokenizer import heard_ids, word_ids
 
-from ..world.agent_voice import UNIT
 from ..world.scenario import SPEAK, Reaction, Scenario
-from ..world.voices import Pcm
+from ..world.speech.agent_voice import UNIT
+from ..world.speech.voices import Pcm
 from .closed_loop import Performance
 from .sync import sync
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from engine_builder.model.duplex import DuplexModel
 
-from ..world.agent_voice import AgentVoice
 from ..world.conversation import Studio
-from ..world.voices import Pcm
+from ..world.speech.agent_voice import AgentVoice
+from ..world.speech.voices import Pcm
 from ..world.words import LANGUAGES, agent_words
 from .closed_loop import ClosedLoop
 from .dtw import DtwJudge

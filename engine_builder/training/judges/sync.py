@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..world.voices import SAMPLE_RATE, Pcm
+from ..world.speech.voices import SAMPLE_RATE, Pcm
 
 _FRAME = SAMPLE_RATE // 25
 _REACH_MS = 240

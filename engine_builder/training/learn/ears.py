@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from engine_builder.model.duplex import DuplexModel
 
-from ..world import warps
-from ..world.agent_voice import UNIT
 from ..world.conversation import TRAINED_LEVELS, Studio
 from ..world.scenario import HEARD, STOP_HEARD
-from ..world.voices import Pcm
+from ..world.speech import warps
+from ..world.speech.agent_voice import UNIT
+from ..world.speech.voices import Pcm
 from ..world.words import BACKCHANNELS, LANGUAGES, user_words
 from .warm_up import warm_up
 

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from engine_builder.config import FRAMES_PER_UNIT, LanguageConfig
 from engine_builder.tokenizer import heard_ids, word_ids
 
-from . import warps
-from .agent_voice import UNIT, AgentVoice
 from .camera import Camera, CardShow, sensor_noise_bank
-from .cast import Cast
 from .echo import Echo
 from .face import CYCLE_UNITS, film, mouth_levels, poses
-from .people import People
 from .room import Room
 from .scenario import QUIET, Habits, Scenario, Simulator
-from .voices import Pcm, VoiceBank, other_voices, user_voices
+from .speech import warps
+from .speech.agent_voice import UNIT, AgentVoice
+from .speech.cast import Cast
+from .speech.people import People
+from .speech.voices import Pcm, VoiceBank, other_voices, user_voices
 from .words import PERSONA_PROMPT
 
 NO_WORD = -1

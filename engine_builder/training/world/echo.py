@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import warps
-from .agent_voice import UNIT
-from .voices import SAMPLE_RATE, Pcm
+from .speech import warps
+from .speech.agent_voice import UNIT
+from .speech.voices import SAMPLE_RATE, Pcm
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engine_builder.config import FRAMES_PER_UNIT
 
-from .voices import Pcm
+from .speech.voices import Pcm
 
 Frames = NDArray[np.uint8]
 SIZE = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .voices import SAMPLE_RATE, Pcm
+from .speech.voices import SAMPLE_RATE, Pcm
 
 _BANK_SECONDS = 24
 _NOISE_SLOPES = (0.0, 0.5, 1.0, 1.5, 2.0)  # power spectra 1/f^slope: white, pink, ..., brown

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .agent_voice import UNIT, AgentVoice
-from .cast import Cast, Speaker
-from .voices import Pcm
+from .speech.agent_voice import UNIT, AgentVoice
+from .speech.cast import Cast, Speaker
+from .speech.voices import Pcm
 from .words import BACKCHANNELS, LANGUAGES, Meaning, answer, spoken
 
 LISTEN, SPEAK = 0, 1

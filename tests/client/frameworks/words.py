@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from client.web.media import Resampler, to_pcm16
-from engine_builder.training.world.espeak import RATE as SPOKEN_RATE
-from engine_builder.training.world.espeak import speak
+from engine_builder.training.world.speech.espeak import RATE as SPOKEN_RATE
+from engine_builder.training.world.speech.espeak import speak
 
 RATE = 24_000
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

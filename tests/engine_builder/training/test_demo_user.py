@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from engine_builder.training import demo_user
-from engine_builder.training.world import espeak
 from engine_builder.training.world.camera import CARD_RGB
-from engine_builder.training.world.voices import SAMPLE_RATE
+from engine_builder.training.world.speech import espeak
+from engine_builder.training.world.speech.voices import SAMPLE_RATE
 from engine_builder.training.world.words import COLOURS, DIGITS
 
 pytestmark = pytest.mark.unit

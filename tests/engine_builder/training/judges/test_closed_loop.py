@@ -13,9 +13,9 @@ from engine_builder.model import reference
 from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.presets import preset
 from engine_builder.training.judges.closed_loop import ClosedLoop
-from engine_builder.training.world.cast import Speaker
 from engine_builder.training.world.conversation import Conversation
 from engine_builder.training.world.scenario import Scenario
+from engine_builder.training.world.speech.cast import Speaker
 
 pytestmark = pytest.mark.unit
 UNITS = 6

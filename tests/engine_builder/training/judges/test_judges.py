@@ -14,9 +14,9 @@ from engine_builder.training.judges.dtw import DtwJudge
 from engine_builder.training.judges.figures import Judge, Tally, figures
 from engine_builder.training.judges.rehearsal import template_ear
 from engine_builder.training.judges.sync import sync
-from engine_builder.training.world.agent_voice import AgentVoice
 from engine_builder.training.world.conversation import NO_WORD, Conversation, Studio
-from engine_builder.training.world.voices import Pcm
+from engine_builder.training.world.speech.agent_voice import AgentVoice
+from engine_builder.training.world.speech.voices import Pcm
 from engine_builder.training.world.words import LANGUAGES, agent_words
 
 pytestmark = [

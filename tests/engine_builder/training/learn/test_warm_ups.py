@@ -14,8 +14,8 @@ from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.presets import preset
 from engine_builder.training.learn.ears import MURMUR, NOTHING, UNITS, open_ears, windows
 from engine_builder.training.learn.eyes import open_eyes
-from engine_builder.training.world.agent_voice import UNIT
 from engine_builder.training.world.conversation import Studio
+from engine_builder.training.world.speech.agent_voice import UNIT
 
 pytestmark = pytest.mark.unit
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine_builder.training.world.agent_voice import UNIT, AgentVoice
 from engine_builder.training.world.conversation import NO_WORD, Studio
 from engine_builder.training.world.scenario import HEARD, LISTEN, SPEAK, STOP_HEARD, Scenario
+from engine_builder.training.world.speech.agent_voice import UNIT, AgentVoice
 from engine_builder.training.world.words import LANGUAGES, Meaning, agent_words, answer, spoken
 
 pytestmark = [
@@ -111,7 +111,7 @@ def test_agent_words_fill_whole_units_and_end_silent() -> None:
 
 
 def test_voice_splits_share_no_timbre(tmp_path: Path) -> None:
-    from engine_builder.training.world.voices import user_voices
+    from engine_builder.training.world.speech.voices import user_voices
 
     train, held_out = user_voices("train", 240), user_voices("held_out", 48)
     assert not {v.timbre for v in train} & {v.timbre for v in held_out}

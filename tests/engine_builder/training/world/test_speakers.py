@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine_builder.training.world import warps
-from engine_builder.training.world.agent_voice import UNIT
-from engine_builder.training.world.cast import NOBODY, Cast, Speaker
 from engine_builder.training.world.echo import Echo
-from engine_builder.training.world.people import People, PeopleMissing
-from engine_builder.training.world.voices import SAMPLE_RATE, Pcm, VoiceBank, resample, user_voices
+from engine_builder.training.world.speech import warps
+from engine_builder.training.world.speech.agent_voice import UNIT
+from engine_builder.training.world.speech.cast import NOBODY, Cast, Speaker
+from engine_builder.training.world.speech.people import People, PeopleMissing
+from engine_builder.training.world.speech.voices import SAMPLE_RATE, Pcm, VoiceBank, resample, user_voices
 
 pytestmark = pytest.mark.unit
 

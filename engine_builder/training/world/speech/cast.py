@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..words import DIGITS
 from . import warps
 from .people import People
 from .voices import Pcm, VoiceBank
-from .words import DIGITS
 
 NOBODY = -1
 _PEOPLE_SHARE = 0.5  # of training conversations: their English digits are a real person's

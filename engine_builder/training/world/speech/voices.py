@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..words import BACKCHANNELS, LANGUAGES, user_words
 from . import espeak, synths
-from .words import BACKCHANNELS, LANGUAGES, user_words
 
 Pcm = NDArray[np.float32]
 SAMPLE_RATE = 16_000

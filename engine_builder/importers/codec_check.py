@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .checkpoint import CONFIG, copy_tensors, read_tensors, read_weights_note
-from .config import FPS, FRAMES_PER_UNIT, ModelConfig
-from .model.codecs import Codec, PublishedCodec, audio_codec, video_codec
+from ..checkpoint import CONFIG, copy_tensors, read_tensors, read_weights_note
+from ..config import FPS, FRAMES_PER_UNIT, ModelConfig
+from ..model.codecs import Codec, PublishedCodec, audio_codec, video_codec
 
 FRAME_DELAYS, SAMPLE_DELAY_MS = range(FRAMES_PER_UNIT), 40  # codecs may answer this much later; the best place counts
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..words import LANGUAGES, agent_words
 from .voices import SAMPLE_RATE, Pcm, Voice, render
-from .words import LANGUAGES, agent_words
 
 UNIT = SAMPLE_RATE * 160 // 1000
 _HOP = 320

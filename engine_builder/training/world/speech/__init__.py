@@ -1,0 +1,1 @@
+"""Voices: synthesisers, recordings of people, and the agent's own."""
