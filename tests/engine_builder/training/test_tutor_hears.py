@@ -1,0 +1,47 @@
+"""The shipped weights: what they hear of voices and of real people, in PyTorch. Judged at length by `make eval`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine_builder.checkpoint import load_checkpoint
+from engine_builder.training.judges.closed_loop import ClosedLoop
+from engine_builder.training.judges.figures import Judge, Tally
+from engine_builder.training.world.conversation import Studio
+from engine_builder.training.world.scenario import Habits, Simulator
+from engine_builder.training.world.speech.cast import Cast
+from engine_builder.training.world.speech.people import DEFAULT, People, PeopleMissing
+from engine_builder.training.world.speech.voices import VoiceBank, user_voices
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed"),
+]
+_DIGITS = replace(Habits(), digit=1.0, social=0.0, card=0.0, typed=0.0, murmur=0.0, backchannel=0.0, foreign=0.0)
+
+
+def _people() -> People | None:
+    try:
+        return People.load(Path(os.environ.get("SPEECH", DEFAULT)))
+    except PeopleMissing:
+        return None
+
+
+def test_the_shipped_tutor_writes_and_answers_what_it_heard(tmp_path: Path) -> None:
+    """A dozen digits in noise of every level, by people where SPEECH has them, else by held-out voices."""
+    cast = Cast(VoiceBank.load(user_voices("held_out", 4), tmp_path), _people())
+    studio = Studio(tmp_path, "held_out", cast=cast)
+    studio.simulator = Simulator(cast, studio.agent, _DIGITS)
+    talks = [studio.conversation(7_000_000 + i, 50, language="en") for i in range(4)]
+    model = load_checkpoint(Path(__file__).parents[3] / "checkpoints" / "tutor")
+    tally, judge = Tally(), Judge(lambda pcm, language: "")
+    for talk, done in zip(talks, ClosedLoop(model, solver_steps=1).run(talks), strict=True):
+        judge.conversation(talk.scenario, done, tally)
+    assert tally.trials["answer_accuracy_text"] >= 8
+    assert (tally.share("answer_accuracy_text") or 0.0) >= 0.75
+    assert (tally.share("transcript_error_rate") or 0.0) <= 0.25
