@@ -49,7 +49,7 @@ def dialled(monkeypatch):
     made.gate = asyncio.Event()
     made.gate.set()
 
-    async def connect(url, *, model, timeout):
+    async def connect(url, *, model, timeout, tls=None):
         made.append(Client())
         await made.gate.wait()
         if made.fails:
