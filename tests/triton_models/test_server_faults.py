@@ -118,7 +118,7 @@ def test_a_killed_launcher_takes_its_server_along(start_server: Callable[..., An
         stream.send("s", unit)
     server.process.kill()
     server.process.wait()
-    assert wait_until_gone(pids, 15), "no process outlives its launcher"
+    assert wait_until_gone(pids, 60), "no process outlives its launcher"
 
 
 def test_a_new_launcher_cleans_up_after_a_killed_one(start_server: Callable[..., Any]) -> None:

@@ -50,12 +50,9 @@ def test_bad_options_open_no_session(server: Any, options: Any, expected: str) -
     stream.ask(key, 0, end=True)
 
 
-def test_an_unknown_session_is_named_by_triton(server: Any) -> None:
-    """Triton's own batcher sees it first; its words are clear enough."""
-    assert "sequence never-seen to model 'duplex' must specify the START flag" in server.stream().refused(
-        "never-seen", 1
-    )
-    assert "must specify a non-zero or non-empty correlation ID" in server.stream().refused(0, 0, start=True)
+def test_an_unknown_session_is_named(server: Any) -> None:
+    refused = server.stream().refused("never-seen", 1)
+    assert "NOT_FOUND: sequence_id: session 'never-seen' is unknown" in refused
 
 
 def test_a_session_that_has_ended_is_not_found(server: Any) -> None:
@@ -63,17 +60,15 @@ def test_a_session_that_has_ended_is_not_found(server: Any) -> None:
     stream.ask(7, 0)
     assert "skipped" in stream.refused(7, 3, start=False)
     stream.ask(7, 1, end=True)
-    assert "must specify the START flag" in stream.refused(7, 2)
+    assert "NOT_FOUND: sequence_id: session 7 has ended (completed)" in stream.refused(7, 2)
     stream.ask(7, 0, end=True)
 
 
 def test_a_refused_last_unit_ends_nothing(server: Any) -> None:
-    """Triton's batcher has seen the end flag and lets no further unit through, but the session is there to resume."""
     stream = server.stream()
     stream.ask("s", 0, options={"resume": True})
     assert "skipped" in stream.refused("s", 5, end=True)
-    assert "must specify the START flag" in stream.refused("s", 1)
-    stream.ask("s", 1, start=True, options={"resume": True}, end=True)
+    stream.ask("s", 1, end=True)
 
 
 def test_more_units_than_the_window_are_refused(server: Any) -> None:

@@ -103,7 +103,7 @@ class Connections:
         state.grown, state.received = received - state.received, received
         if state.grown:
             state.heard = now
-            state.sending += passed
+            state.sending += min(passed, LOOK_SECONDS)  # a look may be late: the first, or on a starved machine
         if acked - state.taken >= self._unit // 2:  # less is no answer: refusals, acknowledgements of HTTP/2
             state.taken, state.asked, state.sending = acked, received, 0.0
 

@@ -156,7 +156,8 @@ class Stage:
     def submit(self, job: Job) -> Future[Any]:
         """Runs a job. Its future ends in the result or in a SessionError."""
         if isinstance(job, OpenJob) or self._thinker is None or job.session in self._heard:
-            self._heard[job.session] = job.epoch, time.monotonic()
+            latest = max(job.epoch, self._heard.get(job.session, (-1, 0.0))[0])  # a close of this one closes all before
+            self._heard[job.session] = latest, time.monotonic()
         if isinstance(job, CloseJob):
             return self._close(job)
         if isinstance(job, PerformJob) and self._thinker is not None:
@@ -202,8 +203,9 @@ class Stage:
 
         def finish(_: object = None) -> None:
             with self._lock:
-                for books in (self._closing, self._heard):
-                    books.pop(job.session, None)
+                self._closing.pop(job.session, None)
+                if self._heard.get(job.session, (-1, 0.0))[0] <= job.epoch:  # an older close leaves a session open
+                    self._heard.pop(job.session, None)
             closed.set_result(None)
 
         with self._lock:

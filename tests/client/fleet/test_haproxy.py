@@ -170,6 +170,7 @@ async def test_a_killed_server_takes_its_own_sessions_alone(client: DuplexClient
     members["s2"].wait(10)
 
 
+@pytest.mark.slow
 async def test_a_rolling_update_fails_nobody(client: DuplexClient, machines: Any) -> None:
     """Each server is drained, ends by itself once it is empty, and is started again; people come and go meanwhile."""
     members, balancer = machines

@@ -85,6 +85,15 @@ def test_who_sends_on_and_takes_no_answer_is_cut_off(port: Port) -> None:
     assert port.watch.ended == {"unread": 1}
 
 
+def test_a_look_that_comes_late_blames_nobody(port: Port) -> None:
+    """The first comes when the server has started, which may take a minute."""
+    port.now += 10 * UNREAD_SECONDS
+    client, _ = port.connect()
+    client.send(bytes(UNIT))
+    assert port.look() == []
+    assert is_open(client)
+
+
 def test_a_flood_ends_the_greediest_and_not_its_neighbour(port: Port) -> None:
     usual, greedy = port.connect(), port.connect()
     said: list[str] = []
