@@ -110,7 +110,21 @@ class Member:
             self._process.send_signal(number)
 
 
-class Balancer:
+class Program:
+    """A process beside the servers that ends with its block; a subclass starts it where the block begins."""
+
+    end_seconds = 10.0  # for which it may take to end when it is asked to
+    _process: subprocess.Popen[bytes] | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(self.end_seconds)
+
+
+class Balancer(Program):
     """HAProxy with the configuration of build/deploy, on other ports. `url` is where clients go."""
 
     def __init__(self, run: Path, members: Sequence[Member]) -> None:
@@ -126,7 +140,6 @@ class Balancer:
         self._config = run / "haproxy.cfg"
         self._config.write_text(text)
         self._key = (run / "fleet.key").read_text()
-        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Balancer:
         with self.log.open("wb") as out:
@@ -138,13 +151,6 @@ class Balancer:
                 start_new_session=True,
             )
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(10)
 
     def servers(self) -> dict[str, dict[str, str]]:
         """HAProxy's own view of each server that takes sessions: status, weight, scur (streams now), stot (so far)."""

@@ -10,10 +10,9 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from .machines import Balancer, Member, free_ports
+from .machines import Balancer, Member, Program, free_ports
 
 RULES = Path(__file__).parents[2] / "build" / "observability" / "alerts.yml"
 QUESTIONS = {
@@ -25,12 +24,13 @@ QUESTIONS = {
 }
 
 
-class Prometheus:
+class Prometheus(Program):
     """Runs one for as long as the block lasts; without the program it does nothing, and `figures` says so."""
+
+    end_seconds = 20.0
 
     def __init__(self, run: Path, members: Sequence[Member], balancer: Balancer) -> None:
         self._program, self._run = shutil.which("prometheus"), run
-        self._process: subprocess.Popen[bytes] | None = None
         targets = [f"127.0.0.1:{member.ports[port]}" for member in members for port in ("metrics", "health")]
         jobs = [("servers", targets), ("balancer", [balancer.figures])]
         scrape = [{"job_name": name, "static_configs": [{"targets": found}]} for name, found in jobs]
@@ -50,13 +50,6 @@ class Prometheus:
                 command.append(f"--web.listen-address=127.0.0.1:{port}")
                 self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(20)
 
     def figures(self) -> dict[str, Any] | str:
         if self._process is None:

@@ -1,10 +1,13 @@
-"""Fields of a session object that a client gives: what reads each of them, and a walk over all."""
+"""Fields of a session object: what reads each that a client gives, a walk over all, and what every dialect says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from client.stream.units import FPS, UNIT_MS
+
+from .call.call import Call
 from .events import wrong
 
 Read = Callable[[str, Any], Any]  # (place, value) -> what is kept; raises EventError
@@ -51,6 +54,22 @@ def jpeg_or_null(where: str, value: Any) -> bool:
 def as_given(where: str, value: Any) -> Any:
     """The server knows what it takes."""
     return value
+
+
+def of_model(call: Call, video: bool) -> dict[str, Any]:
+    """What a session object says of the model under `wan`, whatever the dialect. video: pictures are on."""
+    return {
+        "unit_ms": UNIT_MS,
+        "model_rate": call.shape.sample_rate,
+        "prompts": list(call.prompts.known),
+        "text_bytes": call.intake.text_bytes,
+        "video": {
+            "output": "jpeg" if video else None,
+            "width": call.shape.width,
+            "height": call.shape.height,
+            "fps": FPS,
+        },
+    }
 
 
 # Of the model's start request, by their place in a session object.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,20 +16,20 @@ from .judges.run_report import write_report
 from .learn.trainer import Trainer, TrainingPlan
 from .world.conversation import Studio
 from .world.scenario import DENSE
+from .world.speech import synths
 from .world.speech.people import DEFAULT, HOME, People, PeopleMissing
-from .world.speech.synths import HOW_TO_GET
-from .world.speech.synths import found as found_synths
 
 
 def _train(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     console = Console()
-    plan = TrainingPlan(steps=arguments.steps, batch=arguments.batch, units=arguments.units, seed=arguments.seed)
-    plan = replace(plan, pace=arguments.pace, ear_steps=arguments.ear_steps)
+    names = ("steps", "batch", "units", "seed", "pace", "ear_steps")
+    plan = TrainingPlan(**{name: getattr(arguments, name) for name in names})
     console.print(f"rendering voices into {arguments.cache} (once) ...")
     people = None if str(arguments.speech) == "none" else People.load(arguments.speech, tuple(arguments.without))
-    for synth in HOW_TO_GET.keys() - found_synths().keys():
-        console.print(f"{synth} is not here and will not be trained with: {HOW_TO_GET[synth]}")
+    for synth in synths.TRAINED_WITH:
+        if synth not in synths.installed():
+            console.print(f"{synth} is not here and will not be trained with: {synths.HOW_TO_GET[synth]}")
     studio = Studio(arguments.cache, habits=DENSE, people=people)
     start = load_checkpoint(arguments.start) if arguments.start else None
     config = start.config if start else preset("tiny")

@@ -20,7 +20,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from client.own_server import ServerFailed
 from client.stream.errors import DuplexError
-from engine_builder.tokenizer import word_ids
 from engine_builder.training.judges.figures import Tally
 from engine_builder.training.world.speech import people, synths
 
@@ -38,10 +37,10 @@ class Evaluation:
         self.out: Path = a.out
         speech = a.speech if (a.speech / "recordings").is_dir() else None
         self.sources = Sources(a.engines, a.checkpoint, a.cache, speech=speech)
-        self.speakers = parts.speaker_parts(-(-a.talks // 2), speech is not None, "flite" in synths.found())
+        self.speakers = parts.speaker_parts(-(-a.talks // 2), speech is not None, "flite" in synths.installed())
         if speech is None:
             console.print(f"{a.speech}: no recordings; real people are not asked. They are at {people.HOME}")
-        if "flite" not in synths.found():
+        if "flite" not in synths.installed():
             console.print(f"flite: not here; an unheard synthesiser is not asked. {synths.HOW_TO_GET['flite']}")
         self.console, self.minutes, self.processes = console, a.minutes, a.processes
         self.main = parts.main_parts(a.talks, a.quiet, a.sessions, a.minutes)
@@ -91,9 +90,8 @@ class Evaluation:
             states = stage.config.language.states
         answers = served.serve(self.sources.engines, self.out, talks, part.batch)
         self.comparison = asdict(served.compare(answers, local))
-        tokens = word_ids()
         for name, done in (
-            ("tritonserver", [served.performance(states, row, tokens) for row in answers]),
+            ("tritonserver", [served.performance(states, row) for row in answers]),
             ("runtime", [performance(states, row) for row in local]),
         ):
             tally = Tally()

@@ -15,7 +15,7 @@ import numpy as np
 from client import own_server
 from client.stream.client import DuplexClient
 from client.stream.units import UnitResponse, UserUnit
-from engine_builder.tokenizer import heard_ids
+from engine_builder.tokenizer import heard_ids, word_ids
 from engine_builder.training.judges.closed_loop import Performance
 from engine_builder.training.world.conversation import Conversation
 from engine_builder.training.world.words import PERSONA_PROMPT
@@ -82,13 +82,13 @@ def compare(served: list[list[UnitResponse]], local: list[list[AgentUnit]]) -> C
     )
 
 
-def performance(states: tuple[str, ...], units: list[UnitResponse], words: dict[str, int]) -> Performance:
-    """What the judges take, from what a client of the server gets. words: text -> token."""
-    known = heard_ids()
+def performance(states: tuple[str, ...], units: list[UnitResponse]) -> Performance:
+    """What the judges take, from what a client of the server gets."""
+    heard, words = heard_ids(), word_ids()
     return Performance(
         np.array([states.index(unit.state) for unit in units], dtype=np.int64),
         [
-            [known.get(text, UNKNOWN) for text in unit.heard.split()]
+            [heard.get(text, UNKNOWN) for text in unit.heard.split()]
             + [words.get(text, UNKNOWN) for text in unit.text.split()]
             for unit in units
         ],

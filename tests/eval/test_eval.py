@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine_builder.checkpoint import load_checkpoint
-from engine_builder.tokenizer import word_ids, write_tiny_tokenizer
+from engine_builder.tokenizer import write_tiny_tokenizer
 from engine_builder.training.judges.figures import Judge, Tally, figures
 from engine_builder.training.judges.rehearsal import template_ear
 from engine_builder.training.world.conversation import Studio
@@ -238,5 +238,5 @@ def test_the_server_says_what_the_runtime_says(random_engines: Path, studio: Stu
     assert (found.conversations, found.units, found.degraded) == (3, 30, 0)
     assert found.same_words == found.same_sound == 30
     assert found.largest_difference == 0.0
-    done = served.performance(states, answers[0], word_ids())
+    done = served.performance(states, answers[0])
     np.testing.assert_array_equal(done.state, performance(states, local[0]).state)

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.stream.units import FPS, UNIT_MS
-
 from ..call.call import Call
 from ..events import wrong
-from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, text
+from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, of_model, text
 from ..media import G711_RATE, Format
 
 PCM_RATES = (16_000, 24_000)
@@ -76,7 +74,6 @@ class LiveConfig:
 
     def show(self, call: Call, model: str, expires_at: int) -> dict[str, Any]:
         """The session resource."""
-        shape = call.shape
         return {
             "id": call.key,
             "object": "live.session",
@@ -91,16 +88,7 @@ class LiveConfig:
             "delegation": {"type": "client"},
             "store": False,
             "wan": {
-                "unit_ms": UNIT_MS,
-                "model_rate": shape.sample_rate,
-                "prompts": list(call.prompts.known),
-                "text_bytes": call.intake.text_bytes,
-                "video": {
-                    "output": "jpeg" if self.video else None,
-                    "width": shape.width,
-                    "height": shape.height,
-                    "fps": FPS,
-                },
+                **of_model(call, self.video),
                 "capabilities": CAPABILITIES,
                 **self.options,
             },

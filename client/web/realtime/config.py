@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from client.stream.units import FPS, UNIT_MS
-
 from ..call.call import Call
 from ..events import EventError, wrong
-from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, text
+from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, of_model, text
 from ..media import G711_RATE, HIGHEST_RATE, LOWEST_RATE, Format
 from .wording import Wording
 
@@ -97,7 +95,6 @@ class SessionConfig:
 
     def show(self, call: Call, model: str, wording: Wording, grace: float) -> dict[str, Any]:
         """The session object of session.created and session.updated."""
-        shape = call.shape
         common: dict[str, Any] = {
             "id": call.key,
             "object": "realtime.session",
@@ -106,16 +103,7 @@ class SessionConfig:
             "tools": [],
             "tool_choice": "none",
             "wan": {
-                "unit_ms": UNIT_MS,
-                "model_rate": shape.sample_rate,
-                "prompts": list(call.prompts.known),
-                "text_bytes": call.intake.text_bytes,
-                "video": {
-                    "output": "jpeg" if self.video else None,
-                    "width": shape.width,
-                    "height": shape.height,
-                    "fps": FPS,
-                },
+                **of_model(call, self.video),
                 "resume_grace_s": grace,
                 "ignored": list(self.ignored),
                 "capabilities": CAPABILITIES,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine_builder.model.duplex import DuplexModel
 
-from ..world.conversation import TRAINED_LEVELS, Studio
+from ..world.conversation import IN_ROOM, TRAINED_LEVELS, Studio
 from ..world.scenario import HEARD, STOP_HEARD
 from ..world.speech import warps
 from ..world.speech.agent_voice import UNIT
@@ -74,7 +74,7 @@ def _window(studio: Studio, rng: np.random.Generator, ends: bool) -> tuple[Pcm, 
         clip = clip[max(0, -start) :]
         start = max(0, start)
         pcm[start : start + clip.size] += clip[: size - start]
-        if rng.random() < 0.35:
+        if rng.random() < IN_ROOM:
             pcm = warps.in_room(pcm.astype(np.float32), rng)
     return np.clip(pcm, -1.0, 1.0).astype(np.float32), kind
 

@@ -27,7 +27,7 @@ NO_WORD = -1
 TRAIN_VOICES, HELD_OUT_VOICES = 240, 48
 _LEVELS = (-32, -15)  # dB of full scale, of a user's words
 TRAINED_LEVELS = (-38, -12)
-_IN_ROOM = 0.35  # of training conversations
+IN_ROOM = 0.35  # of training conversations
 _LOUD_NOISE = 1.4  # exponent on the uniform draw of the SNR in training: 35 % of conversations below 8 dB instead of 23
 
 
@@ -157,7 +157,7 @@ class Studio:
             stop = min(u.stop, size)
             if u.start < size:
                 out[u.start : stop] += gain * word[: stop - u.start]
-        if not self.held_out and rng.random() < _IN_ROOM:
+        if not self.held_out and rng.random() < IN_ROOM:
             out = warps.in_room(out, rng)
         noise = level * 10.0 ** (-self.snr(rng) / 20)
         kind = rng.random()

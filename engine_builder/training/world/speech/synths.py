@@ -1,7 +1,7 @@
 """Other synthesisers than eSpeak's own: MBROLA's voices through eSpeak, SVOX Pico, and Flite.
 
 MBROLA's diphones and Pico train; Flite is never trained with, it judges. All are called as commands and optional:
-`found` says which are here, `HOW_TO_GET` where they come from.
+`installed` says which are here, `HOW_TO_GET` where they come from.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ _MBROLA = {
 }
 _PICO = {"en": ("en-US", "en-GB"), "de": ("de-DE",)}
 _FLITE = {"en": ("kal", "awb", "rms", "slt")}
+TRAINED_WITH = ("mbrola", "pico")
 _USUAL_PACE = 170  # words a minute of the voices that take a factor instead
 
 
 @lru_cache(maxsize=1)
-def found() -> dict[str, dict[str, tuple[str, ...]]]:
+def installed() -> dict[str, dict[str, tuple[str, ...]]]:
     """Synthesiser -> language -> the voices of it that are installed."""
     have: dict[str, dict[str, tuple[str, ...]]] = {}
     if shutil.which("espeak-ng") and shutil.which("mbrola"):

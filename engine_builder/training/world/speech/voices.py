@@ -78,8 +78,8 @@ def other_voices(seed: int = 5) -> list[Voice]:
     its synthesiser speaks both."""
     rng = random.Random(f"others-{seed}")
     voices = []
-    for synth in ("mbrola", "pico"):
-        names = synths.found().get(synth, {})
+    for synth in synths.TRAINED_WITH:
+        names = synths.installed().get(synth, {})
         for i, name in enumerate(names.get("en", ()) * 3):
             accents = [("en", name)] + [("de", german[i % len(german)]) for german in [names["de"]] if german]
             voices.append(Voice(f"{synth}-{i}", tuple(accents), "", rng.randint(30, 75), rng.randint(125, 220), synth))
@@ -89,7 +89,7 @@ def other_voices(seed: int = 5) -> list[Voice]:
 def flite_voices(count: int, seed: int = 5) -> list[Voice]:
     """`count` English users of a synthesiser that is never trained with; none if it is not installed."""
     rng = random.Random(f"flite-{seed}")
-    names = synths.found().get("flite", {}).get("en", ())
+    names = synths.installed().get("flite", {}).get("en", ())
     return [
         Voice(f"flite-{i}", (("en", names[i % len(names)]),), "", 50, rng.randint(130, 200), "flite")
         for i in range(count if names else 0)
