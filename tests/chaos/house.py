@@ -13,6 +13,7 @@ from healthy import Healthy, Judgement
 from real_server import Server
 
 from triton_models.launcher.server_process import process_lives
+from triton_models.launcher.supervisor import STEADY_SECONDS
 
 RECOVERY_SECONDS = 60.0  # until a row gives up; the table says how long it took
 LEFT_SECONDS = 5.0  # for what was killed to be gone
@@ -67,6 +68,8 @@ class House:
         """outage: the server is expected to start anew, and its sessions to be lost."""
         self.main.wait_ready()
         self.healthy.wait_units(3, RECOVERY_SECONDS)
+        if outage:
+            time.sleep(STEADY_SECONDS)  # who falls again sooner is a crash loop, which has to wait
         restarts, pids = self.main.health()[1]["restarts"], self.main.pids()
         begin = time.monotonic()
         wrong: list[str] = []

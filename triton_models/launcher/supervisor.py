@@ -29,6 +29,7 @@ TICK_SECONDS = 0.2
 TOLD_SECONDS = 0.8  # after a fault: time for `duplex` to send every open stream its error
 RESTART_WINDOW = 120.0  # seconds in which restarts are counted
 BACKOFF_SECONDS = (0.0, 1.0, 2.0, 4.0, 8.0)
+STEADY_SECONDS = 10.0  # who served for so long is no crash loop, and is started anew at once
 ANSWER_SECONDS = 10.0  # to answer what is under way once sessions are ended
 DRAINED_SECONDS = 0.5  # once no session is left: whoever sends on hears that the server goes
 
@@ -68,6 +69,8 @@ class Supervisor:
         self._stop = threading.Event()
         self._hurry = threading.Event()
         self._faults: deque[float] = deque(maxlen=options.max_restarts + 1)
+        self._hasty = 0  # faults in a row, of servers that served less than STEADY_SECONDS
+        self._since = 0.0  # when this server was ready
         self._server = ServerProcess(plan)
         self._health = Health(self._server, status)
 
@@ -125,6 +128,7 @@ class Supervisor:
                 self._readiness.show(self._health.models)
                 self._readiness.set(True, "ready")
                 self._write("ready")
+                self._since = now
                 self._say(f"ready after {now - begin:.1f} s")
                 return None
             if not self._server.alive():
@@ -159,7 +163,7 @@ class Supervisor:
         self._readiness.blame(self._health.part)
         self._write("fault")
         self._say(f"fault: {fault}")
-        if started and self._server.alive():
+        if started and self._server.alive() and self._health.part != "duplex":  # which would tell them
             self._tell(Notice("abandon", f"{fault}; the server is being restarted"))
             time.sleep(TOLD_SECONDS)
         self._server.kill()
@@ -170,7 +174,10 @@ class Supervisor:
             self._say(f"giving up after {self._readiness.restarts} restarts; errors{where}:")
             self._say(self._server.errors())
             return False
-        self._stop.wait(BACKOFF_SECONDS[min(len(recent), len(BACKOFF_SECONDS)) - 1])
+        if started and time.monotonic() - self._since >= STEADY_SECONDS:
+            self._hasty = 0
+        self._stop.wait(BACKOFF_SECONDS[min(self._hasty, len(BACKOFF_SECONDS) - 1)])
+        self._hasty += 1
         self._readiness.restarts += 1
         return True
 

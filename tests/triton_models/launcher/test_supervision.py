@@ -112,6 +112,24 @@ def test_what_cannot_be_written_does_not_end_the_launcher(
     assert supervisor.run() == 0
 
 
+@pytest.mark.parametrize(("served", "pauses"), [(0.0, [0, 1, 2, 4, 8, 8]), (11.0, [0, 0, 0, 0, 0, 0])])
+def test_only_a_crash_loop_has_to_wait(
+    served: float, pauses: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = ServerPlan(tmp_path, tmp_path, None, 1, 2, "wst-none-")
+    [listener] = reserve_ports([("127.0.0.1", 0)])
+    options, waited = SupervisorOptions(max_restarts=9), []
+    supervisor = Supervisor(plan, tmp_path, tmp_path / "server.json", {}, listener, options, lambda _: None)
+    monkeypatch.setattr(supervisor._stop, "wait", waited.append)
+    for _ in pauses:
+        supervisor._readiness.set(True, "ready")
+        supervisor._since = time.monotonic() - served
+        assert supervisor._recover("thinker has died")
+    assert waited == pauses
+    supervisor.stop()
+    assert supervisor.run() == 0
+
+
 def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_process, "LOG_BYTES", 1000)
     log = tmp_path / "server.log"
