@@ -19,7 +19,7 @@ from .loadtest import command as loadtest
 from .media.source import TypedText, read_source
 from .stream import DuplexClient, MediaError
 from .stream.tls import add_tls, read_tls
-from .terminal import add_agent, agent_options, execute, seconds, words
+from .terminal import add_agent, agent_options, execute, seconds, seed, words
 
 DEFAULT_URL = "127.0.0.1:8001"
 EXAMPLES = """examples:
@@ -87,7 +87,7 @@ def _talk_arguments(talk: argparse.ArgumentParser) -> None:
     add("--seconds", type=seconds, metavar="S", help="stop after this long")
     agent = talk.add_argument_group("the agent (what is not given is the server's choice)")
     add_agent(agent)
-    agent.add_argument("--seed", type=int, metavar="N", help="of the noise; same seed and input, same answer")
+    agent.add_argument("--seed", type=seed, metavar="N", help="of the noise; same seed and input, same answer")
     agent.add_argument("--session", type=_session, metavar="ID", help="its name, a number or a word (default: random)")
     add = talk.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="where the three files go")

@@ -40,10 +40,26 @@ def share(text: str) -> float:
     return _number(text, 0, 1, "a share from 0 to 1")
 
 
-def count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 10**9:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+def rate(text: str) -> float:
+    return _number(text, 1e-3, 1e3, "so many a second, at most a thousand")
+
+
+def _whole(text: str, least: int, most: int, what: str) -> int:
+    if not text.isdecimal() or len(text) > 19 or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}")
     return int(text)
+
+
+def count(text: str) -> int:
+    return _whole(text, 1, 10**9, "a number of at least 1")
+
+
+def port(text: str) -> int:
+    return _whole(text, 0, 65535, "a port, from 0 to 65535")
+
+
+def seed(text: str) -> int:
+    return _whole(text, 0, 2**63 - 1, "a number from 0 to 2^63 - 1")
 
 
 def words(text: str) -> str:

@@ -130,6 +130,8 @@ def verify_engines(directory: Path, target: str | None = None, trusted_key: Path
 def _builder(options: BuildOptions, config: ModelConfig, precision: str) -> StepBuilder | torch_target.WeightsBuilder:
     if options.compute_capability is not None and options.target in ("onnxruntime", "torch-cuda"):
         raise ValueError(f"--compute-capability: {options.target} engines are not tied to one; leave it out")
+    if options.timing_cache is not None and options.target != "tensorrt":
+        raise ValueError(f"--timing-cache: expected --target tensorrt, got {options.target}; leave it out")
     if options.target == "torch-cuda":
         return torch_target.WeightsBuilder(config, precision)
     if options.target == "onnxruntime":

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from .manifest import PRECISIONS, TARGETS
+from .options import real, seed, whole
 from .presets import PRESETS, preset
 
 EXAMPLES = """\
@@ -36,13 +37,13 @@ def parser() -> argparse.ArgumentParser:
     init = commands.add_parser("init", help="write a checkpoint with random weights")
     init.add_argument("directory", type=Path)
     init.add_argument("--preset", default="tiny", choices=list(PRESETS), help="model geometry (default: tiny)")
-    init.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
+    init.add_argument("--seed", type=seed, default=0, help="seed of the weights (default: 0)")
 
     qwen = commands.add_parser("import-qwen3", help="take the backbone from a Hugging Face Qwen3 checkpoint")
     qwen.add_argument("source", type=Path, metavar="HF_DIR")
     qwen.add_argument("directory", type=Path)
     qwen.add_argument("--preset", default="v0.1-0.6b", choices=list(PRESETS), help="audio and video geometry")
-    qwen.add_argument("--seed", type=int, default=0, help="seed of everything that is not the backbone")
+    qwen.add_argument("--seed", type=seed, default=0, help="seed of everything that is not the backbone")
 
     codec = commands.add_parser("import-codec", help="take the weights of codecs from their public files")
     codec.add_argument("checkpoint", type=Path, help="changed in place; its config names the codec families")
@@ -54,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("directory", type=Path, help="for sound, pictures (original | decoded) and report.json")
     check.add_argument("--audio", type=Path, metavar="FILE", help="what FFmpeg reads")
     check.add_argument("--video", type=Path, metavar="FILE", help="likewise")
-    check.add_argument("--seconds", type=float, default=10.0, help="of each, at most (default: %(default)g)")
+    check.add_argument("--seconds", type=real(0.1, 86400), default=10.0, help="of each, at most (default: %(default)g)")
 
     build = commands.add_parser("build", help="build engines and their manifest")
     build.add_argument("checkpoint", type=Path)
@@ -73,16 +74,18 @@ def parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--timing-cache", type=Path, metavar="FILE", help="kept between builds (tensorrt only)")
     build.add_argument("--compute-capability", metavar="X.Y", help="GPU to compile for, e.g. 8.9 (tensorrt-rtx only)")
-    build.add_argument("--max-batch", type=int, default=8, help="sessions in one engine call (default: 8)")
+    build.add_argument("--max-batch", type=whole(1), default=8, help="sessions in one engine call (default: 8)")
     build.add_argument(
         "--max-pages",
-        type=int,
+        type=whole(1),
         help="history pages of one session (default: what the server's default retention needs)",
     )
     build.add_argument(
-        "--pool-pages", type=int, help="pages of the whole KV pool (default: at least 2048; on GPUs max-batch sessions)"
+        "--pool-pages",
+        type=whole(1),
+        help="pages of the whole KV pool (default: at least 2048; on GPUs max-batch sessions)",
     )
-    build.add_argument("--page-tokens", type=int, default=16, help="tokens in one page (default: 16)")
+    build.add_argument("--page-tokens", type=whole(1), default=16, help="tokens in one page (default: 16)")
 
     keygen = commands.add_parser("keygen", help="make a pair of keys to sign engines with (or: minisign -GW)")
     keygen.add_argument("key", type=Path, help="file of the secret key; the public one goes to KEY.pub")

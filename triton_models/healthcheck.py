@@ -21,13 +21,16 @@ def check(url: str, origin: str | None = None, timeout: float = TIMEOUT) -> tupl
 
     origin: of the page, for a gateway, which answers under its public name only (https://avatar.example.org).
     """
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
+    try:
+        parts = urlsplit(url)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
+    except (ValueError, http.client.HTTPException) as error:
+        return False, f"expected http://HOST:PORT/PATH, got {url!r} ({error})"
     try:
         connection.request("GET", parts.path, headers={"Host": urlsplit(origin).netloc} if origin else {})
         response = connection.getresponse()
         body = response.read(1 << 20)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return False, f"no answer ({error!r})"
     finally:
         connection.close()

@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_descriptors(args.max_sessions)
         if args.trace:
             check_trace(args.trace)
+        args.fleet_key = read_key(args.fleet_key) if args.fleet_key else ""
         args.guard, args.tls = check_guard(args.guard), check_tls(args.tls_cert, args.tls_key, args.tls_clients)
         prefix = f"wst-{secrets.token_hex(8)}-"
         run = (args.runs / args.name).resolve()
@@ -181,7 +182,7 @@ def _settings(
         admit_all=args.admit_all,
         guard=args.guard,
         home=args.home or args.name,
-        home_key=read_key(args.fleet_key) if args.fleet_key else "",
+        home_key=args.fleet_key,
     )
     stages = {
         name: StageSettings(

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from engine_builder.manifest import Manifest, ManifestError
+from engine_builder.options import whole
 
 from .runtime.budget.probe import COSTS, keeping_place, probe
 from .runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="engine directory")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each engine (default: 1)")
+    parser.add_argument("--threads", type=whole(1, 1024), default=1, metavar="N", help="of each engine (default: 1)")
     parser.add_argument("--device", default="", metavar="N", help="of GPU engines: its number, or cpu (default: 0)")
     args = parser.parse_args(argv)
     try:

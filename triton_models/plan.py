@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_builder.config import UNIT_MS, ConfigError, ModelConfig
+from engine_builder.options import positive, real, seed, share, whole
 from engine_builder.presets import preset
 
 from .planner.fleet import ROUTINGS, FleetPlan
@@ -74,56 +75,71 @@ def parser() -> argparse.ArgumentParser:
     model = p.add_argument_group("model and machine")
     model.add_argument("--preset", default="v0.1-8b", help="model sizes: decide K/V per session (%(default)s)")
     model.add_argument("--costs", type=Path, help="costs.csv: step,batch,history,ms")
-    model.add_argument("--fixed-ms", type=float, default=6.0, help="assumed: fixed part of a call (%(default)s)")
-    model.add_argument("--row-ms", type=float, default=1.5, help="assumed: part per row of a call (%(default)s)")
+    model.add_argument("--fixed-ms", type=real(), default=6.0, help="assumed: fixed part of a call (%(default)s)")
+    model.add_argument("--row-ms", type=real(), default=1.5, help="assumed: part per row of a call (%(default)s)")
     model.add_argument(
         "--codec-tflops",
-        type=float,
+        type=positive,
         default=53.0,
         help="assumed: what codecs reach in float32 (%(default)s: 80%% of an H100's datasheet)",
     )
     model.add_argument("--devices", type=int, choices=(1, 2), default=2, help="2: thinker and performer have their own")
-    model.add_argument("--max-batch", type=int, default=64, help="rows an engine call takes (%(default)s)")
-    model.add_argument("--kv-gb", type=float, help="memory of the K/V pool, in 10^9 bytes")
-    model.add_argument("--state-gb", type=float, default=8.0, help="memory for codec states (%(default)g, as in serve)")
+    model.add_argument("--max-batch", type=whole(1), default=64, help="rows an engine call takes (%(default)s)")
+    model.add_argument("--kv-gb", type=positive, help="memory of the K/V pool, in 10^9 bytes")
+    model.add_argument(
+        "--state-gb", type=real(), default=8.0, help="memory for codec states (%(default)g, as in serve)"
+    )
     model.add_argument("--kv-bytes", type=int, choices=(2, 4), default=4, help="bytes of one K/V number (%(default)s)")
-    model.add_argument("--page-tokens", type=int, default=16, help="token positions of a page (%(default)s)")
+    model.add_argument("--page-tokens", type=whole(1), default=16, help="token positions of a page (%(default)s)")
     load = p.add_argument_group("what the clients do")
-    load.add_argument("--sessions", help="numbers to simulate, e.g. 4,8,16 (default: around the capacity)")
-    load.add_argument("--deadline", type=float, default=float(UNIT_MS), help="ms to the response (%(default)s)")
-    load.add_argument("--solver-steps", type=int, help="evaluations a unit (default: the preset's)")
-    load.add_argument("--jitter", type=float, default=5.0, help="mean lateness of an arrival, ms (%(default)s)")
     load.add_argument(
-        "--session-seconds", type=float, help="mean session length (default: the whole simulation; a fleet: 300)"
+        "--sessions", type=_numbers, help="numbers to simulate, e.g. 4,8,16 (default: around the capacity)"
+    )
+    load.add_argument("--deadline", type=positive, default=float(UNIT_MS), help="ms to the response (%(default)s)")
+    load.add_argument("--solver-steps", type=whole(1, 1000), help="evaluations a unit (default: the preset's)")
+    load.add_argument("--jitter", type=real(), default=5.0, help="mean lateness of an arrival, ms (%(default)s)")
+    load.add_argument(
+        "--session-seconds", type=positive, help="mean session length (default: the whole simulation; a fleet: 300)"
     )
     load.add_argument(
-        "--retention", type=json.loads, default={"window": {"sink": 4, "recent": 50}}, help="as in the wire options"
+        "--retention", type=_retention, default='{"window": {"sink": 4, "recent": 50}}', help="as in the wire options"
     )
     many = p.add_argument_group("a fleet (sessions over hours instead of units over seconds)")
-    many.add_argument("--fleet", type=int, metavar="SERVERS", help="simulate that many servers behind a balancer")
-    many.add_argument("--server-sessions", type=int, help="of one server (default: found from the costs as above)")
+    many.add_argument("--fleet", type=whole(1), metavar="SERVERS", help="simulate that many servers behind a balancer")
+    many.add_argument("--server-sessions", type=whole(1), help="of one server (default: found from the costs as above)")
     many.add_argument("--arrivals", type=_rates, default=(600.0,), help="sessions an hour, or 24 rates by the hour")
-    many.add_argument("--hours", type=float, default=24.0, help="simulated (%(default)s)")
+    many.add_argument("--hours", type=positive, default=24.0, help="simulated (%(default)s)")
     many.add_argument("--routing", choices=ROUTINGS, default=ROUTINGS[0], help="of new sessions (%(default)s)")
-    many.add_argument("--failure-hours", type=float, help="mean time between failures of one server (default: none)")
-    many.add_argument("--start-seconds", type=float, default=120.0, help="until a new server serves (%(default)s)")
-    many.add_argument("--update-hour", type=float, help="a rolling update begins then (default: none)")
-    many.add_argument("--drain-seconds", type=float, default=900.0, help="a draining server waits (%(default)s)")
-    many.add_argument("--free", type=float, help="a scaler keeps this share of the slots free (default: fixed size)")
-    many.add_argument("--refused", type=float, default=0.001, help="share that may be refused (%(default)s)")
-    many.add_argument("--price", type=float, help="of a server-hour")
+    many.add_argument("--failure-hours", type=positive, help="mean time between failures of one server (default: none)")
+    many.add_argument("--start-seconds", type=real(), default=120.0, help="until a new server serves (%(default)s)")
+    many.add_argument("--update-hour", type=real(), help="a rolling update begins then (default: none)")
+    many.add_argument("--drain-seconds", type=real(), default=900.0, help="a draining server waits (%(default)s)")
+    many.add_argument("--free", type=share, help="a scaler keeps this share of the slots free (default: fixed size)")
+    many.add_argument("--refused", type=share, default=0.001, help="share that may be refused (%(default)s)")
+    many.add_argument("--price", type=real(), help="of a server-hour")
     run = p.add_argument_group("simulation")
-    run.add_argument("--seconds", type=float, default=15.0, help="simulated time of a run (%(default)s)")
-    run.add_argument("--seed", type=int, default=0, help="of the arrivals; same seed, same result (%(default)s)")
-    run.add_argument("--seeds", type=int, default=5, help="runs for each figure (%(default)s)")
-    run.add_argument("--target", type=float, default=0.99, help="share of units on time (%(default)s)")
+    run.add_argument("--seconds", type=positive, default=15.0, help="simulated time of a run (%(default)s)")
+    run.add_argument("--seed", type=seed, default=0, help="of the arrivals; same seed, same result (%(default)s)")
+    run.add_argument("--seeds", type=whole(1, 10_000), default=5, help="runs for each figure (%(default)s)")
+    run.add_argument("--target", type=share, default=0.99, help="share of units on time (%(default)s)")
     run.add_argument("--degrade", action="store_true", help="let late units have fewer solver steps")
     run.add_argument("--out", type=Path, default=Path("build/runs/plan"), help="for plan.csv, plan.png (%(default)s)")
     return p
 
 
 def _rates(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    return tuple(real()(part) for part in text.split(","))
+
+
+def _numbers(text: str) -> list[int]:
+    return [whole(1, 10_000)(part) for part in text.split(",")]
+
+
+def _retention(text: str) -> retention.Retention:
+    try:
+        return retention.parse(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plan(args: argparse.Namespace) -> None:
     """Prints the plan and writes `plan.csv` and `plan.png` to `args.out`."""
-    config, keep = preset(args.preset), retention.parse(args.retention)
+    config, keep = preset(args.preset), args.retention
     works = _codec_works(config)
     perceive, render = (
         works[step].flops / args.codec_tflops / 1e9 if works else 0.0 for step in ("perceive", "render")
@@ -174,7 +190,7 @@ def plan(args: argparse.Namespace) -> None:
         _plan_fleet(args, args.server_sessions or capacity(load, costs, policies[0], target=args.target))
         return
     found = {p.name: capacity(load, costs, p, target=args.target, seeds=args.seeds) for p in policies}
-    numbers = [int(n) for n in args.sessions.split(",")] if args.sessions else _around(found.values())
+    numbers = args.sessions or _around(found.values())
     reports = [simulate(replace(load, sessions=n), costs, p, args.seeds) for p in policies for n in numbers]
     _print_table(reports)
     print(f"\nsessions with {args.target:.0%} of units on time:")

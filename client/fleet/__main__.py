@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ..own_server import ServerFailed
 from ..stream import DuplexError, MediaError
-from ..terminal import count, minutes, seconds
+from ..terminal import count, minutes, rate, seconds
 from .load import Visits, run
 from .machines import fleet
 from .page import write
@@ -28,14 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--minutes", type=minutes, default=2.0, metavar="M", help="(default: %(default)s)")
     add("--server-sessions", type=count, default=3, metavar="N", help="places of a server; they share this machine, so "
         "what one of them would carry alone says little (default: %(default)s)")  # fmt: skip
-    add("--rate", type=float, default=0.3, metavar="R", help="visitors a second (default: %(default)s)")
+    add("--rate", type=rate, default=0.3, metavar="R", help="visitors a second (default: %(default)s)")
     add("--mean", type=seconds, default=15.0, metavar="S", help="of a visit (default: %(default)s)")
     add("--out", type=Path, default=Path("build/runs/fleet"), metavar="DIR", help="(default: %(default)s)")
     args = parser.parse_args(arguments)
     console = Console()
     try:
         page = _show(args, console)
-    except (ServerFailed, DuplexError, MediaError) as error:
+    except (ServerFailed, DuplexError, MediaError, OSError) as error:
         print(f"client.fleet: {error}", file=sys.stderr)
         return 2
     console.print(str(page), soft_wrap=True)

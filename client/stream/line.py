@@ -30,17 +30,22 @@ HOME_HEADER = "wan-streamer-home"
 READY_SECONDS = 0.2  # between two questions whether a model is ready
 
 
+def host_of(url: str) -> str:
+    """Empty for what is no name and port, but means something to gRPC. Raises DuplexError (INVALID_ARGUMENT)."""
+    found = _ADDRESS.fullmatch(url)
+    if found is None or int(found["port"] or 0) > 65535:
+        raise DuplexError("INVALID_ARGUMENT", f"url: expected HOST:PORT, got {url!r}")
+    return found["six"] or found["host"] or ""
+
+
 class Line:
     """A connection of its own to `url` (host:port). It is made when the first call needs it."""
 
     def __init__(self, url: str, tls: Tls | None = None) -> None:
         """Raises DuplexError (INVALID_ARGUMENT) for what is no address, or no file of TLS."""
         self.url = url
-        found = _ADDRESS.fullmatch(url)
-        if found is None or int(found["port"] or 0) > 65535:
-            raise DuplexError("INVALID_ARGUMENT", f"url: expected HOST:PORT, got {url!r}")
         # A proxy that this machine reaches the world through cannot reach this machine's own ports.
-        proxy = int(not _loopback(found["six"] or found["host"] or ""))
+        proxy = int(not _loopback(host_of(url)))
         options = [*CHANNEL, ("grpc.enable_http_proxy", proxy)]
         if tls is None:
             self._channel = grpc.aio.insecure_channel(url, options=options)

@@ -15,9 +15,12 @@ from pathlib import Path
 
 from aiohttp import web
 
+from client.stream import DuplexError
+from client.stream.line import host_of
 from client.stream.tls import add_tls, read_tls
 
 from ..own_server import ServerFailed, server
+from ..terminal import count, minutes, port, seconds
 from .call.call_book import GRACE_SECONDS, CallBook
 from .door.access import PER_MINUTE, Access, is_loopback
 from .door.own_cert import make_certificate
@@ -61,17 +64,17 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--engines", type=Path, metavar="DIR", help="start a server with these engines instead of --url")
     out.add_argument("--model", default="duplex", help="name of the model (%(default)s)")
     out.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    out.add_argument("--port", type=int, default=8080, help="port to listen on, 0 takes a free one (%(default)s)")
-    out.add_argument("--max-sessions", type=int, default=64, help="conversations at once (%(default)s)")
+    out.add_argument("--port", type=port, default=8080, help="port to listen on, 0 takes a free one (%(default)s)")
+    out.add_argument("--max-sessions", type=count, default=64, help="conversations at once (%(default)s)")
     out.add_argument(
-        "--grace", type=float, default=GRACE_SECONDS, help="seconds a client may be away and resume (%(default)s)"
+        "--grace", type=seconds, default=GRACE_SECONDS, help="seconds a client may be away and resume (%(default)s)"
     )
     door = out.add_argument_group("who may come in (needed for any --host that is not loopback)")
     door.add_argument("--token", metavar="SECRET|@FILE", help="secret that opens the door and signs short-lived tokens")
-    door.add_argument("--token-minutes", type=float, default=10.0, help="life of a token (%(default)s)")
+    door.add_argument("--token-minutes", type=minutes, default=10.0, help="life of a token (%(default)s)")
     door.add_argument(
         "--connects-per-minute",
-        type=float,
+        type=count,
         default=PER_MINUTE,
         metavar="N",
         help="connections and tokens for one address, half of them at once (%(default)s)",
@@ -109,7 +112,7 @@ def read_access(args: argparse.Namespace) -> Access:
     if secret is not None and secret.startswith("@"):
         try:
             secret = Path(secret[1:]).read_text(encoding="utf-8").strip()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"token: {error}") from None
     if (args.tls_cert is None) != (args.tls_key is None):
         raise ValueError("tls: expected --tls-cert and --tls-key together")
@@ -173,10 +176,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a socket is one each, and shells give few
         access = read_access(args)
+        host_of(args.url)
+        if (tls := read_tls(args, "server_")) is not None:
+            tls.credentials()
         _run(args, access)
     except KeyboardInterrupt:  # before the gateway listened; from then on it is a way to stop
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DuplexError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ..checkpoint import load_checkpoint
+from ..checkpoint import CheckpointError, load_checkpoint
+from ..config import ConfigError
+from ..options import positive, seed, whole
 from ..presets import preset
 from .judges.rehearsal import rehearse
 from .judges.run_report import write_report
@@ -56,7 +58,7 @@ def _rehearse(arguments: argparse.Namespace) -> None:
     print(json.dumps({**found, "trials": dict(tally.trials)}, indent=1))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m engine_builder.training", description=__doc__)
     commands = parser.add_subparsers(required=True)
     train = commands.add_parser("train", help="train the tiny checkpoint, or go on with an interrupted run")
@@ -73,30 +75,33 @@ def main() -> None:
     train.add_argument(
         "--from", type=Path, dest="start", metavar="CHECKPOINT", help="go on from these weights instead of from chance"
     )
-    train.add_argument("--pace", type=float, default=TrainingPlan.pace, help="factor on the learning rates")
-    train.add_argument("--ear-steps", type=int, default=TrainingPlan.ear_steps, help="of the ears' warm-up")
-    train.add_argument("--steps", type=int, default=TrainingPlan.steps)
-    train.add_argument("--batch", type=int, default=TrainingPlan.batch, help="stretches a step")
-    train.add_argument("--units", type=int, default=TrainingPlan.units, help="units of 160 ms a stretch")
-    train.add_argument("--seed", type=int, default=TrainingPlan.seed)
-    train.add_argument("--threads", type=int, default=1, help="one repeats exactly, and is nearly as fast as two")
-    train.add_argument("--save-every", type=int, default=200)
+    train.add_argument("--pace", type=positive, default=TrainingPlan.pace, help="factor on the learning rates")
+    train.add_argument("--ear-steps", type=whole(), default=TrainingPlan.ear_steps, help="of the ears' warm-up")
+    train.add_argument("--steps", type=whole(), default=TrainingPlan.steps)
+    train.add_argument("--batch", type=whole(1), default=TrainingPlan.batch, help="stretches a step")
+    train.add_argument("--units", type=whole(1), default=TrainingPlan.units, help="units of 160 ms a stretch")
+    train.add_argument("--seed", type=seed, default=TrainingPlan.seed)
+    train.add_argument(
+        "--threads", type=whole(1, 1024), default=1, help="one repeats exactly, and is nearly as fast as two"
+    )
+    train.add_argument("--save-every", type=whole(1), default=200)
     train.add_argument("--no-compile", action="store_true", help="skip torch.compile (no C++ compiler, short runs)")
     train.set_defaults(action=_train)
     check = commands.add_parser("rehearse", help="closed-loop figures of a checkpoint in PyTorch, in a minute")
     check.add_argument("checkpoint", type=Path)
     check.add_argument("--cache", type=Path, default=Path("build/cache"), help="rendered voices")
-    check.add_argument("--talks", type=int, default=16, help="held-out conversations")
-    check.add_argument("--units", type=int, default=150, help="units of each")
-    check.add_argument("--steps", type=int, default=None, help="solver steps (default: the checkpoint's)")
-    check.add_argument("--threads", type=int, default=2)
+    check.add_argument("--talks", type=whole(1), default=16, help="held-out conversations")
+    check.add_argument("--units", type=whole(1), default=150, help="units of each")
+    check.add_argument("--steps", type=whole(1), default=None, help="solver steps (default: the checkpoint's)")
+    check.add_argument("--threads", type=whole(1, 1024), default=2)
     check.set_defaults(action=_rehearse)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         arguments.action(arguments)
-    except PeopleMissing as error:
+    except (PeopleMissing, CheckpointError, ConfigError, OSError) as error:
         parser.error(str(error))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -250,18 +251,22 @@ def _people(folder: Path) -> People | None:
     return people
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Without eSpeak NG there is no script, which is said and no failure: the demo then has its recorded user."""
     parser = argparse.ArgumentParser(prog="python -m engine_builder.training.demo_user", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/media"), metavar="DIR")
     parser.add_argument("--speech", type=Path, default=DEFAULT, metavar="DIR", help="recordings of real people, if any")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     out: Path = arguments.out
-    (out / SCRIPT).unlink(missing_ok=True)
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / SCRIPT).unlink(missing_ok=True)
         write(tutorial(_people(arguments.speech)), out)
     except SpeechToolMissing as error:
         print(error)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -7,6 +7,8 @@ import ipaddress
 import re
 from pathlib import Path
 
+from engine_builder.options import port, real, whole
+
 from .awake import DEVICE, LINGER_SECONDS
 from .server_process import HTTP_PORT, LOOPBACK
 
@@ -49,9 +51,9 @@ def parser() -> argparse.ArgumentParser:
     add("--name", default="serve", help="name of the run: build/runs/NAME (default: %(default)s)")
     add("--runs", type=Path, default=Path("build/runs"), metavar="DIR", help="where runs go (default: %(default)s)")
     ports = made.add_argument_group("ports", "0 picks a free one; server.json says which")
-    ports.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="clients (default: %(default)s)")
-    ports.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="(default: %(default)s)")
-    ports.add_argument("--health-port", type=int, default=8003, metavar="PORT", help="/ready (default: %(default)s)")
+    ports.add_argument("--grpc-port", type=port, default=8001, metavar="PORT", help="clients (default: %(default)s)")
+    ports.add_argument("--metrics-port", type=port, default=8002, metavar="PORT", help="(default: %(default)s)")
+    ports.add_argument("--health-port", type=port, default=8003, metavar="PORT", help="/ready (default: %(default)s)")
     place = made.add_argument_group("addresses and TLS", "not loopback: give clients TLS, or put a proxy in front")
     place.add_argument(
         "--grpc-address", type=_address, default=LOOPBACK, metavar="IP", help="clients (default: %(default)s)"
@@ -72,14 +74,14 @@ def parser() -> argparse.ArgumentParser:
         "--home", type=_home, metavar="NAME", help="what the balancer calls this one (default: what --name says)"
     )
     fleet.add_argument(
-        "--agent-port", type=int, metavar="PORT", help="tells HAProxy how much room there is (default: none)"
+        "--agent-port", type=port, metavar="PORT", help="tells HAProxy how much room there is (default: none)"
     )
     size = made.add_argument_group("capacity")
-    size.add_argument("--pages", type=_count, default=0, metavar="N", help="KV pages (default: what was built for)")
-    size.add_argument("--max-sessions", type=_count, default=32, metavar="N", help="(default: %(default)s)")
+    size.add_argument("--pages", type=whole(1), default=0, metavar="N", help="KV pages (default: what was built for)")
+    size.add_argument("--max-sessions", type=whole(1), default=32, metavar="N", help="(default: %(default)s)")
     size.add_argument(
         "--state-gb",
-        type=float,
+        type=real(),
         default=8.0,
         metavar="GB",
         help="memory for the codec states of all sessions, in 10^9 bytes (default: %(default)g)",
@@ -112,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--drain-seconds",
-        type=_seconds,
+        type=real(),
         default=0.0,
         metavar="S",
         help="at the end: for which open sessions may go on, and are told, while no new ones are taken "
@@ -122,19 +124,12 @@ def parser() -> argparse.ArgumentParser:
     add("--trace", type=Path, metavar="FILE", help="one OpenTelemetry trace a unit, as OTLP/JSON lines")
     add(
         "--max-restarts",
-        type=int,
+        type=whole(),
         default=5,
         metavar="N",
         help="within two minutes; 0: end at the first fault, and let others start anew (default: %(default)s)",
     )
     return made
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
 
 
 def _home(text: str) -> str:
@@ -148,10 +143,3 @@ def _address(text: str) -> str:
         return str(ipaddress.IPv4Address(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected an IPv4 address, got {text!r}") from None
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"expected 0 seconds or more, got {value}")
-    return value

@@ -107,6 +107,8 @@ def check_trace(file: Path) -> None:
         file.unlink()
     except FileNotFoundError:
         file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()  # while there is somebody to tell that it cannot be written
+        file.unlink()
 
 
 def check_guard(file: Path | None) -> str:
@@ -141,7 +143,7 @@ def check_tls(cert: Path | None, key: Path | None, clients: Path | None) -> Tls 
 
 def read_key(file: Path) -> str:
     """The secret of a fleet, one line. LaunchError if it is too short to be one."""
-    key = file.read_text().strip()
+    key = file.read_text(errors="replace").strip()
     if len(key) < MIN_KEY_BYTES or not key.isascii() or not key.isalnum():
         raise LaunchError(
             f"--fleet-key {file}: expected {MIN_KEY_BYTES} letters and digits or more (openssl rand -hex 32)"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine_builder.manifest import GPU_TARGETS, Manifest
 
-from ..runtime.engines.engine import EngineSet, OnnxEngine
+from ..runtime.engines.engine import EngineError, EngineSet, OnnxEngine
 
 
 def load_engines(
@@ -23,6 +23,8 @@ def load_engines(
         from ..gpu.serving import load_engines as load  # a CPU needs nothing of it
 
         return load(engine_dir, steps, device, trusted_key)
+    if device:
+        raise EngineError(f"device {device}: {engine_dir} was built for {manifest.target}, which runs on any processor")
     manifest.verify(engine_dir, steps=steps, trusted_key=trusted_key)
     engines = {step: OnnxEngine(engine_dir / manifest.engines[step].file, threads) for step in steps}
     return EngineSet.of(manifest, engine_dir, engines)

@@ -61,11 +61,15 @@ def test_assumed_costs_know_the_codecs(tmp_path: Path, capsys: pytest.CaptureFix
         (["--costs", "nowhere.csv"], "nowhere.csv"),
         (["--retention", '{"window": {"sink": 1}}'], "retention.window: expected the fields sink, recent"),
         (["--seconds", "1"], "seconds: expected more than 2 s of warm-up, got 1"),
-        (["--sessions", "0"], "sessions: expected >= 1, got 0"),
+        (["--sessions", "0"], "--sessions: expected a whole number from 1 to 10000, got '0'"),
     ],
 )
 def test_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
-    assert main([*QUICK, "--out", str(tmp_path), *arguments]) == 2
+    try:
+        code = main([*QUICK, "--out", str(tmp_path), *arguments])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
     assert message in capsys.readouterr().err
 
 

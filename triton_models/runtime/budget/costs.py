@@ -71,7 +71,7 @@ class CostTable:
     @classmethod
     def load(cls, path: Path) -> CostTable:
         """Reads `costs.csv`. ValueError names the file, the line and the field."""
-        with path.open(newline="") as file:
+        with path.open(newline="", errors="replace") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 raise ValueError(f"{path}: expected the columns {','.join(COLUMNS)}, got {reader.fieldnames}")
