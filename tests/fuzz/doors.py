@@ -197,6 +197,7 @@ class DuplexDoor:
 
     def __init__(self, beside: Beside, seed: int) -> None:
         self.beside, self.random, self.seen = beside, random.Random(seed), Counter[str]()
+        self._units: dict[str, int] = {}  # that each session sent
 
     def run(self, messages: int) -> None:
         duplex = self.beside.runtime.duplex
@@ -206,11 +207,9 @@ class DuplexDoor:
                 duplex.serve(self._request(), reply)
                 if number == BATCH // 2:
                     self.beside.converse()
-            end = time.monotonic() + ANSWER_SECONDS
-            while any(session.in_flight for session in duplex.table.sessions):
-                if time.monotonic() > end:
-                    raise Shared("units of the loop got no answer")
-                time.sleep(0.005)
+                if number % 20 == 19:  # or all that comes is more than the window of its session
+                    self._settle()
+            self._settle()
             for session in duplex.table.sessions:
                 duplex._fail(duplex._conversations[session.name], SessionError("ABORTED", "the round is over"))
             end = time.monotonic() + ANSWER_SECONDS
@@ -223,24 +222,56 @@ class DuplexDoor:
                     raise Shared(f"a request was answered as {reply.said}")
                 self.seen[reply.said[0] if reply.said else "ended"] += 1
 
+    def _settle(self) -> None:
+        end = time.monotonic() + ANSWER_SECONDS
+        while any(session.in_flight for session in self.beside.runtime.duplex.table.sessions):
+            if time.monotonic() > end:
+                raise Shared("units of the loop got no answer")
+            time.sleep(0.001)
+
     def _request(self) -> UnitRequest:
+        """The next unit of a session, or its first; three of five have one thing odd about them."""
         draw, c = self.random, self.beside.runtime.config
-        start = draw.random() < 0.4
-        unit = draw.choice([0, 0, 0, 1, 1, 2, -1, 2**62])
-        pcm = np.zeros(draw.choice([c.audio.unit_samples] * 5 + [0, 1]), draw.choice([np.float32] * 5 + [np.float64]))
-        if len(pcm) and draw.random() < 0.2:
-            pcm[draw.randrange(len(pcm))] = draw.choice([np.nan, np.inf, 1e30])
-        frames = np.zeros((4, c.video.height, draw.choice([c.video.width] * 5 + [3]), 3), np.uint8)
-        fields = ["prompt", "seed", "retention", "solver_steps", "hold_open", "resume", "interrupt", "loud"]
-        options: Any = {
-            draw.choice(fields): draw.choice([None, True, -1, 0, 2**62, "", "ok", 3]) for _ in range(draw.randrange(3))
+        name = f"fuzz-{draw.randrange(8)}"
+        unit = self._units.get(name, 0) if draw.random() < 0.85 else 0
+        self._units[name] = unit + 1
+        samples = np.zeros(c.audio.unit_samples, np.float32)
+        fields: dict[str, Any] = {
+            "key": name,
+            "start": unit == 0,
+            "end": draw.random() < 0.1,
+            "unit": unit,
+            "pcm": samples,
+            "frames": np.zeros((4, c.video.height, c.video.width, 3), np.uint8),
+            "text": draw.choice([b"", b"", b"hello"]),
+            "options": b"" if unit else draw.choice([b"", b'{"hold_open": true}', b'{"seed": 3}']),
         }
-        raw = msgspec.json.encode(options) if draw.random() < 0.8 else draw.randbytes(20)
-        key = draw.choice([f"fuzz-{draw.randrange(8)}", draw.randrange(1, 5), 0, "", "x" * 300, 2**64])
-        text = draw.choice([b"", b"hello", draw.randbytes(9), b"a" * 5000])
-        return UnitRequest(
-            key, start, draw.random() < 0.1, unit, pcm, frames, text, raw if draw.random() < 0.5 else b""
-        )
+        if draw.random() < 0.6:
+            field = draw.choice(list(fields))
+            fields[field] = self._odd(field, samples)
+        return UnitRequest(**fields)
+
+    def _odd(self, field: str, samples: np.ndarray) -> Any:
+        draw = self.random
+        if field == "pcm":
+            pcm = samples.copy()
+            pcm[draw.randrange(len(pcm))] = draw.choice([np.nan, np.inf, 1e30])
+            return draw.choice([pcm, samples[:0], samples[:1], samples.astype(np.float64), samples[None]])
+        if field == "frames":
+            return np.zeros(draw.choice([(4, 8, 3, 3), (0, 8, 8, 3), (1,)]), draw.choice([np.uint8, np.float32]))
+        if field == "options":
+            names = ["prompt", "seed", "retention", "solver_steps", "hold_open", "resume", "interrupt", "loud"]
+            values = [None, True, -1, 0, 2**62, "", "ok", 3, {}, [1]]
+            options = {draw.choice(names): draw.choice(values) for _ in range(draw.randrange(1, 4))}
+            return msgspec.json.encode(options) if draw.random() < 0.8 else draw.randbytes(20)
+        odd: dict[str, list[Any]] = {
+            "key": [draw.randrange(1, 5), 0, "", "x" * 300, 2**64],
+            "start": [True, False],
+            "end": [True],
+            "unit": [-1, 0, 1, 7, 2**62],
+            "text": [draw.randbytes(9), b"a" * 5000, b"\xed\xa0\xbd"],
+        }
+        return draw.choice(odd[field])
 
 
 def run(engines: Path, messages: int, seed: int) -> dict[str, dict[str, int]]:
