@@ -50,6 +50,7 @@ class EventReader:
         self.handlers: Mapping[str, Callable[[Event], Awaitable[None]]] = {}
         self._call = call
         self._refuse = refuse
+        self.rest = b""  # half a sample: some cut their sound anywhere, and the next piece goes on there
 
     async def on_text(self, data: str) -> None:
         event_id = None
@@ -74,10 +75,14 @@ class EventReader:
     async def on_binary(self, data: bytes) -> None:
         await self.on_text(data.decode(errors="replace"))
 
-    def sound(self, form: Format, given: Any, where: str) -> Float32:
-        """float32 [n] at the rate of `form`."""
+    def sound(self, form: Format, given: Any, where: str, goes_on: bool = False) -> Float32:
+        """float32 [n] at the rate of `form`.  goes_on: it is a piece of the stream, and no sound by itself."""
         try:
-            return form.decode(_base64(given, where))
+            data = (self.rest if goes_on else b"") + _base64(given, where)
+            whole = len(data) - len(data) % form.width
+            if goes_on:
+                self.rest = data[whole:]
+            return form.decode(data[:whole])
         except ValueError as error:
             raise EventError("invalid_audio", str(error), where) from None
 
@@ -91,6 +96,11 @@ class EventReader:
             return await media.decode_in_turn(image, self._call.shape)
         except ValueError as error:
             raise EventError("invalid_image", str(error), where) from None
+
+
+def to_text(event: Event) -> str:
+    """As JSON. Half a character (of a cut surrogate pair), which no UTF-8 has, becomes a question mark."""
+    return json.dumps(event, ensure_ascii=False).encode(errors="replace").decode()
 
 
 def _parse(data: str) -> Event:
@@ -107,6 +117,7 @@ def _base64(value: Any, where: str) -> bytes:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{where}: expected base64, got {type(value).__name__}")
     try:
-        return base64.b64decode(value, validate=True)
+        text = "".join((value.partition(",")[2] if value.startswith("data:") else value).split())
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError(f"{where}: expected base64, got something else") from None

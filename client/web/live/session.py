@@ -15,7 +15,7 @@ from client.stream.units import UNIT_MS, UNIT_SECONDS, Float32
 from .. import media
 from ..call.call import Call, SentUnit
 from ..call.outbox import Kind, Message, Outbox, OutboxFull
-from ..events import EventError, wrong
+from ..events import EventError, to_text, wrong
 from ..media import Format, Resampler
 from .config import LiveConfig
 
@@ -112,7 +112,7 @@ class LiveSession:
     def _event(self, kind: str, **fields: Any) -> str:
         self._events += 1
         given = {name: value for name, value in fields.items() if value is not None}
-        return json.dumps({"type": kind, "event_id": f"event_{self._events}", **given}, ensure_ascii=False)
+        return to_text({"type": kind, "event_id": f"event_{self._events}", **given})
 
     def emit(self, kind: str, **fields: Any) -> None:
         """One event to the client and its sidebands."""

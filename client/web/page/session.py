@@ -21,6 +21,7 @@ from ..call.call import Call, SentUnit
 from ..call.fence import SPEAK
 from ..call.hearing import BARGE_IN_UNITS, Hearing
 from ..call.intake import Stamp
+from ..events import to_text
 from . import frames as page_frames
 
 MAX_BAD_MESSAGES = 20
@@ -96,7 +97,7 @@ class PageSession:
         self._control("ended")
 
     def _control(self, kind: str, *, epoch: int | None = None, **fields: Any) -> None:
-        self._call.emit("control", json.dumps({"type": kind, **fields}, ensure_ascii=False), epoch)
+        self._call.emit("control", to_text({"type": kind, **fields}), epoch)
 
     # -- up ----------------------------------------------------------------------------------------------------
     async def on_text(self, data: str) -> None:

@@ -13,6 +13,7 @@ from ..call.call import Call
 from ..call.outbox import Outbox
 from ..door.connection import CLOSE_BUSY, CLOSE_REFUSED, Connection
 from ..door.desk import DESK, Desk
+from ..events import to_text
 from .session import PageSession
 
 PROTOCOL = "wan.session.v1"
@@ -39,7 +40,7 @@ async def page_socket(request: web.Request) -> web.StreamResponse:
         await connection.ws.send_str(json.dumps({"type": "error", "code": error.code, "message": error.message}))
         await connection.close(CLOSE_BUSY, error.code)
         return connection.ws
-    welcome = json.dumps(_welcome(desk, call, session, missed), ensure_ascii=False)
+    welcome = to_text(_welcome(desk, call, session, missed))
     connection.adopt(call, session, outbox, welcome)
     await connection.run()
     return connection.ws

@@ -87,7 +87,7 @@ class Commands(EventReader):
 
     # -- the user ----------------------------------------------------------------------------------------------
     async def _append(self, event: Event) -> None:
-        self._hear(self.sound(self._session.config.input, event.get("audio"), "audio"), "audio")
+        self._hear(self.sound(self._session.config.input, event.get("audio"), "audio", goes_on=True), "audio")
 
     def _hear(self, sound: Any, where: str) -> None:
         try:
@@ -104,7 +104,7 @@ class Commands(EventReader):
         self._session.floor.commit()
 
     async def _clear(self, event: Event) -> None:
-        self._uncommitted = 0
+        self._uncommitted, self.rest = 0, b""
         self._session.call.intake.clear_pcm()
         self._session.emit("input_audio_buffer.cleared")
 

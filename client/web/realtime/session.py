@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from typing import Any
 
@@ -11,7 +10,7 @@ from client.stream import DuplexError, Resumed, UnitResponse
 from .. import media
 from ..call.call import Call, SentUnit
 from ..call.outbox import Kind
-from ..events import EventError, wrong
+from ..events import EventError, to_text, wrong
 from ..media import Resampler
 from .config import SessionConfig, read_modality
 from .floor import Floor
@@ -63,7 +62,7 @@ class RealtimeSession:
             self._videos += 1
         event_id = f"event_{number}" if lane != "video" else f"video_{self._videos}"
         event = {"type": kind, "event_id": event_id, **fields}
-        self.call.emit(lane, json.dumps(event, ensure_ascii=False), epoch)
+        self.call.emit(lane, to_text(event), epoch)
 
     def emit_error(self, error: EventError, event_id: str | None, kind: str = "invalid_request_error") -> None:
         """Answers a client event that could not be obeyed."""

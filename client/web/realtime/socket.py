@@ -19,7 +19,7 @@ from .session import RealtimeSession
 from .wording import BETA, GA
 
 BETA_PROTOCOL = "openai-beta.realtime-v1"
-MAX_MESSAGE = 4 << 20  # bytes; base64 of more than a minute of audio
+MAX_MESSAGE = 21 << 20  # bytes; base64 of the 15 MiB that the original takes in one event
 AHEAD_SECONDS = 60.0  # of audio may be appended faster than real time
 
 
