@@ -1,11 +1,10 @@
-"""DuplexClient and DuplexSession against a server that behaves, and against one that does not."""
+"""DuplexSession against a server that behaves, and against one that does not."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import re
 
 import numpy as np
 import pytest
@@ -31,16 +30,6 @@ async def _collect(session):
     except DuplexError as caught:
         error = caught
     return responses, error
-
-
-async def test_connect_reads_the_shapes_and_what_the_server_says_about_itself(start_fake):
-    fake, _ = await start_fake()
-    async with await DuplexClient.connect(fake.url) as client:
-        assert client.shape == fake.shape
-        assert client.shape.sample_rate == 16_000
-        assert client.server["name"] == "fake"
-        assert client.parameters == {"weights": "random (test double)"}
-        assert await client.is_ready()
 
 
 async def test_units_come_back_in_order_with_their_tensors(start_fake, make_unit):
@@ -271,22 +260,6 @@ async def test_a_write_that_never_ends_is_a_deadline_error_too(start_fake):
         await asyncio.wait([blocked], timeout=5)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8001", "127.0.0.1", "127.0.0.1:port", "host:70000", "", "a b:1"])
-async def test_what_is_no_address_is_refused_at_once(url):
-    with pytest.raises(DuplexError, match=re.escape(f"INVALID_ARGUMENT: url: expected HOST:PORT, got {url!r}")):
-        await DuplexClient.connect(url, timeout=60)
-
-
-async def test_loopback_is_reached_without_the_proxy_of_the_environment(start_fake, monkeypatch):
-    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("no_proxy", "no_grpc_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    fake, _ = await start_fake()
-    async with await DuplexClient.connect(fake.url, timeout=5) as client:
-        assert await client.is_ready()
-
-
 async def test_half_an_emoji_is_replaced_and_costs_no_unit(start_fake, make_unit):
     fake, _ = await start_fake()
     client = await DuplexClient.connect(fake.url)
@@ -387,23 +360,6 @@ async def test_closing_wakes_a_consumer_in_another_task(start_fake, make_unit):
     assert responses == []
     assert error is not None
     assert error.code == "CANCELLED"
-
-
-async def test_no_server_at_all():
-    with pytest.raises(DuplexError, match=r"UNAVAILABLE: 127.0.0.1:1: model duplex was not ready within 0.5 s"):
-        await DuplexClient.connect("127.0.0.1:1", timeout=0.5)
-
-
-async def test_a_model_that_is_not_ready(start_fake):
-    fake, _ = await start_fake(ready=False)
-    with pytest.raises(DuplexError, match=r"not ready within 0.5 s"):
-        await DuplexClient.connect(fake.url, timeout=0.5)
-
-
-async def test_a_model_of_another_kind(start_fake):
-    fake, _ = await start_fake(shape=UnitShape(samples=2561, height=64, width=64))
-    with pytest.raises(DuplexError, match=r"INVALID_ARGUMENT: model duplex: .* pcm FP32 .*, got FP32 \[2561\]"):
-        await DuplexClient.connect(fake.url)
 
 
 async def test_a_response_of_the_wrong_shape_is_named(start_fake, make_unit):
