@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,9 +14,10 @@ from engine_builder.training.judges.closed_loop import ClosedLoop, Performance
 from engine_builder.training.judges.figures import Judge, Tally
 from engine_builder.training.world.conversation import HELD_OUT_VOICES, Conversation, Studio
 from engine_builder.training.world.scenario import Simulator
+from engine_builder.training.world.speech import synths
 from engine_builder.training.world.speech.cast import Cast
 from engine_builder.training.world.speech.people import People
-from engine_builder.training.world.speech.voices import Voice, VoiceBank, flite_voices, user_voices
+from engine_builder.training.world.speech.voices import Voice, VoiceBank, user_voices
 
 from . import oracle
 from .ears import Ears
@@ -54,6 +56,16 @@ def left_out_voices(count: int) -> list[Voice]:
     """The held-out speakers with the two timbres that the held-out split leaves out."""
     voices = user_voices("held_out", count)
     return [replace(v, name=f"left_out-{i}", timbre=_LEFT_OUT[i % len(_LEFT_OUT)]) for i, v in enumerate(voices)]
+
+
+def flite_voices(count: int, seed: int = 5) -> list[Voice]:
+    """`count` English users of a synthesiser that is never trained with; none if it is not installed."""
+    rng = random.Random(f"flite-{seed}")
+    names = synths.installed().get("flite", {}).get("en", ())
+    return [
+        Voice(f"flite-{i}", (("en", names[i % len(names)]),), "", 50, rng.randint(130, 200), "flite")
+        for i in range(count if names else 0)
+    ]
 
 
 def cast(name: str, sources: Sources) -> Cast:

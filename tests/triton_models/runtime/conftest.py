@@ -197,7 +197,8 @@ def make_bench() -> Iterator[Callable[..., Bench]]:
 
     yield make
     for bench in made:
-        bench.thinker.close_all()
+        for session in list(bench.thinker._sessions._sessions.values()):
+            bench.thinker.close(CloseJob(session.id, session.epoch))
         bench.thinker.check_integrity()
         assert not bench.pool.k.any(), "freed pages are scrubbed"
         assert not bench.pool.v.any(), "freed pages are scrubbed"

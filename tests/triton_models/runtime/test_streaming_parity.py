@@ -142,7 +142,8 @@ class Duo:
         return next((name for name in self.names if page in self.blocks.owned(name)), "")
 
     def close(self) -> None:
-        self.thinker.close_all()
+        for name in self.names:
+            self.thinker.close(CloseJob(name, 1))
         self.thinker.check_integrity()
         assert not self.pool.k.any()
         self.pool.close()

@@ -131,9 +131,6 @@ class ThinkerSessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def __iter__(self) -> Iterator[ThinkerSession]:
-        return iter(list(self._sessions.values()))
-
     def get(self, session: str) -> ThinkerSession | None:
         return self._sessions.get(session)
 
@@ -200,7 +197,7 @@ class ThinkerSessions:
     def check_integrity(self) -> None:
         """RuntimeError if a page is lost, has two owners, or an owner that is no session."""
         self._blocks.check_integrity()
-        held = sum(session.table.pages for session in self)
+        held = sum(session.table.pages for session in self._sessions.values())
         if held != self._blocks.used:
             raise RuntimeError(f"pages: sessions hold {held}, the block manager says {self._blocks.used}")
 

@@ -107,11 +107,6 @@ class Thinker:
         if session is not None and job.epoch >= session.epoch:
             self._drop(session)
 
-    def close_all(self) -> None:
-        """Closes every session, as on shutdown."""
-        for session in self._sessions:
-            self._drop(session)
-
     @property
     def open_sessions(self) -> int:
         return len(self._sessions)

@@ -86,16 +86,6 @@ def other_voices(seed: int = 5) -> list[Voice]:
     return voices
 
 
-def flite_voices(count: int, seed: int = 5) -> list[Voice]:
-    """`count` English users of a synthesiser that is never trained with; none if it is not installed."""
-    rng = random.Random(f"flite-{seed}")
-    names = synths.installed().get("flite", {}).get("en", ())
-    return [
-        Voice(f"flite-{i}", (("en", names[i % len(names)]),), "", 50, rng.randint(130, 200), "flite")
-        for i in range(count if names else 0)
-    ]
-
-
 def render(text: str, voice: Voice, language: str) -> Pcm:
     """`text` (a word or [[phonemes]]) spoken at 16 kHz, silence trimmed, peak 0.5. Raises SpeechToolMissing."""
     if voice.synth == "espeak":

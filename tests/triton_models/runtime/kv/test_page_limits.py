@@ -10,7 +10,7 @@ import pytest
 
 from triton_models.runtime.kv.pages import BlockManager, PageTable, TooManyPages
 from triton_models.runtime.kv.retention import Full
-from triton_models.runtime.messages import OpenJob, SessionError
+from triton_models.runtime.messages import CloseJob, OpenJob, SessionError
 from triton_models.runtime.thinker.thinker import Thinker
 
 pytestmark = pytest.mark.unit
@@ -36,4 +36,4 @@ def test_a_retention_that_cannot_be_kept_is_refused_at_the_start(make_bench: Cal
     assert refused.value.code == "RESOURCE_EXHAUSTED"
     assert thinker.open_sessions == 0
     thinker.open(OpenJob("a", 1, "", 0, "full"))  # lasts as long as it lasts
-    thinker.close_all()
+    thinker.close(CloseJob("a", 1))
