@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from client.stream.units import UserUnit
 pytestmark = pytest.mark.unit
 
 QUICK = Reconnect(budget=0.6, first=0.02, longest=0.1)
+PATIENT = Reconnect(budget=20, first=0.02, longest=0.1)
 
 
 async def _ask_all(session, make_unit, count, texts=()):
@@ -112,7 +114,7 @@ async def test_nothing_is_resumed_before_the_first_answer_nor_after_the_last_uni
     """A session of which nothing was heard is asked for again under another name, and not for ever."""
     for leave_at, starts in ((0, 3), (2, 1)):
         fake, _ = await start_fake(leave_at=leave_at)
-        async with await DuplexClient.connect(fake.url) as client, client.session(reconnect=QUICK) as session:
+        async with await DuplexClient.connect(fake.url) as client, client.session(reconnect=PATIENT) as session:
             with pytest.raises(DuplexError, match="closed the stream with 1 units unanswered"):
                 await _ask_all(session, make_unit, 3 if starts == 1 else 9)
         assert sum(s.start for s in fake.seen) == len({s.session for s in fake.seen}) == starts
@@ -220,7 +222,7 @@ async def test_a_server_that_never_answers_again_is_given_up(start_fake, make_un
     """Its port answers, so that each new stream begins well: the budget runs on all the same."""
     fake, _ = await start_fake(silent_from=1)
     client = await DuplexClient.connect(fake.url)
-    async with client, client.session(reconnect=QUICK, timeout=0.1) as session:
+    async with client, client.session(reconnect=replace(QUICK, budget=1.0), timeout=0.3) as session:
         with pytest.raises(DuplexError, match=r"UNAVAILABLE: the connection was lost, and not back .*no answer for"):
             await asyncio.wait_for(_ask_all(session, make_unit, 50), 15)
         assert session.course.resumed == 0

@@ -339,7 +339,8 @@ async def test_cancelled_consumer_leaves_no_task_behind(start_fake, make_unit):
             await anext(session)
 
     task = asyncio.create_task(talk())
-    await asyncio.sleep(0.3)
+    while not fake.seen:
+        await asyncio.sleep(0.01)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
