@@ -132,7 +132,6 @@ SOAK_FLAGS ?=
 
 .PHONY: chaos
 chaos: $(ENGINES)/manifest.json  ## Attacks and faults beside one healthy session: build/runs/chaos/table.md (15 minutes)
-	build/system_packages.sh --optional faketime
 	$(PY) -m tests.chaos --engines $(ENGINES) $(CHAOS_FLAGS)
 
 .PHONY: fuzz

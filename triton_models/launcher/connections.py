@@ -30,6 +30,7 @@ Rule = Literal["unread", "flood", "crowd"]
 RULES: tuple[Rule, ...] = ("unread", "flood", "crowd")
 
 LOOK_SECONDS = 0.5
+HURRY_SECONDS, HURRIES = 0.15, 10.0  # between two looks, for so long after a flood: whoever floods comes again
 UNREAD_SECONDS = 5.0  # two units of a session wait in health, and an honest client waits with them
 UNITS_PER_SECOND = 6.25
 AHEAD_UNITS = 8  # that a session may be early, which is a burst
@@ -65,6 +66,7 @@ class Connections:
         self._rate = FLOOD * sessions * UNITS_PER_SECOND * unit_bytes  # bytes a second
         self._burst = self._rate + 2 * sessions * AHEAD_UNITS * unit_bytes
         self._left, self._looked = self._burst, clock()
+        self._hurries = 0.0  # until then it looks more often
         self._most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._seen: dict[str, _Seen] = {}
 
@@ -72,7 +74,7 @@ class Connections:
         """One look at the process that serves the port, at most every LOOK_SECONDS; who was cut off, in words."""
         now = self._clock()
         passed = now - self._looked
-        if passed < LOOK_SECONDS or self.problem is not None:
+        if passed < (HURRY_SECONDS if now < self._hurries else LOOK_SECONDS) or self.problem is not None:
             return []
         self._looked, seen = now, {}
         ended: dict[str, Rule] = {}
@@ -115,7 +117,7 @@ class Connections:
         self._left = min(self._burst, self._left + passed * self._rate) - sum(grown.values())
         if self._left >= 0:
             return {}
-        self._left = 0.0
+        self._left, self._hurries = 0.0, self._looked + HURRIES
         return dict.fromkeys(groups[max(grown, key=grown.__getitem__)], "flood")
 
     def _crowd(self, active: dict[str, _Seen]) -> dict[str, Rule]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from triton_models.launcher import connections
-from triton_models.launcher.connections import LOOK_SECONDS, UNREAD_SECONDS, Connections
+from triton_models.launcher.connections import HURRY_SECONDS, LOOK_SECONDS, UNREAD_SECONDS, Connections
 
 pytestmark = pytest.mark.unit
 UNIT = 1000
@@ -32,9 +32,9 @@ class Port:
         self.pairs.append((client, self.listener.accept()[0]))
         return self.pairs[-1]
 
-    def look(self) -> list[str]:
+    def look(self, after: float = LOOK_SECONDS) -> list[str]:
         assert self.watch is not None
-        self.now += LOOK_SECONDS
+        self.now += after
         time.sleep(0.01)  # loopback acknowledges
         return self.watch.look(os.getpid())
 
@@ -107,6 +107,10 @@ def test_a_flood_ends_the_greediest_and_not_its_neighbour(port: Port) -> None:
         said += port.look()
     assert said == ["1 connections of 127.0.0.1 cut off: flood"]
     assert [is_open(client) for client, _ in (usual, greedy)] == [True, False]
+    again = port.connect()  # and is looked at sooner
+    again[0].send(bytes(60 * UNIT))
+    again[1].recv(60 * UNIT)
+    assert port.look(HURRY_SECONDS) == said
 
 
 def test_too_many_connections_end_the_longest_silent(port: Port) -> None:

@@ -117,6 +117,9 @@ class Duplex:
     def serve(self, request: UnitRequest, reply: Reply) -> None:
         """Takes one request; its answer goes to `reply` later. Call it in the order of arrival. Never raises."""
         arrival = self._clock()
+        if request.start and reply.cancelled():  # a storm of starts that were given up or cut off costs nobody a unit
+            reply.finish()
+            return
         try:
             text, start, interrupt = self._read(request)
             tokens = self._tokens(text)

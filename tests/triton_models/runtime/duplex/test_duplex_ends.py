@@ -47,6 +47,13 @@ def test_a_vanished_client_frees_its_session(make: Callable[..., Bench], hold_op
     assert len(bench.duplex.table) == 0
 
 
+def test_a_start_whose_client_has_gone_begins_nothing(make: Callable[..., Bench]) -> None:
+    bench = make()
+    gone = bench.unit("a", 0, options=HELD, reply=Recorder(gone=True))
+    assert gone.finished.is_set()
+    assert (gone.said, bench.models.log, len(bench.duplex.table)) == ([], [], 0)
+
+
 def test_an_idle_session_expires_and_its_stream_hears_why(make: Callable[..., Bench]) -> None:
     bench = make(idle_ns=10**9)
     reply = bench.unit("a", 0, options='{"hold_open": true}')
