@@ -30,6 +30,7 @@ TOLD_SECONDS = 0.8  # after a fault: time for `duplex` to send every open stream
 RESTART_WINDOW = 120.0  # seconds in which restarts are counted
 BACKOFF_SECONDS = (0.0, 1.0, 2.0, 4.0, 8.0)
 STEADY_SECONDS = 10.0  # who served for so long is no crash loop, and is started anew at once
+STARVED = "is not healthy"  # a stub that Triton found without life for a second: a busy machine, and no bad engines
 ANSWER_SECONDS = 10.0  # to answer what is under way once sessions are ended
 DRAINED_SECONDS = 0.5  # once no session is left: whoever sends on hears that the server goes
 
@@ -169,7 +170,8 @@ class Supervisor:
         self._server.kill()
         self._faults.append(time.monotonic())
         recent = [at for at in self._faults if time.monotonic() - at < RESTART_WINDOW]
-        if len(recent) > self._options.max_restarts or (not started and self._readiness.restarts == 0):
+        broken = not started and self._readiness.restarts == 0 and STARVED not in self._server.errors()
+        if len(recent) > self._options.max_restarts or broken:
             where = f" in {self._plan.log}" if self._plan.log else ""
             self._say(f"giving up after {self._readiness.restarts} restarts; errors{where}:")
             self._say(self._server.errors())

@@ -130,6 +130,19 @@ def test_only_a_crash_loop_has_to_wait(
     assert supervisor.run() == 0
 
 
+@pytest.mark.parametrize(
+    ("said", "again"), [("Stub process 'duplex_0_0' is not healthy", True), ("bad engines", False)]
+)
+def test_a_first_start_is_tried_again_on_a_machine_that_is_too_busy(said: str, again: bool, tmp_path: Path) -> None:
+    plan = ServerPlan(tmp_path, tmp_path, tmp_path / "log", 1, 2, "wst-none-")
+    (tmp_path / "log").write_text(f'E1128 15:22:21.485048 14641 model_lifecycle.cc:642] "failed to load: {said}."\n')
+    [listener] = reserve_ports([("127.0.0.1", 0)])
+    supervisor = Supervisor(plan, tmp_path, tmp_path / "s", {}, listener, SupervisorOptions(), lambda _: None)
+    assert supervisor._recover("tritonserver ended while it was starting") is again
+    supervisor.stop()
+    assert supervisor.run() == 0
+
+
 def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_process, "LOG_BYTES", 1000)
     log = tmp_path / "server.log"
