@@ -32,7 +32,7 @@ from .launcher.checks import (
 )
 from .launcher.connections import Connections
 from .launcher.repository import fill_repository
-from .launcher.server_process import HTTP_PORT, LOOPBACK, SHM, ServerError, ServerPlan, reached
+from .launcher.server_process import HTTP_PORT, LOOPBACK, SHM, ServerError, ServerPlan, reached, shown
 from .launcher.supervisor import Supervisor, SupervisorOptions
 from .planner.capacity import measured_costs, sessions_on_time
 from .runtime.budget.admission import CPU_UTILISATION
@@ -96,7 +96,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
         states = check_state(manifest, args.state_gb)
         sessions = 0 if args.admit_all else _capacity(args, manifest, pages, min(args.max_sessions, states))
         status = SHM / f"{prefix}status"
-        settings = _settings(args, manifest, prefix, status, pages, sessions, states)
+        settings = _settings(args, manifest, run, prefix, status, pages, sessions, states)
         fill_repository(run / "repository", manifest, settings, sequences="statistics" in args.open)
         log = None if args.log_to_console else run / "server.log"
         if log is not None:
@@ -118,7 +118,7 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
         keeps_awake = awake is not None and awake.possible()
         facts = {
             "name": args.name,
-            "engines": settings.duplex.engines,
+            "engines": str(args.engines.resolve()),
             "model": manifest.model.name,
             "weights": manifest.weights,
             "grpc": f"{reached(args.grpc_address)}:{grpc}",
@@ -161,11 +161,22 @@ def _serve(args: argparse.Namespace, manifest: Manifest, run: Path, prefix: str)
 
 
 def _settings(
-    args: argparse.Namespace, manifest: Manifest, prefix: str, status: Path, pages: int, sessions: int, states: int
+    args: argparse.Namespace,
+    manifest: Manifest,
+    run: Path,
+    prefix: str,
+    status: Path,
+    pages: int,
+    sessions: int,
+    states: int,
 ) -> RunSettings:
     """What the models read."""
+
+    def path(name: str, given: Path | str | None) -> str:
+        return shown(name, Path(given).resolve(), run, prefix) if given else ""
+
     duplex = DuplexSettings(
-        engines=str(args.engines.resolve()),
+        engines=path("engines", args.engines),
         max_sessions=args.max_sessions,
         max_in_flight=MAX_IN_FLIGHT,
         idle_ms=round(IDLE_SECONDS * 1000),
@@ -177,10 +188,10 @@ def _settings(
         state_memory=int(args.state_gb * 1e9),
         sessions=sessions,
         degrade=not args.keep_steps,
-        trace=str(args.trace.resolve()) if args.trace else "",
+        trace=path("trace", args.trace),
         device=args.device,
         admit_all=args.admit_all,
-        guard=args.guard,
+        guard=path("guard", args.guard),
         home=args.home or args.name,
         home_key=args.fleet_key,
     )
@@ -196,7 +207,7 @@ def _settings(
             degrade=duplex.degrade,
             orphan_seconds=2 * (IDLE_SECONDS + GRACE_SECONDS),  # longer than duplex keeps a silent session
             device=args.device,
-            trusted_key=str(args.trusted_key.resolve()) if args.trusted_key else "",
+            trusted_key=path("trusted_key", args.trusted_key),
         )
         for name, role in STAGES[manifest.target in GPU_TARGETS and Devices.parse(args.device).apart].items()
     }

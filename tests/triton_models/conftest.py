@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from real_server import Server
 @pytest.fixture(scope="session")
 def _server(mini_engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # Solver steps are never skipped here: outputs are compared, and the machine may be loaded.
-    runs = tmp_path_factory.mktemp("runs") / "my project & more" / "ü$"  # people have such folders
-    runs.mkdir(parents=True)
-    server = Server(mini_engines, runs, "--keep-steps", "--admit-all", "--awake", "--pages", "1024")
+    tree = tmp_path_factory.mktemp("tree") / "my project & more" / "ü$"  # people have such folders
+    shutil.copytree(mini_engines, tree / "engines")
+    for package in ("triton_models", "engine_builder"):
+        (tree / package).symlink_to(Path(__file__).parents[2] / package)
+    flags = ("--keep-steps", "--admit-all", "--awake", "--pages", "1024")
+    server = Server(tree / "engines", tree, *flags, within=("env", "-C", str(tree)))
     try:
         server.wait_ready()
         yield server

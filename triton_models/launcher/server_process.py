@@ -126,18 +126,20 @@ class ServerProcess:
     def start(self) -> None:
         """Starts the server and returns at once; `answers` tells when it serves. ServerError or OSError."""
         command = [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), *self.plan.command()]
+        run = self.plan.repository.parent
+        python = shown("python", Path(sys.executable).parent.parent, run, self.plan.prefix)
         environment = {
             **os.environ,
             ENVIRONMENT: str(self.plan.settings),
-            "PYTHONUTF8": "1",  # or stubs, in the C locale, find no path that is not ASCII
             # Stubs take the first interpreter environment on PATH and the libpython that it belongs to.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "PATH": os.pathsep.join((python + "/bin", os.environ.get("PATH", os.defpath))),
             "LD_LIBRARY_PATH": os.pathsep.join(
                 filter(None, (str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH")))
             ),
         }
         self.plan.home.unlink(missing_ok=True)
-        self.plan.home.symlink_to(self.plan.repository.parent)
+        self.plan.home.symlink_to(run)
+        link(run / "tree", TREE)  # where model.py look for modules first
         with contextlib.ExitStack() as files:
             log = files.enter_context(self.plan.log.open("ab")) if self.plan.log is not None else None
             self._process = subprocess.Popen(
@@ -146,7 +148,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=TREE,  # stubs look for modules there first: they run the code that started them
+                cwd="/",  # stubs die in a folder that is not ASCII
                 start_new_session=True,  # Ctrl-C must reach the launcher alone, which drains first
                 umask=0o077,  # what stubs share is pictures, sound and text
             )
@@ -211,6 +213,19 @@ class ServerProcess:
             return "no log was written"
         found = [line for line in lines if _ERROR.match(line)]
         return "\n".join(found[:limit] or lines[-limit:]).replace("\\n", "\n")
+
+
+def link(place: Path, target: Path) -> None:
+    place.unlink(missing_ok=True)
+    place.symlink_to(target)
+
+
+def shown(name: str, path: Path, run: Path, prefix: str) -> str:
+    """What a stub calls `path`: it reads ASCII alone (isolated Python in the C locale), so other names get a link."""
+    if str(path).isascii():
+        return str(path)
+    link(run / name, path)
+    return str(SHM / f"{prefix}run" / name)
 
 
 def _anybody() -> ssl.SSLContext:

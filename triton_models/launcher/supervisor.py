@@ -170,7 +170,7 @@ class Supervisor:
         self._server.kill()
         self._faults.append(time.monotonic())
         recent = [at for at in self._faults if time.monotonic() - at < RESTART_WINDOW]
-        broken = not started and self._readiness.restarts == 0 and STARVED not in self._server.errors()
+        broken = not (started or self._since) and (self._readiness.restarts or STARVED not in self._server.errors())
         if len(recent) > self._options.max_restarts or broken:
             where = f" in {self._plan.log}" if self._plan.log else ""
             self._say(f"giving up after {self._readiness.restarts} restarts; errors{where}:")

@@ -4,8 +4,10 @@ Responses leave through the senders of their requests.
 """
 
 import locale
+import sys
 
 locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # stubs run in the C locale, where reading a UTF-8 file fails
+sys.path.insert(0, __file__.rpartition("/repository/")[0] + "/tree")  # the code that started this server
 
 from triton_models.backend import adapter as backend  # noqa: E402
 from triton_models.observability.export import Exporter  # noqa: E402

@@ -1,8 +1,10 @@
 """A stage: the thinker, the performer or both on one device, for jobs of the `duplex` model alone."""
 
 import locale
+import sys
 
 locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # stubs run in the C locale, where reading a UTF-8 file fails
+sys.path.insert(0, __file__.rpartition("/repository/")[0] + "/tree")  # the code that started this server
 
 from pathlib import Path  # noqa: E402
 
