@@ -24,6 +24,16 @@ from client.stream.units import FRAMES_PER_UNIT, Float32, UInt8
 LOWEST_RATE, HIGHEST_RATE = 8_000, 48_000
 G711_RATE = 8_000
 JPEG_QUALITY = 92
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_THEIR_SIDE = [_TURNS[number] for number in (5, 6, 7, 8)]
 MAX_SIDE = 8192  # pixels of an image from outside
 MAX_DECODED = 1 << 22  # pixels in memory: 12 MB of RGB; a JPEG may be larger, for it is decoded at a fraction
 
@@ -161,16 +171,26 @@ def fit_image(image: Image.Image, shape: UnitShape) -> UInt8:
     It is cut out before it is scaled, so that no picture on the way is larger than the one that was sent. Raises
     ValueError when it would be too large in memory.
     """
-    scale = min(image.width / shape.width, image.height / shape.height)
+    turn = _turn(image)
+    size = (shape.height, shape.width) if turn in _ON_THEIR_SIDE else (shape.width, shape.height)
+    scale = min(image.width / size[0], image.height / size[1])
     image.draft("RGB", (round(image.width / scale), round(image.height / scale)))
     if image.width * image.height > MAX_DECODED:
         raise ValueError(f"video: expected at most {MAX_DECODED} pixels, got {_size(image)}")
-    scale = min(image.width / shape.width, image.height / shape.height)
-    width, height = shape.width * scale, shape.height * scale
+    scale = min(image.width / size[0], image.height / size[1])
+    width, height = size[0] * scale, size[1] * scale
     left, top = (image.width - width) / 2, (image.height - height) / 2
     box = (max(0.0, left), max(0.0, top), min(image.width, left + width), min(image.height, top + height))
-    size = shape.width, shape.height
-    return np.asarray(_decoded(image).resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))[None]
+    small = _decoded(image).resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    return np.asarray(small if turn is None else small.transpose(turn))[None]
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How a viewer turns it: phones say in the EXIF how they were held."""
+    try:
+        return _TURNS.get(image.getexif().get(0x0112, 1))
+    except Exception:  # what Pillow cannot read, and there is much that it raises, turns nothing
+        return None
 
 
 def _decoded(image: Image.Image) -> Image.Image:

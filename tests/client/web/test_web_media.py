@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from client.stream.units import UnitShape
 from client.web import media
@@ -55,6 +55,20 @@ def test_what_is_left_and_right_of_the_frame_is_cut_off():
     out = io.BytesIO()
     Image.fromarray(wide).save(out, "PNG")
     assert media.fit_image(media.open_image(out.getvalue()), SHAPE).min() > 150
+
+
+@pytest.mark.parametrize("orientation", range(9))
+def test_a_photo_is_shown_as_a_viewer_shows_it(orientation):
+    photo = np.zeros((200, 320, 3), np.uint8)
+    photo[:100, 60:160], photo[100:, 60:160] = 255, 128  # in the middle, which is all that is seen
+    exif, out = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(photo).save(out, "PNG", exif=exif)
+    shape = UnitShape(samples=2560, height=64, width=32)
+    turned = ImageOps.exif_transpose(Image.open(out))
+    fitted, plain = io.BytesIO(), media.fit_image(media.open_image(out.getvalue()), shape)
+    turned.save(fitted, "PNG", exif=Image.Exif())
+    assert np.abs(plain.astype(int) - media.fit_image(media.open_image(fitted.getvalue()), shape)).mean() < 3
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", _png(64, 64)[:45], _jpeg(64, 64)[:300]])
