@@ -71,7 +71,7 @@ async function begin(welcome) {
   player = await Player.make(context, shape, began);
   const source = chosen();
   const make = (kind) =>
-    Capture.make(context, shape, kind, at("file").files[0], at("self"), (...unit) => link.sendUnit(...unit));
+    Capture.make(context, shape, kind, at("file").files[0], at("self"), (...unit) => link.sendUnit(...unit), notice);
   try {
     capture = await make(source === "file" && !at("file").files.length ? "text" : source);
   } catch (error) {

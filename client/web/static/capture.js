@@ -1,13 +1,16 @@
 // What the user says and shows: a microphone and a camera, a recording, or neither; one unit every 160 ms.
 
 const WIDTHS = { video: { width: { ideal: 640 }, height: { ideal: 640 }, frameRate: { ideal: 25 } } };
-const VOICE = { echoCancellation: true, noiseSuppression: false, autoGainControl: true };
+const VOICE = { audio: { echoCancellation: true, noiseSuppression: false, autoGainControl: true } };
+const NAMES = { audio: "microphone", video: "camera" };
+const AGAIN_MS = 2000; // between two looks whether a device that has gone is back
 
 export class Capture {
   // source: camera | microphone | file | text.  onUnit(pcm Int16Array, strip Blob or null, captured ms)
-  static async make(context, shape, source, file, preview, onUnit) {
+  // onNotice(text): a device that is missing or has gone; empty when it is back
+  static async make(context, shape, source, file, preview, onUnit, onNotice) {
     await context.audioWorklet.addModule("/static/worklets/capture.js");
-    const capture = new Capture(context, shape, preview, onUnit);
+    const capture = new Capture(context, shape, preview, onUnit, onNotice);
     try {
       await capture.open(source, file);
     } catch (error) {
@@ -17,12 +20,14 @@ export class Capture {
     return capture;
   }
 
-  constructor(context, shape, preview, onUnit) {
+  constructor(context, shape, preview, onUnit, onNotice) {
     this.context = context;
     this.shape = shape;
     this.preview = preview;
     this.onUnit = onUnit;
-    this.stream = null;
+    this.onNotice = onNotice;
+    this.tracks = [];
+    this.closed = false;
     this.url = null;
     this.media = null; // <video> that the pictures are taken from
     this.strip = document.createElement("canvas");
@@ -40,13 +45,48 @@ export class Capture {
   async open(source, file) {
     if (source === "text") return;
     if (source === "file") return this.openFile(file);
-    this.stream = await navigator.mediaDevices.getUserMedia({ audio: VOICE, ...(source === "camera" ? WIDTHS : {}) });
-    this.context.createMediaStreamSource(this.stream).connect(this.node);
-    if (this.stream.getVideoTracks().length) {
-      this.preview.srcObject = this.stream;
+    await this.use(source === "camera" ? await this.both() : await navigator.mediaDevices.getUserMedia(VOICE));
+  }
+
+  // Asked for together, which is one question; where that fails each by itself: who has no camera can speak.
+  async both() {
+    try {
+      return await navigator.mediaDevices.getUserMedia({ ...VOICE, ...WIDTHS });
+    } catch (error) {
+      const found = await Promise.allSettled([VOICE, WIDTHS].map((one) => navigator.mediaDevices.getUserMedia(one)));
+      const tracks = found.flatMap(({ value }) => value?.getTracks() ?? []);
+      if (!tracks.length) throw error;
+      const absent = ["audio", "video"].filter((kind) => !tracks.some((track) => track.kind === kind));
+      for (const kind of absent) this.onNotice(`No ${NAMES[kind]} (${error.message}).`);
+      return new MediaStream(tracks);
+    }
+  }
+
+  async use(stream) {
+    for (const track of stream.getTracks()) {
+      this.tracks.push(track);
+      track.onended = () => this.lost(track.kind);
+    }
+    if (this.closed) return this.close();
+    if (stream.getAudioTracks().length) this.context.createMediaStreamSource(stream).connect(this.node);
+    if (stream.getVideoTracks().length) {
+      this.preview.srcObject = stream;
       this.preview.hidden = false;
       this.media = this.preview;
       await this.preview.play();
+    }
+  }
+
+  async lost(kind) {
+    if (kind === "video") this.media = null; // not its last picture for ever
+    this.onNotice(`The ${NAMES[kind]} has gone. It is used again when it is back.`);
+    while (!this.closed) {
+      await new Promise((done) => setTimeout(done, AGAIN_MS));
+      try {
+        if (!this.closed) await this.use(await navigator.mediaDevices.getUserMedia(kind === "audio" ? VOICE : WIDTHS));
+        this.onNotice("");
+        return;
+      } catch { /* not yet */ }
     }
   }
 
@@ -83,7 +123,8 @@ export class Capture {
   close() {
     this.node.port.onmessage = null;
     this.node.disconnect();
-    this.stream?.getTracks().forEach((track) => track.stop());
+    this.closed = true;
+    this.tracks.forEach((track) => track.stop());
     if (this.media && this.media !== this.preview) this.media.pause();
     if (this.url) URL.revokeObjectURL(this.url);
     this.preview.srcObject = null;

@@ -129,14 +129,39 @@ async def test_a_conversation_of_twenty_seconds(start_fake, start_gate, lively, 
     assert await tab.run("sessionStorage.getItem('wan-session')") is None
 
 
+# A machine whose camera is missing; what its microphone gave is in `tracks`, what the page said in `told`.
+NO_CAMERA = """
+window.tracks = [], window.told = [];
+const line = document.getElementById("notice");
+new MutationObserver(() => told.push(line.textContent)).observe(line, { childList: true });
+const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = async (wanted) => {
+  if (wanted.video) throw new DOMException("none here", "NotFoundError");
+  const stream = await real(wanted);
+  tracks.push(...stream.getTracks());
+  return stream;
+};
+"""
+
+
 async def test_typing_muting_interrupting_and_a_lost_connection(start_fake, start_gate, lively, browse, microphone):
     fake, _ = await start_fake(answer=lively(always=True))
     gate = await start_gate(fake.url, grace=20.0)
     tab = await browse(microphone=microphone)
     await tab.open(f"{gate.url}/")
-    await tab.run("document.querySelector('input[value=microphone]').click(); document.getElementById('start').click()")
+    await tab.run(NO_CAMERA)
+    await tab.run("document.querySelector('input[value=camera]').click(); document.getElementById('start').click()")
     await tab.until("wan.stats().player && wan.stats().player.rms > 0.01")
     assert await tab.run("document.getElementById('self').hidden")
+    await tab.run("tracks[0].stop(); tracks[0].onended()")  # unplugged
+    await tab.until("tracks.length === 2 && document.getElementById('notice').hidden")
+    told = await tab.run("told")
+    assert "No camera (none here)." in told
+    assert "The microphone has gone. It is used again when it is back." in told
+    heard = len(fake.seen)
+    async with asyncio.timeout(20):
+        while not any(np.abs(seen.pcm).max() > 0.01 for seen in fake.seen[heard:]):
+            await asyncio.sleep(0.1)
 
     await tab.run("document.getElementById('text').value = 'hällo <b>'; document.querySelector('#say button').click()")
     await tab.until("log.lastChild && log.lastChild.className === 'you'")
