@@ -101,8 +101,9 @@ class PlanBuilder:
         timing_cache: Path | None = None,
     ) -> None:
         self.target, self.config, self.limits = target, config, limits
-        self.compute_capability, self.timing_cache = compute_capability, timing_cache
+        self.timing_cache = timing_cache
         self.trt: Any = load_module(target)
+        self._capability = None if compute_capability is None else self._known(compute_capability)
         self.logger = self.trt.Logger(self.trt.Logger.ERROR)
 
     def libraries(self) -> dict[str, str]:
@@ -123,7 +124,9 @@ class PlanBuilder:
         config = builder.create_builder_config()
         for symbols in profiles(self.config, step, self.limits):
             config.add_optimization_profile(self._profile(builder, network, axes, symbols))
-        self._set_compute_capability(config)
+        if self._capability is not None:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(self._capability, 0)
         self._load_timings(config)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
@@ -170,21 +173,18 @@ class PlanBuilder:
             profile.set_shape(tensor.name, low, best, high)
         return profile
 
-    def _set_compute_capability(self, config: Any) -> None:
+    def _known(self, capability: str) -> Any:
         """TensorRT-RTX compiles ahead of time for a named capability; TensorRT takes the GPU it runs on."""
-        if self.compute_capability is None:
-            return
         if self.target != "tensorrt-rtx":
             raise EngineBuildError(
                 f"--compute-capability: TensorRT builds for the GPU at hand; only tensorrt-rtx takes it, got "
-                f"{self.compute_capability!r}"
+                f"{capability!r}"
             )
         names = sorted((n for n in dir(self.trt.ComputeCapability) if n.startswith("SM")), key=lambda n: int(n[2:]))
         known = {f"{n[2:-1]}.{n[-1]}": getattr(self.trt.ComputeCapability, n) for n in names}
-        if self.compute_capability not in known:
+        if capability not in known:
             raise EngineBuildError(
                 f"--compute-capability: TensorRT-RTX {self.trt.__version__} builds for {', '.join(known)}, got "
-                f"{self.compute_capability!r}"
+                f"{capability!r}"
             )
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(known[self.compute_capability], 0)
+        return known[capability]
