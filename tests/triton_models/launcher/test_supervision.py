@@ -214,7 +214,7 @@ def test_a_model_ends_with_its_server(wait: str, tmp_path: Path) -> None:
         "status.DEAD_SECONDS = 0.6\n"
         f"status.Heartbeat(Path(sys.argv[1]), {{'stage': dict}}).start(); time.sleep(0.5); {wait}"
     )
-    server = subprocess.Popen(["/bin/sh", "-c", f'{sys.executable} -c "{model}" {tmp_path} & wait'])
+    server = subprocess.Popen(["/bin/sh", "-c", f'"{sys.executable}" -c "{model}" "{tmp_path}" & wait'])
     until(lambda: read_status(tmp_path, "stage") is not None, "a beat")
     pid = (read_status(tmp_path, "stage") or {})["pid"]
     assert process_lives(pid)
