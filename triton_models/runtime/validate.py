@@ -40,8 +40,8 @@ def frames(value: np.ndarray, config: ModelConfig) -> UInt8:
     return np.ascontiguousarray(value)
 
 
-def text(value: object) -> str:
-    """Typed text of one unit: str or UTF-8 bytes of at most MAX_TEXT_BYTES, or None for no text."""
+def text(value: object, limit: int = MAX_TEXT_BYTES) -> str:
+    """Typed text of one unit: str or UTF-8 bytes of at most `limit`, or None for no text."""
     if value is None:
         return ""
     if not isinstance(value, str | bytes):
@@ -51,8 +51,8 @@ def text(value: object) -> str:
         decoded = data.decode()
     except UnicodeError as error:
         raise ValueError(f"text: expected UTF-8, got {error}") from None
-    if len(data) > MAX_TEXT_BYTES:
-        raise ValueError(f"text: expected at most {MAX_TEXT_BYTES} bytes of UTF-8 in one unit, got {len(data)}")
+    if len(data) > limit:
+        raise ValueError(f"text: expected at most {limit} bytes of UTF-8 in one unit, got {len(data)}")
     return decoded
 
 

@@ -77,8 +77,8 @@ class LiveCommands(EventReader):
         self._session.call.intake.add_frames(await self.picture(event.get("image"), "image"))
 
     async def _update(self, event: Event) -> None:
-        read_update(event.get("session"), self._begun(event))
         session = self._session
+        session.config = read_update(event.get("session"), self._begun(event))
         session.emit("session.updated", session=session.show(), client_event_id=event.get("event_id"))
 
     async def _mute(self, event: Event) -> None:

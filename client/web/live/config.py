@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..call.call import Call
@@ -95,19 +95,34 @@ class LiveConfig:
         }
 
 
-def read_update(given: Any, config: LiveConfig) -> None:
-    """Of `session.update`: delegation of the same type, and no triggers. Raises EventError."""
+def read_update(given: Any, config: LiveConfig) -> LiveConfig:
+    """What is in force after `session.update`: delegation of the same type, no triggers, pictures on or off.
+
+    Raises EventError.
+    """
     if not isinstance(given, dict):
         raise wrong("session", "an object", given)
     for name, value in given.items():
         where = f"session.{name}"[:80]
-        if name in _FIELDS or name in _GROUPS:
-            if name not in _UPDATES:
-                raise wrong(where, "it in session.start only", code="immutable_parameter")
-        else:
+        if name == "wan" and isinstance(value, dict):
+            config = replace(config, video=_pictures(value, config.video))
+        elif name not in _FIELDS and name not in _GROUPS:
             raise wrong(where, "no such field", code="unknown_parameter")
-        if value is not None and (kind := _FIELDS[name](where, value)) and kind != config.delegation:
+        elif name not in _UPDATES:
+            raise wrong(where, "it in session.start only", code="immutable_parameter")
+        elif value is not None and (kind := _FIELDS[name](where, value)) and kind != config.delegation:
             raise wrong(f"{where}.type", config.delegation, kind)
+    return config
+
+
+def _pictures(given: Mapping[str, Any], now: bool) -> bool:
+    """Of `wan` in an update: whether wan.video.delta is sent."""
+    for path, value in leaves(given, _GROUPS, "wan."):
+        if path != "wan.video.output":
+            code = "immutable_parameter" if path in _FIELDS else "unknown_parameter"
+            raise wrong(f"session.{path}", "wan.video.output; the rest is for session.start", code=code)
+        now = jpeg_or_null("session.wan.video.output", value)
+    return now
 
 
 # -- fields -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import OpenAI
 from openai.types.live import (
     CommentaryAppendedEvent,
     DelegationCreatedEvent,
@@ -19,6 +19,7 @@ from openai.types.live import (
     SessionClosedEvent,
     SessionStartedEvent,
 )
+from sdk import connect_sdk, until
 
 from client.web.live.config import LiveConfig
 from client.web.media import Format
@@ -30,20 +31,6 @@ RATE = 24_000
 def _speech(seconds: float, form: Format = Format()) -> str:  # noqa: B008
     wave = 0.25 * np.sin(np.arange(round(seconds * form.rate)) * 2 * np.pi * 300 / form.rate)
     return base64.b64encode(form.encode(wave.astype(np.float32))).decode()
-
-
-def _sdk(gate: Any) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{gate.url}/v1", websocket_base_url=f"ws://127.0.0.1:{gate.port}/v1", api_key="-")
-
-
-async def _until(connection: Any, kind: str, seen: list[Any] | None = None) -> Any:
-    async with asyncio.timeout(20):
-        while True:
-            event = await connection.recv()
-            if seen is not None:
-                seen.append(event)
-            if event.type == kind:
-                return event
 
 
 class Socket:
@@ -79,12 +66,12 @@ async def connect(start_fake, start_gate):
 async def test_the_sdk_starts_talks_listens_mutes_and_closes(start_fake, start_gate, lively):
     fake, _ = await start_fake(answer=lively(), heard={2: " two"}, parameters={"prompts": '["english", "german"]'})
     gate = await start_gate(fake.url)
-    sdk = _sdk(gate)
+    sdk = connect_sdk(gate)
     async with sdk.live.connect() as connection:
         session: Any = {"model": "gpt-live-1", "instructions": "Be brief.", "audio": {"output": {"voice": "marin"}}}
         await connection.session.start(session=session, event_id="evt_start")
         seen: list[Any] = []
-        started = await _until(connection, "session.started", seen)
+        started = await until(connection, "session.started", seen)
         assert isinstance(started, SessionStartedEvent)
         assert started.client_event_id == "evt_start"
         assert (started.session.status, started.session.instructions) == ("active", "english")
@@ -92,10 +79,10 @@ async def test_the_sdk_starts_talks_listens_mutes_and_closes(start_fake, start_g
         for _ in range(8):
             await connection.session.input_audio.append(audio=_speech(0.1))
             await asyncio.sleep(0.1)
-        words = await _until(connection, "session.output_transcript.delta", seen)
+        words = await until(connection, "session.output_transcript.delta", seen)
         assert isinstance(words, OutputTranscriptDeltaEvent)
         assert words.end_ms - words.start_ms == 160
-        voice = await _until(connection, "session.output_audio.delta", seen)
+        voice = await until(connection, "session.output_audio.delta", seen)
         assert isinstance(voice, OutputAudioDeltaEvent)
         assert voice.start_ms == words.start_ms
         heard = [event for event in seen if event.type == "session.input_transcript.delta"]
@@ -109,17 +96,17 @@ async def test_the_sdk_starts_talks_listens_mutes_and_closes(start_fake, start_g
         assert pcm.size == pytest.approx(len(sounds) * 3840, abs=100)
 
         await connection.session.input_audio.mute(event_id="evt_mute")
-        assert (await _until(connection, "session.input_audio.muted")).client_event_id == "evt_mute"
+        assert (await until(connection, "session.input_audio.muted")).client_event_id == "evt_mute"
         sent = len(fake.seen)
         await connection.session.input_audio.append(audio=_speech(0.5))
         while len(fake.seen) < sent + 4:
             await asyncio.sleep(0.02)
         assert np.abs(np.concatenate([unit.pcm for unit in fake.seen[sent + 1 :]])).max() == 0
         await connection.session.input_audio.unmute()
-        await _until(connection, "session.input_audio.unmuted")
+        await until(connection, "session.input_audio.unmuted")
 
         await connection.session.close(event_id="evt_close")
-        closed = await _until(connection, "session.closed")
+        closed = await until(connection, "session.closed")
         assert isinstance(closed, SessionClosedEvent)
         assert (closed.reason, closed.client_event_id) == ("close_requested", "evt_close")
         assert closed.usage.seconds == pytest.approx(len(fake.seen) * 0.16, abs=1)
@@ -211,6 +198,9 @@ async def test_commands_that_cannot_be_obeyed(connect):
         ("session.update", {"session": {"x": 1}}, "unknown_parameter"),
         ("session.update", {"session": {"delegation": {"type": "client"}}}, "invalid_value"),
         ("session.update", {"session": 5}, "invalid_value"),
+        ("session.update", {"session": {"wan": {"seed": 1}}}, "immutable_parameter"),
+        ("session.update", {"session": {"wan": {"video": {"x": 1}}}}, "unknown_parameter"),
+        ("session.update", {"session": {"wan": {"video": {"output": "png"}}}}, "invalid_value"),
         ("session.commentary.append", {"content": " "}, "invalid_value"),
         ("session.commentary.append", {"content": "a", "delegation_id": "x"}, "invalid_value"),
         ("session.thinking.append", {"content": "y" * 5000, "delegation_id": None}, "text_too_long"),
@@ -225,6 +215,9 @@ async def test_commands_that_cannot_be_obeyed(connect):
     tools = {"type": "responses", "responses": {"tools": [{"type": "function", "name": "weather"}]}}
     await socket.send("session.update", session={"delegation": tools}, event_id="u")
     assert (await socket.until("session.updated"))["client_event_id"] == "u"
+    await socket.send("session.update", session={"wan": {"video": {"output": "jpeg"}}})
+    assert (await socket.until("session.updated"))["session"]["wan"]["video"]["output"] == "jpeg"
+    await socket.until("wan.video.delta")
 
 
 async def test_text_is_given_to_the_model_and_what_it_delegates_to_the_application(start_fake, start_gate):
@@ -234,19 +227,19 @@ async def test_text_is_given_to_the_model_and_what_it_delegates_to_the_applicati
 
     fake, _ = await start_fake(answer=answer, parameters={"delegation": "<ask>"})
     gate = await start_gate(fake.url)
-    sdk = _sdk(gate)
+    sdk = connect_sdk(gate)
     async with sdk.live.connect() as connection:
         await connection.session.start(session={"model": "x"})
         seen: list[Any] = []
-        created = await _until(connection, "session.delegation.created", seen)
+        created = await until(connection, "session.delegation.created", seen)
         assert isinstance(created, DelegationCreatedEvent)
         assert (created.delegation.target, created.offset_ms) == ("client", 320)
         assert [e.delta for e in seen if e.type == "session.output_transcript.delta"] == ["one moment"]
         await connection.session.commentary.append(content="sunny", delegation_id=created.delegation.id, event_id="c")
-        done = await _until(connection, "session.commentary.appended")
+        done = await until(connection, "session.commentary.appended")
         assert isinstance(done, CommentaryAppendedEvent)
         assert (done.client_event_id, done.start_ms) == ("c", done.end_ms)
-        said = await _until(connection, "session.output_transcript.delta")
+        said = await until(connection, "session.output_transcript.delta")
         assert (said.delta, said.start_ms) == ("It is sunny", done.start_ms)
     await sdk.close()
 
@@ -264,27 +257,27 @@ async def test_a_text_that_the_server_refuses_is_an_error_of_its_own_event(conne
 async def test_a_sideband_hears_both_sides_steers_and_learns_the_end(start_fake, start_gate, lively):
     fake, _ = await start_fake(answer=lively(always=True))
     gate = await start_gate(fake.url)
-    sdk = _sdk(gate)
+    sdk = connect_sdk(gate)
     async with sdk.live.connect() as connection:
         form: Any = {"type": "audio/pcmu", "rate": 8000}
         await connection.session.start(session={"model": "x", "audio": {"format": form}})
-        started = await _until(connection, "session.started")
+        started = await until(connection, "session.started")
         async with sdk.live.sideband.connect(session_id=started.session.id) as side:
-            assert (await _until(side, "session.started")).session.id == started.session.id
+            assert (await until(side, "session.started")).session.id == started.session.id
             await connection.session.input_audio.append(audio=_speech(0.2, Format("pcmu", 8000)))
-            heard = await _until(side, "session.input_audio.append")
+            heard = await until(side, "session.input_audio.append")
             assert len(base64.b64decode(heard.audio)) == pytest.approx(2 * 0.2 * RATE, rel=0.05)
-            voice = await _until(side, "session.output_audio.delta")
+            voice = await until(side, "session.output_audio.delta")
             assert len(base64.b64decode(voice.delta)) == pytest.approx(7680, abs=100)  # the filter starts up
             assert voice.end_ms - voice.start_ms == 160
             await side.send({"type": "session.input_audio.append", "audio": "AAAA"})
-            assert isinstance(await _until(side, "error"), ErrorEvent)
+            assert isinstance(await until(side, "error"), ErrorEvent)
             await side.send({"type": "session.input_audio.mute", "event_id": "m"})
-            assert (await _until(connection, "session.input_audio.muted")).client_event_id == "m"
+            assert (await until(connection, "session.input_audio.muted")).client_event_id == "m"
         async with sdk.live.sideband.connect(session_id=started.session.id) as side:
-            await _until(side, "session.started")
+            await until(side, "session.started")
             await connection.close()
-            assert (await _until(side, "session.closed")).reason == "connection_lost"
+            assert (await until(side, "session.closed")).reason == "connection_lost"
     assert len(gate.desk.book) == 0, "a Live session ends with its connection"
     await sdk.close()
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from openai import AsyncOpenAI
 from openai.types.realtime import (
     InputAudioBufferCommittedEvent,
     RealtimeErrorEvent,
@@ -20,6 +19,7 @@ from openai.types.realtime import (
     SessionUpdatedEvent,
 )
 from PIL import Image
+from sdk import connect_sdk, until
 
 from client.web.door.access import Access
 
@@ -27,24 +27,9 @@ pytestmark = pytest.mark.unit
 SECRET = "correct horse battery staple"
 
 
-def _sdk(gate: Any, key: str) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{gate.url}/v1", websocket_base_url=f"ws://127.0.0.1:{gate.port}/v1", api_key=key)
-
-
 def _speech(seconds: float, rate: int = 24_000) -> str:
     wave = 8000 * np.sin(np.arange(round(seconds * rate)) * 2 * np.pi * 300 / rate)
     return base64.b64encode(wave.astype("<i2").tobytes()).decode()
-
-
-async def _until(connection: Any, kind: str, seen: list[Any] | None = None) -> Any:
-    """The next event of that type; all on the way go to `seen`."""
-    async with asyncio.timeout(20):
-        while True:
-            event = await connection.recv()
-            if seen is not None:
-                seen.append(event)
-            if event.type == kind:
-                return event
 
 
 @pytest.fixture
@@ -54,7 +39,7 @@ async def start_sdk(start_fake, start_gate, lively):
     async def start(answer: Any = None, access: Access | None = None, **fake_options):
         fake, _ = await start_fake(answer=answer or lively(), **fake_options)
         gate = await start_gate(fake.url, access=access)
-        return fake, gate, _sdk(gate, SECRET)
+        return fake, gate, connect_sdk(gate, SECRET)
 
     return start
 
@@ -72,7 +57,7 @@ async def test_connect_configure_talk_listen_cancel_and_see_an_error(start_sdk):
         assert updated.session.instructions == "Be kind."
         await connection.input_audio_buffer.append(audio=_speech(0.8))
         seen: list[Any] = []
-        delta = await _until(connection, "response.output_audio.delta", seen)
+        delta = await until(connection, "response.output_audio.delta", seen)
         assert isinstance(delta, ResponseAudioDeltaEvent)
         assert isinstance(next(e for e in seen if "transcript" in e.type), ResponseAudioTranscriptDeltaEvent)
         assert [e.type for e in seen[:12]] == [
@@ -91,13 +76,13 @@ async def test_connect_configure_talk_listen_cancel_and_see_an_error(start_sdk):
         assert isinstance(seen[2], InputAudioBufferCommittedEvent)
         pcm = [np.frombuffer(base64.b64decode(delta.delta), "<i2")]
         for _ in range(3):
-            event = await _until(connection, "response.output_audio.delta")
+            event = await until(connection, "response.output_audio.delta")
             pcm.append(np.frombuffer(base64.b64decode(event.delta), "<i2"))
         assert sum(p.size for p in pcm) == pytest.approx(4 * 3840, abs=100)
         assert np.abs(np.concatenate(pcm)).max() > 1000
 
         await connection.response.cancel(event_id="evt_cancel")
-        done = await _until(connection, "response.done")
+        done = await until(connection, "response.done")
         assert isinstance(done, ResponseDoneEvent)
         assert (done.response.status, done.response.status_details.reason) == ("cancelled", "client_cancelled")
         assert done.response.id == delta.response_id
@@ -105,14 +90,14 @@ async def test_connect_configure_talk_listen_cancel_and_see_an_error(start_sdk):
 
         await connection.send({"type": "response.dance", "event_id": "evt_bad"})
         after: list[Any] = []
-        error = await _until(connection, "error", after)
+        error = await until(connection, "error", after)
         assert isinstance(error, RealtimeErrorEvent)
         assert (error.error.event_id, error.error.code) == ("evt_bad", "unknown_event")
         sent = len(fake.seen)
         while len(fake.seen) < sent + 5:
             await asyncio.sleep(0.05)
         await connection.response.cancel(event_id="evt_again")
-        error = await _until(connection, "error", after)
+        error = await until(connection, "error", after)
         assert (error.error.event_id, error.error.code) == ("evt_again", "response_cancel_not_active")
         assert [e.type for e in after] == ["error", "error"], "nothing of the cancelled response comes late"
     assert fake.seen[0].options == {"hold_open": True, "resume": True, "prompt": "Be kind."}
@@ -134,7 +119,7 @@ async def test_the_beta_spelling(start_sdk):
         )
         await connection.response.create()
         seen: list[Any] = []
-        await _until(connection, "response.audio.delta", seen)
+        await until(connection, "response.audio.delta", seen)
         assert [e.type for e in seen] == [
             "conversation.item.created",
             "response.created",
@@ -145,7 +130,7 @@ async def test_the_beta_spelling(start_sdk):
             "response.audio.delta",
         ]
         await connection.response.cancel()
-        done = await _until(connection, "response.done")
+        done = await until(connection, "response.done")
         assert done.response.output[0].content[0].type == "audio"
     await sdk.close()
 
@@ -154,10 +139,10 @@ async def test_barge_in_ends_the_response_and_says_why(start_sdk):
     _, _, sdk = await start_sdk()
     async with sdk.realtime.connect(model="duplex") as connection:
         await connection.input_audio_buffer.append(audio=_speech(0.5))
-        await _until(connection, "response.output_audio.delta")
+        await until(connection, "response.output_audio.delta")
         await connection.input_audio_buffer.append(audio=_speech(0.5))
         seen: list[Any] = []
-        done = await _until(connection, "response.done", seen)
+        done = await until(connection, "response.done", seen)
         assert (done.response.status, done.response.status_details.reason) == ("cancelled", "turn_detected")
         assert "input_audio_buffer.speech_started" in [e.type for e in seen]
     await sdk.close()
@@ -171,11 +156,11 @@ async def test_text_out_and_a_response_that_the_model_does_not_give(start_sdk, m
     async with sdk.realtime.connect(model="duplex") as connection:
         await connection.session.update(session={"type": "realtime", "output_modalities": ["text"]})
         await connection.response.create(response={"metadata": {"turn": "1"}})
-        done = await _until(connection, "response.done")
+        done = await until(connection, "response.done")
         assert (done.response.status, done.response.output) == ("completed", [])
         assert done.response.metadata == {"turn": "1"}
         seen: list[Any] = []
-        done = await _until(connection, "response.done", seen)
+        done = await until(connection, "response.done", seen)
         assert done.response.status == "completed"
         assert done.response.output[0].content[0].text == "10 11 12 13 "
         assert not [e for e in seen if "audio" in e.type]
@@ -192,23 +177,23 @@ async def test_pictures_playback_and_items(start_sdk, lively):
         out = io.BytesIO()
         Image.new("RGB", (320, 200), (250, 10, 10)).save(out, "PNG")
         await connection.send({"type": "wan.video.append", "image": base64.b64encode(out.getvalue()).decode()})
-        video = await _until(connection, "wan.video.delta")
+        video = await until(connection, "wan.video.delta")
         strip = Image.open(io.BytesIO(base64.b64decode(video.delta)))
         assert (strip.size, video.frames, video.unit) == ((64, 256), 4, 0)
         seen: list[Any] = []
         for _ in range(3):
-            await _until(connection, "response.output_audio.delta", seen)
+            await until(connection, "response.output_audio.delta", seen)
         item_id = seen[-1].item_id
         await connection.send({"type": "playback.ack", "item_id": item_id, "audio_end_ms": 200})
-        acked = await _until(connection, "playback.acked")
+        acked = await until(connection, "playback.acked")
         assert acked.audio_end_ms == 200
         await connection.conversation.item.truncate(item_id=item_id, content_index=0, audio_end_ms=10**6, event_id="e1")
-        error = await _until(connection, "error")
+        error = await until(connection, "error")
         assert (error.error.event_id, error.error.param) == ("e1", "audio_end_ms")
         await connection.conversation.item.truncate(item_id=item_id, content_index=0, audio_end_ms=160)
-        assert (await _until(connection, "conversation.item.truncated")).audio_end_ms == 160
+        assert (await until(connection, "conversation.item.truncated")).audio_end_ms == 160
         await connection.conversation.item.retrieve(item_id=item_id)
-        item = (await _until(connection, "conversation.item.retrieved")).item
+        item = (await until(connection, "conversation.item.retrieved")).item
         assert item.wan["heard_ms"] == 160
         assert item.content[0].transcript.startswith(item.wan["heard_text"])
     assert fake.seen[0].options == {"hold_open": True, "resume": True, "seed": 4, "solver_steps": 2}
@@ -222,20 +207,20 @@ async def test_a_session_is_resumed_on_a_new_connection(start_sdk, lively):
         created = await connection.recv()
         await connection.input_audio_buffer.append(audio=_speech(0.2))
         for _ in range(8):
-            delta = await _until(connection, "response.output_audio.delta")
+            delta = await until(connection, "response.output_audio.delta")
         connection._connection.transport.abort()
     while not gate.desk.book.waiting:
         await asyncio.sleep(0.02)
     async with sdk.realtime.connect(model="duplex") as connection:
         await connection.recv()
         await connection.send({"type": "session.resume", "session_id": "no", "last_event_id": "event_1"})
-        assert (await _until(connection, "error")).error.code == "session_not_found"
+        assert (await until(connection, "error")).error.code == "session_not_found"
         resume = {"type": "session.resume", "session_id": created.session.id, "last_event_id": delta.event_id}
         await connection.send(resume)
         seen: list[Any] = []
-        resumed = await _until(connection, "session.resumed", seen)
+        resumed = await until(connection, "session.resumed", seen)
         assert (resumed.session["id"], resumed.missed_events) == (created.session.id, 0)
-        await _until(connection, "response.output_audio.delta", seen)
+        await until(connection, "response.output_audio.delta", seen)
         numbers = [int(e.event_id.removeprefix("event_")) for e in seen]
         first = int(delta.event_id.removeprefix("event_")) + 1
         assert numbers == list(range(first, first + len(numbers)))
@@ -247,6 +232,6 @@ async def test_a_session_is_resumed_on_a_new_connection(start_sdk, lively):
 async def test_short_lived_keys_are_made_as_openai_makes_them(start_sdk):
     _, gate, sdk = await start_sdk(access=Access(secret=SECRET))
     made = await sdk.realtime.client_secrets.create()
-    async with _sdk(gate, made.value).realtime.connect(model="duplex") as connection:
+    async with connect_sdk(gate, made.value).realtime.connect(model="duplex") as connection:
         assert (await connection.recv()).type == "session.created"
     await sdk.close()

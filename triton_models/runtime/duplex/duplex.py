@@ -144,7 +144,7 @@ class Duplex:
         try:
             validate.pcm(request.pcm, self._config)
             validate.frames(request.frames, self._config)
-            text = validate.text(request.text)
+            text = validate.text(request.text, self._limits.text_bytes)
         except ValueError as error:
             raise SessionError("INVALID_ARGUMENT", str(error)) from None
         if not request.start:

@@ -11,7 +11,7 @@ from engine_builder.manifest import Manifest
 
 from ..kv import retention as policies
 from ..kv.retention import Retention, Window
-from ..messages import SessionError
+from ..messages import MAX_TEXT_BYTES, SessionError
 
 MAX_HOME = 2048  # characters of a home token; ours have a few hundred
 MAX_SEED = 2**63 - 1  # fits every JSON reader's and Triton's signed 64-bit integer
@@ -25,6 +25,7 @@ class OptionLimits:
     max_solver_steps: int = 16
     max_prompt_bytes: int = 16_384
     max_json_bytes: int = 65_536
+    text_bytes: int = MAX_TEXT_BYTES  # typed in one unit; a checkpoint may have learnt to read less
     # Its cost is flat however long a session lasts.
     retention: Retention = field(default_factory=lambda: Window(SINK_UNITS, RECENT_UNITS))
 
@@ -35,7 +36,8 @@ class OptionLimits:
         Raises ValueError for a retention that no policy knows.
         """
         solver, given = manifest.model.solver, manifest.defaults.get("retention")
-        limits = cls(solver_steps=solver.steps, max_solver_steps=solver.max_steps)
+        text_bytes = min(manifest.defaults.get("text_bytes", MAX_TEXT_BYTES), MAX_TEXT_BYTES)
+        limits = cls(solver_steps=solver.steps, max_solver_steps=solver.max_steps, text_bytes=text_bytes)
         return limits if given is None else replace(limits, retention=policies.parse(given))
 
 

@@ -15,6 +15,7 @@ from duplex_bench import CONFIG, DuplexBench, Gate, within
 from triton_models.runtime.duplex.contract import UnitResponse
 from triton_models.runtime.duplex.conversation import Conversation
 from triton_models.runtime.duplex.meter import UNIT_NS
+from triton_models.runtime.duplex.options import OptionLimits
 from triton_models.runtime.messages import PerceiveJob
 
 pytestmark = pytest.mark.unit
@@ -107,6 +108,14 @@ def test_sessions_do_not_wait_for_each_other(make: Callable[..., Bench]) -> None
     within(quick.finished)
     assert slow.said == []
     slow_opening.set()
+
+
+def test_a_checkpoint_that_reads_little_is_typed_little(make: Callable[..., Bench]) -> None:
+    bench = make(limits=OptionLimits(text_bytes=4))
+    bench.unit("a", 0)
+    refused = bench.unit("a", 1, text=b"seven")
+    assert refused.errors == ["INVALID_ARGUMENT: text: expected at most 4 bytes of UTF-8 in one unit, got 5"]
+    assert bench.unit("a", 1, text=b"nine").errors == []
 
 
 @pytest.mark.parametrize(
