@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 START_SECONDS, STOP_SECONDS = 120.0, 30.0
+_CHILD = Path(__file__).parents[1] / "triton_models" / "launcher" / "child.py"  # a program, nothing to import
 
 
 class ServerFailed(Exception):
     """The server did not come up; the message ends with the end of its log."""
+
+
+def ends_with_us(command: Sequence[str]) -> list[str]:
+    """The command of a process that gets SIGTERM when we end, whatever of; its program by its full path."""
+    return [sys.executable, "-I", "-S", str(_CHILD), str(os.getpid()), str(int(signal.SIGTERM)), *command]
 
 
 @contextlib.contextmanager
@@ -32,7 +40,7 @@ def server(engines: Path, run: Path, *arguments: str) -> Iterator[dict[str, Any]
         command += [f"--{port}-port", "0"]
     with log.open("w") as out:
         # A session of its own: Ctrl-C in the terminal ends the conversation first, and that the server in good order.
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(ends_with_us(command), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         yield _wait(process, run / "server.json", log)
     finally:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..own_server import START_SECONDS, ServerFailed, tail
+from ..own_server import START_SECONDS, ServerFailed, ends_with_us, tail
 
 CONFIG = Path(__file__).parents[2] / "build" / "deploy" / "haproxy.cfg"
 PORTS: tuple[str, ...] = ("grpc", "metrics", "health", "agent")
@@ -58,7 +58,9 @@ class Member:
 
     def start(self) -> None:
         with self.log.open("ab") as out:
-            self._process = subprocess.Popen(self._command, stdout=out, stderr=out, start_new_session=True)
+            self._process = subprocess.Popen(
+                ends_with_us(self._command), stdout=out, stderr=out, start_new_session=True
+            )
 
     @property
     def code(self) -> int | None:
@@ -116,6 +118,12 @@ class Program:
     end_seconds = 10.0  # for which it may take to end when it is asked to
     _process: subprocess.Popen[bytes] | None = None
 
+    def _begin(self, command: Sequence[str], log: Path, **environment: str) -> None:
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                ends_with_us(command), stdout=out, stderr=out, env=os.environ | environment, start_new_session=True
+            )
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -125,39 +133,35 @@ class Program:
 
 
 class Balancer(Program):
-    """HAProxy with the configuration of build/deploy, on other ports. `url` is where clients go."""
+    """HAProxy with the configuration of build/deploy, on other ports. `url` is where clients go, `pages` where browsers
+    do; `gateways` are the ports at which it looks for gateways."""
 
     def __init__(self, run: Path, members: Sequence[Member]) -> None:
         self.log = run / "haproxy.log"
-        sessions, pages, figures = free_ports(3)
-        self.url, self.figures = f"127.0.0.1:{sessions}", f"127.0.0.1:{figures}"
+        sessions, pages, figures, *self.gateways = free_ports(5)
+        self.url, self.pages, self.figures = (f"127.0.0.1:{port}" for port in (sessions, pages, figures))
         text = CONFIG.read_text()
         for old, new in ((":8001", sessions), (":8080", pages), (":8500", figures)):
             text = text.replace(f"bind {old}", f"bind 127.0.0.1:{new}")
         for number, member in enumerate(members, 1):
             for port, digit in (("grpc", 1), ("health", 3), ("agent", 4)):
                 text = re.sub(rf"\b8{digit}0{number}\b", str(member.ports[port]), text)
+        for number, port in enumerate(self.gateways, 1):
+            text = text.replace(f"127.0.0.1:808{number} ", f"127.0.0.1:{port} ")
         self._config = run / "haproxy.cfg"
         self._config.write_text(text)
         self._key = (run / "fleet.key").read_text()
 
     def __enter__(self) -> Balancer:
-        with self.log.open("wb") as out:
-            self._process = subprocess.Popen(
-                [haproxy(), "-db", "-f", str(self._config)],
-                stdout=out,
-                stderr=out,
-                env={**os.environ, "FLEET_KEY": self._key},
-                start_new_session=True,
-            )
+        self._begin([haproxy(), "-db", "-f", str(self._config)], self.log, FLEET_KEY=self._key)
         return self
 
-    def servers(self) -> dict[str, dict[str, str]]:
-        """HAProxy's own view of each server that takes sessions: status, weight, scur (streams now), stot (so far)."""
+    def servers(self, backend: str = "servers") -> dict[str, dict[str, str]]:
+        """HAProxy's own view of each server of a backend: status, weight, scur (streams now), stot (so far)."""
         with urllib.request.urlopen(f"http://{self.figures}/stats;csv", timeout=2) as answer:
             head, *rows = (line.split(",") for line in answer.read().decode().removeprefix("# ").splitlines())
         found = [dict(zip(head, row, strict=False)) for row in rows]
-        return {row["svname"]: row for row in found if row["pxname"] == "servers" and row["svname"] not in _TOTALS}
+        return {row["svname"]: row for row in found if row["pxname"] == backend and row["svname"] not in _TOTALS}
 
     def wait(self, up: int, seconds: float = BALANCER_SECONDS) -> None:
         """Until it gives new sessions to `up` servers, or fewer if those are full."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -46,9 +45,7 @@ class Prometheus(Program):
             data = self._run / "prometheus"
             shutil.rmtree(data, ignore_errors=True)
             command = [self._program, f"--config.file={config}", f"--storage.tsdb.path={data}"]
-            with (self._run / "prometheus.log").open("wb") as log:
-                command.append(f"--web.listen-address=127.0.0.1:{port}")
-                self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._begin([*command, f"--web.listen-address=127.0.0.1:{port}"], self._run / "prometheus.log")
         return self
 
     def figures(self) -> dict[str, Any] | str:

@@ -125,7 +125,8 @@ class ServerProcess:
 
     def start(self) -> None:
         """Starts the server and returns at once; `answers` tells when it serves. ServerError or OSError."""
-        command = [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), *self.plan.command()]
+        child = [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), str(int(signal.SIGKILL))]
+        command = [*child, *self.plan.command()]
         run = self.plan.repository.parent
         python = shown("python", Path(sys.executable).parent.parent, run, self.plan.prefix)
         environment = {

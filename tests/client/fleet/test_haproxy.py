@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,26 @@ ANEW = Reconnect(starts=5, anew=True)
 LOOK = 1.0  # seconds in which HAProxy has heard from every server
 
 
+@dataclass(frozen=True)
+class Machines:
+    members: dict[str, Member]  # by NAMES
+    fourth: Member  # joins where a test starts it
+    balancer: Balancer
+
+
 @pytest.fixture(scope="module")
-def machines(
-    mini_engines: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[dict[str, Member], Balancer]]:
+def machines(mini_engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     if shutil.which("haproxy", path="/usr/sbin:/usr/bin") is None:
         pytest.skip("haproxy is not installed: apt-get install haproxy")
     flags = ("--admit-all", "--max-sessions", str(EACH), "--pages", "512", "--drain-seconds", "60", "--keep-steps")
-    with fleet(mini_engines, tmp_path_factory.mktemp("fleet"), NAMES, *flags) as (members, balancer):
-        yield {member.name: member for member in members}, balancer
+    with fleet(mini_engines, tmp_path_factory.mktemp("fleet"), (*NAMES, "s4"), *flags, up=3) as (members, balancer):
+        yield Machines({member.name: member for member in members[:3]}, members[3], balancer)
 
 
 @pytest.fixture
-async def client(machines: tuple[dict[str, Member], Balancer]) -> AsyncIterator[DuplexClient]:
+async def client(machines: Machines) -> AsyncIterator[DuplexClient]:
     """A client of the whole fleet, which is up and empty."""
-    members, balancer = machines
+    members, balancer = machines.members, machines.balancer
     for member in members.values():
         if room(member)["draining"]:
             await asyncio.to_thread(member.wait, 70)
@@ -53,7 +59,7 @@ async def client(machines: tuple[dict[str, Member], Balancer]) -> AsyncIterator[
             member.start()
     for member in members.values():
         await asyncio.to_thread(member.wait_ready)
-        await wait(lambda member=member: room(member)["free"] == EACH)
+        await wait(lambda member=member: room(member)["free"] == EACH, 45.0)  # a lost session stays for 30 s
     await asyncio.to_thread(balancer.wait, len(NAMES))
     await asyncio.sleep(LOOK)
     async with await DuplexClient.connect(balancer.url) as client:
@@ -110,7 +116,7 @@ async def at(name: str, stack: AsyncExitStack, client: DuplexClient) -> DuplexSe
     raise AssertionError(f"no session came to {name}")
 
 
-async def test_sixty_sessions_spread_and_a_full_fleet_says_so(client: DuplexClient, machines: Any) -> None:
+async def test_sixty_sessions_spread_and_a_full_fleet_says_so(client: DuplexClient, machines: Machines) -> None:
     now, served, most = Counter[str](), Counter[str](), Counter[str]()
     turns = asyncio.Semaphore(2 * EACH)
 
@@ -137,12 +143,12 @@ async def test_sixty_sessions_spread_and_a_full_fleet_says_so(client: DuplexClie
             with pytest.raises(DuplexError, match=r"RESOURCE_EXHAUSTED: .*retry after 1 s") as caught:
                 await ask(session, client, 0)
             assert caught.value.retry_after == 1.0
-    members, _ = machines
+    members = machines.members
     await wait(lambda: all(room(member)["free"] == EACH for member in members.values()))
 
 
-async def test_a_killed_server_takes_its_own_sessions_alone(client: DuplexClient, machines: Any) -> None:
-    members, _ = machines
+async def test_a_killed_server_takes_its_own_sessions_alone(client: DuplexClient, machines: Machines) -> None:
+    members = machines.members
     news: list[Resumed] = []
     async with AsyncExitStack() as stack:
         plain = await held(stack, client, 3, reconnect=False)
@@ -171,9 +177,9 @@ async def test_a_killed_server_takes_its_own_sessions_alone(client: DuplexClient
 
 
 @pytest.mark.slow
-async def test_a_rolling_update_fails_nobody(client: DuplexClient, machines: Any) -> None:
+async def test_a_rolling_update_fails_nobody(client: DuplexClient, machines: Machines) -> None:
     """Each server is drained, ends by itself once it is empty, and is started again; people come and go meanwhile."""
-    members, balancer = machines
+    members, balancer = machines.members, machines.balancer
     over, served = asyncio.Event(), Counter[str]()
 
     async def visitor(number: int) -> None:
@@ -242,8 +248,8 @@ async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
     sink.close()
 
 
-async def test_fifty_of_fifty_come_back_to_their_server(client: DuplexClient, machines: Any) -> None:
-    members, balancer = machines
+async def test_fifty_of_fifty_come_back_to_their_server(client: DuplexClient, machines: Machines) -> None:
+    members, fourth, balancer = machines.members, machines.fourth, machines.balancer
     cut = Cut(balancer.url)
     async with AsyncExitStack() as stack:
         through = await stack.enter_async_context(cut)
@@ -259,6 +265,12 @@ async def test_fifty_of_fifty_come_back_to_their_server(client: DuplexClient, ma
                 members["s1"].drain()  # it leaves, and keeps whom it has
                 await wait(lambda: room(members["s1"])["draining"])
                 await asyncio.sleep(LOOK)
+            if turn == 3:
+                fourth.start()  # and one joins, which has more room than any
+                await asyncio.to_thread(fourth.wait_ready)
+                await asyncio.to_thread(balancer.wait, len(NAMES))  # s1 takes nobody
+                await asyncio.sleep(LOOK)
+                assert {home for home, _ in await held(stack, client, 2)} == {fourth.name}
             cut.cut()
             while not all(session.course.resumed == turn + 1 for _, session, _ in people):
                 index += 1
@@ -267,13 +279,15 @@ async def test_fifty_of_fifty_come_back_to_their_server(client: DuplexClient, ma
         assert [session.course.resumed for _, session, _ in people] == [5] * 10
         lived = Counter(home for home, *_ in people)
         await wait(lambda: all(resumed(m) - before[name] >= 5 * lived[name] for name, m in members.items()))
-    assert await asyncio.to_thread(members["s1"].wait, 30) == 0
+    fourth.drain()
+    for member in (members["s1"], fourth):
+        assert await asyncio.to_thread(member.wait, 30) == 0
 
 
 async def test_a_forged_token_is_refused_and_logged(
-    client: DuplexClient, machines: Any, monkeypatch: pytest.MonkeyPatch
+    client: DuplexClient, machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    members, balancer = machines
+    members, balancer = machines.members, machines.balancer
     forged = jwt.encode({"srv": "s2", "sid": "int:1"}, b"guessed" * 8, "HS256")
     plain = Line.stream
     async with AsyncExitStack() as stack:

@@ -193,7 +193,7 @@ def test_a_server_ends_with_its_launcher(number: int) -> None:
     start = (
         "import os, signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # ignored under nohup
-        "command = [sys.executable, '-I', '-S', sys.argv[1], str(os.getpid()), '/bin/sleep', '600']\n"
+        "command = [sys.executable, '-I', '-S', sys.argv[1], str(os.getpid()), '9', '/bin/sleep', '600']\n"
         "print(subprocess.Popen(command, start_new_session=True).pid, flush=True)\n"
         "time.sleep(600)"
     )
