@@ -61,7 +61,8 @@ class CallBook:
         self.count["opened"] += 1
         self._calls[call.key] = call
         call.on_closed.append(self._forget)
-        asyncio.get_running_loop().call_later(BEGIN_SECONDS, self._check_begun, call)
+        # By its key: an hour of short visits would be kept, each with what it said, for a minute after its end.
+        asyncio.get_running_loop().call_later(BEGIN_SECONDS, self._check_begun, call.key)
 
     def _least_missed(self) -> Call | None:
         if self._waiting:
@@ -69,9 +70,10 @@ class CallBook:
         silent = (call for call in self._calls.values() if call.yields)
         return min(silent, key=lambda call: (call.started, call.heard_at), default=None)
 
-    def _check_begun(self, call: Call) -> None:
-        if not call.started and call.key in self._calls:
-            self._expire(call.key, f"expected a first sound or text within {BEGIN_SECONDS:g} s")
+    def _check_begun(self, key: str) -> None:
+        call = self._calls.get(key)
+        if call is not None and not call.started:
+            self._expire(key, f"expected a first sound or text within {BEGIN_SECONDS:g} s")
 
     def find(self, key: str) -> Call | None:
         """The conversation with that key; takes as long for a key that is nearly right."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,6 +164,17 @@ async def test_a_client_that_never_begins_is_sent_away(monkeypatch):
     assert (len(book), call.closed) == (0, True)
     assert call.error is not None
     assert "expected a first sound" in call.error.message
+
+
+async def test_a_conversation_that_has_ended_is_kept_by_nobody():
+    book, call = CallBook(2), _call()
+    book.add(call)
+    gone = weakref.ref(call)
+    book.drop(call, "the client left")
+    await book.close()
+    del call
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize(
