@@ -16,6 +16,7 @@ WEB_FLAGS ?=
 DEMO_FLAGS ?=
 SPEECH ?= build/data/fsdd
 FLEET_FLAGS ?=
+WORKERS ?= 2
 PYTEST_FLAGS ?=
 
 .PHONY: help
@@ -26,7 +27,7 @@ help:  ## Show this list
 	@echo
 	@echo "variables: PRESET, SEED (checkpoint); CHECKPOINT, OUTPUT, TARGET, BUILD_FLAGS (engine); ENGINES, SERVE_FLAGS (serve);"
 	@echo "           SPEECH (recordings of real people: demo, train, eval);"
-	@echo "           PYTEST_FLAGS (test). Example: make engine TARGET=tensorrt-rtx BUILD_FLAGS='--compute-capability 8.9'"
+	@echo "           WORKERS, PYTEST_FLAGS (test). Example: make engine TARGET=tensorrt-rtx BUILD_FLAGS='--compute-capability 8.9'"
 
 .PHONY: setup
 setup: $(VENV)/.ready  ## Create .venv/ with everything (a minute or two)
@@ -156,7 +157,7 @@ lint: $(VENV)/.ready  ## ruff (style), pyright (types), import-linter (rooms), h
 test: lint .venv-perf/bin/perf_analyzer  ## Lint, types and the whole test suite, with a real tritonserver, browser and Prometheus
 	build/system_packages.sh --optional chromium prometheus espeak-ng openssl haproxy
 	command -v npm >/dev/null || build/system_packages.sh --optional npm
-	$(PY) -m pytest -m "not gpu and not slow" $(PYTEST_FLAGS)
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -m "not gpu and not slow" -n $(WORKERS) $(PYTEST_FLAGS)
 
 .PHONY: clean
 clean:  ## Remove outputs (engines, runs, checkpoints made here); keeps .venv/

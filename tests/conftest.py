@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +30,44 @@ if not _gpu():
 
 # Reasons for which a test may be skipped where CI=true: what `make test` cannot install. Any other skip fails the run.
 MAY_BE_SKIPPED = ("needs unshare and nsenter",)
+
+_BEGUN = pytest.StashKey[bool]()
+
+
+@cache
+def _keeps_time(path: Path) -> bool:
+    """Whether the tests of a file talk to servers in real time."""
+    text = path.read_text()
+    return "mark.server" in text or "mark.clients" in text
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The pieces that `make test` deals out to its workers: all that keeps real time is one, so that no two of it run
+    beside each other; any other file is one, so that its fixtures are made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Pieces(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "real time" if _keeps_time(config.rootpath / file) else file
+
+    config.option.loadscopereorder = False
+    return Pieces(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long pieces come first: what keeps real time, then what builds engines."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (not _keeps_time(item.path), item.get_closest_marker("engine") is None))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """One worker begins with what keeps real time; any other leaves it the cores."""
+    if not item.config.stash.get(_BEGUN, False) and hasattr(item.config, "workerinput"):
+        os.nice(0 if _keeps_time(item.path) else 5)
+    item.config.stash[_BEGUN] = True
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -52,8 +95,34 @@ MINI = ModelConfig(
 
 
 @pytest.fixture(scope="session")
-def mini_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once(name, make)`: the folder that `make` fills, one for all workers of a run."""
+    from filelock import FileLock
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if hasattr(pytestconfig, "workerinput") else root
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            if not (root / name).exists():
+                part = root / f"{name}.part"
+                shutil.rmtree(part, ignore_errors=True)  # of somebody who failed
+                make(part)
+                part.rename(root / name)
+        return root / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mini_checkpoint(once: Callable[..., Path]) -> Path:
     """Random weights whose outputs vary: with the usual small ones every unit would say the same."""
+    return once("mini-checkpoint", _make_mini)
+
+
+def _make_mini(directory: Path) -> None:
     import torch
 
     from engine_builder.checkpoint import random_model, save_checkpoint
@@ -70,16 +139,38 @@ def mini_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.model.embed_tokens.weight[MINI.language.eou_id].mul_(4.0)
         words = [*word_ids(MINI.language).values(), *heard_ids(MINI.language).values()]
         model.model.embed_tokens.weight[words] *= 1.75  # it says something, and that it heard something
-    directory = tmp_path_factory.mktemp("checkpoint") / "mini"
     save_checkpoint(model, directory)
-    return directory
 
 
 @pytest.fixture(scope="session")
-def mini_engines(mini_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mini_engines(mini_checkpoint: Path, once: Callable[..., Path]) -> Path:
     """Engine directory of `mini_checkpoint` for onnxruntime."""
     from engine_builder.build import BuildOptions, build_engines
 
-    directory = tmp_path_factory.mktemp("engines") / "mini"
-    build_engines(mini_checkpoint, directory, BuildOptions(max_batch=4, page_tokens=8))
-    return directory
+    options = BuildOptions(max_batch=4, page_tokens=8)
+    return once("mini-engines", lambda directory: build_engines(mini_checkpoint, directory, options))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(once: Callable[..., Path]) -> Path:
+    """The tiny preset with random weights, and two of its six layers: more of them take time and show nothing."""
+
+    def make(directory: Path) -> None:
+        from engine_builder.checkpoint import random_model, save_checkpoint
+        from engine_builder.presets import preset
+        from engine_builder.tokenizer import write_tiny_tokenizer
+
+        tiny = preset("tiny")
+        model = random_model(replace(tiny, backbone=replace(tiny.backbone, layers=2)), 0)
+        directory.mkdir()
+        save_checkpoint(model, directory, write_tiny_tokenizer(directory / "tokenizer.json"), note="random (seed 0)")
+
+    return once("tiny-checkpoint", make)
+
+
+@pytest.fixture(scope="session")
+def tiny_engines(tiny_checkpoint: Path, once: Callable[..., Path]) -> Path:
+    """Engine directory of `tiny_checkpoint` for onnxruntime."""
+    from engine_builder.build import BuildOptions, build_engines
+
+    return once("tiny-engines", lambda directory: build_engines(tiny_checkpoint, directory, BuildOptions()))

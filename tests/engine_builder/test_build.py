@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -10,41 +9,22 @@ import pytest
 import torch
 
 from engine_builder.build import BuildOptions, build_engines, verify_engines
-from engine_builder.checkpoint import load_checkpoint, random_model, save_checkpoint
+from engine_builder.checkpoint import load_checkpoint
 from engine_builder.cli import main
 from engine_builder.manifest import STEPS, ManifestError
 from engine_builder.model.steps import step_specs
-from engine_builder.presets import preset
-from engine_builder.tokenizer import write_tiny_tokenizer
 
 pytestmark = pytest.mark.engine
-CONFIG = replace(preset("tiny"), backbone=replace(preset("tiny").backbone, layers=2))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """The tiny preset with two of its six layers: more of them take time and show nothing."""
-    directory = tmp_path_factory.mktemp("checkpoint")
-    tokenizer = write_tiny_tokenizer(directory / "tokenizer.json")
-    save_checkpoint(random_model(CONFIG, 0), directory, tokenizer, note="random (seed 0)")
-    return directory
-
-
-@pytest.fixture(scope="module")
-def engines(checkpoint, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("engines") / "tiny"
-    build_engines(checkpoint, directory, BuildOptions())
-    return directory
 
 
 @pytest.fixture
-def copy(engines, tmp_path):
-    return shutil.copytree(engines, tmp_path / "copy")
+def copy(tiny_engines, tmp_path):
+    return shutil.copytree(tiny_engines, tmp_path / "copy")
 
 
-def test_build_writes_what_the_manifest_says(engines):
-    manifest = verify_engines(engines)
-    assert manifest.model == CONFIG
+def test_build_writes_what_the_manifest_says(tiny_engines, tiny_checkpoint):
+    manifest = verify_engines(tiny_engines)
+    assert manifest.model == load_checkpoint(tiny_checkpoint).config
     assert set(manifest.engines) == set(STEPS)
     assert "random (seed 0)" in manifest.weights
     think = {t.name: t for t in manifest.engines["think"].inputs}
@@ -54,8 +34,8 @@ def test_build_writes_what_the_manifest_says(engines):
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_engines_compute_what_the_steps_compute(engines, checkpoint, step, batch):
-    spec = step_specs(load_checkpoint(checkpoint), batch=batch, pages=4)[step]
+def test_engines_compute_what_the_steps_compute(tiny_engines, tiny_checkpoint, step, batch):
+    spec = step_specs(load_checkpoint(tiny_checkpoint), batch=batch, pages=4)[step]
     rng = np.random.default_rng(0)
     inputs = {}
     for name, example in spec.inputs.items():
@@ -71,7 +51,7 @@ def test_engines_compute_what_the_steps_compute(engines, checkpoint, step, batch
         elif name not in ("rope_cos", "rope_sin", "block_mask", "tau"):
             value = rng.standard_normal(value.shape, dtype=np.float32) * 0.3
         inputs[name] = value
-    session = onnxruntime.InferenceSession(str(engines / f"{step}.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(tiny_engines / f"{step}.onnx"), providers=["CPUExecutionProvider"])
     with torch.no_grad():
         expected = spec.module(*(torch.from_numpy(v) for v in inputs.values()))
     for got, want in zip(session.run(list(spec.outputs), inputs), expected, strict=True):
@@ -80,35 +60,36 @@ def test_engines_compute_what_the_steps_compute(engines, checkpoint, step, batch
 
 
 @pytest.mark.parametrize("capability", ["12.0", pytest.param("8.9", marks=pytest.mark.slow)])
-def test_all_steps_build_with_tensorrt_rtx(checkpoint, tmp_path, capability):
+def test_all_steps_build_with_tensorrt_rtx(tiny_checkpoint, tmp_path, capability):
     """A real ahead-of-time build; running the plans needs a GPU. Presets are built for 8.9 (test_preset_plans.py)."""
     output = tmp_path / "rtx"
-    code = main(["build", str(checkpoint), str(output), "--target", "tensorrt-rtx", "--compute-capability", capability])
+    arguments = ["--target", "tensorrt-rtx", "--compute-capability", capability]
+    code = main(["build", str(tiny_checkpoint), str(output), *arguments])
     assert code == 0
     manifest = verify_engines(output, target="tensorrt-rtx")
     assert manifest.compute_capability == capability
     assert all((output / e.file).stat().st_size > 100_000 for e in manifest.engines.values())
 
 
-def test_unknown_compute_capability_lists_the_known(checkpoint, tmp_path, capsys):
+def test_unknown_compute_capability_lists_the_known(tiny_checkpoint, tmp_path, capsys):
     code = main(
-        ["build", str(checkpoint), str(tmp_path / "o"), "--target", "tensorrt-rtx", "--compute-capability", "1.0"]
+        ["build", str(tiny_checkpoint), str(tmp_path / "o"), "--target", "tensorrt-rtx", "--compute-capability", "1.0"]
     )
     assert code == 1
     assert "8.9" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 
-def test_missing_library_says_how_to_install_it(checkpoint, tmp_path, capsys, monkeypatch):
+def test_missing_library_says_how_to_install_it(tiny_checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if not installed, also where it is
-    assert main(["build", str(checkpoint), str(tmp_path / "o"), "--target", "tensorrt"]) == 1
+    assert main(["build", str(tiny_checkpoint), str(tmp_path / "o"), "--target", "tensorrt"]) == 1
     assert "pip install tensorrt" in capsys.readouterr().err
 
 
-def test_foreign_directory_is_not_overwritten(checkpoint, tmp_path):
+def test_foreign_directory_is_not_overwritten(tiny_checkpoint, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match="expected an empty or an engine directory"):
-        build_engines(checkpoint, tmp_path, BuildOptions())
+        build_engines(tiny_checkpoint, tmp_path, BuildOptions())
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from engine_builder.checkpoint import load_checkpoint
-from engine_builder.tokenizer import write_tiny_tokenizer
 from engine_builder.training.judges.figures import Judge, Tally, figures
 from engine_builder.training.judges.rehearsal import template_ear
 from engine_builder.training.world.conversation import Studio
@@ -41,27 +40,6 @@ def test_the_recogniser_knows_every_clean_answer() -> None:
 
 
 @pytest.fixture(scope="module")
-def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model's shape with random weights."""
-    from engine_builder.checkpoint import random_model, save_checkpoint
-    from engine_builder.presets import preset
-
-    root = tmp_path_factory.mktemp("random")
-    tokenizer = write_tiny_tokenizer(root / "tokenizer.json")
-    save_checkpoint(random_model(preset("tiny"), seed=1), root / "checkpoint", tokenizer)
-    return root / "checkpoint"
-
-
-@pytest.fixture(scope="module")
-def random_engines(random_checkpoint: Path) -> Path:
-    """Engines of `random_checkpoint`."""
-    from engine_builder.build import BuildOptions, build_engines
-
-    build_engines(random_checkpoint, random_checkpoint.parent / "engines", BuildOptions(max_batch=4))
-    return random_checkpoint.parent / "engines"
-
-
-@pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
     return Studio(tmp_path_factory.mktemp("voices"), "held_out", voices=2)
 
@@ -76,14 +54,14 @@ def judge(studio: Studio) -> Judge:
     return Judge(hear)
 
 
-def test_random_weights_fall_to_chance(random_engines: Path, studio: Studio, judge: Judge) -> None:
+def test_random_weights_fall_to_chance(tiny_engines: Path, studio: Studio, judge: Judge) -> None:
     """What is due is the same as for trained weights; nothing but the model can have said it."""
     tally = Tally()
     parts = [part for part in main_parts(2, 2, 0, 0) if part.cast == "held_out"]
     for part in parts:
         studio.simulator.habits = part.habits
         talks = [studio.conversation(seed, 60, quiet=part.quiet) for seed in (part.seed, part.seed + 1)]
-        with Stage(random_engines, sessions=2, units=60, steps=1) as stage:
+        with Stage(tiny_engines, sessions=2, units=60, steps=1) as stage:
             for talk, done in zip(talks, stage.run(talks), strict=True):
                 assert done.pcm.shape == talk.user_pcm.shape
                 assert done.frames.shape == talk.camera.shape
@@ -127,11 +105,11 @@ def test_held_out_voices_are_nobody_elses() -> None:
     assert not {v.timbre for v in held_out} & {v.timbre for v in left_out}
 
 
-def test_lateness_changes_what_is_heard_and_keeps_the_length(random_engines: Path, studio: Studio) -> None:
+def test_lateness_changes_what_is_heard_and_keeps_the_length(tiny_engines: Path, studio: Studio) -> None:
     talk = studio.conversation(5, 24)
     late = Lateness(0.5).draw(0, 24)
     assert {1, 2, 3} <= set(late.tolist())
-    with Stage(random_engines, 1, 24, lateness=Lateness(0.5)) as stage:
+    with Stage(tiny_engines, 1, 24, lateness=Lateness(0.5)) as stage:
         units = stage.play([talk])[0]
     for before, unit, measure in zip(units, units[1:], late[1:], strict=False):
         assert unit.steps == (1 if measure else stage.config.solver.steps)
@@ -140,12 +118,12 @@ def test_lateness_changes_what_is_heard_and_keeps_the_length(random_engines: Pat
 
 
 def test_the_oracle_agrees_with_the_engines_and_notices_other_weights(
-    random_checkpoint: Path, random_engines: Path, studio: Studio
+    tiny_checkpoint: Path, tiny_engines: Path, studio: Studio
 ) -> None:
     talks = [studio.conversation(seed, 20) for seed in (3, 4)]
-    with Stage(random_engines, 2, 20, steps=1) as stage:
+    with Stage(tiny_engines, 2, 20, steps=1) as stage:
         played = stage.play(talks)
-    model, same, other = load_checkpoint(random_checkpoint), Tally(), Tally()
+    model, same, other = load_checkpoint(tiny_checkpoint), Tally(), Tally()
     oracle.compare(model, talks, played, 16, same)
     assert same.hits["oracle_agrees"] == same.trials["oracle_agrees"] >= 80
     assert max(same.samples["oracle_latent_difference"]) < 1e-3
@@ -156,9 +134,9 @@ def test_the_oracle_agrees_with_the_engines_and_notices_other_weights(
 
 
 def test_a_crew_plays_every_job_and_says_what_failed(
-    random_checkpoint: Path, random_engines: Path, studio: Studio, tmp_path: Path
+    tiny_checkpoint: Path, tiny_engines: Path, studio: Studio, tmp_path: Path
 ) -> None:
-    sources = Sources(random_engines, random_checkpoint, tmp_path, voices=2)
+    sources = Sources(tiny_engines, tiny_checkpoint, tmp_path, voices=2)
     part = Part("talks", 3, 12, 1, steps=1, batch=2)
     prepare(sources, [part])
     with Crew(sources) as crew:
@@ -167,7 +145,7 @@ def test_a_crew_plays_every_job_and_says_what_failed(
     assert sorted(len(o.template) for o in outcomes) == [1, 2]
     assert sum(item.units for item in items if isinstance(item, Progress)) == 3 * 12
     with (
-        Crew(Sources(tmp_path / "none", random_checkpoint, tmp_path, voices=2), 1) as crew,
+        Crew(Sources(tmp_path / "none", tiny_checkpoint, tmp_path, voices=2), 1) as crew,
         pytest.raises(JobFailed, match="none"),
     ):
         list(crew.play([part]))
@@ -228,12 +206,12 @@ def test_stable_minutes(right: list[int], stable: int, within: bool) -> None:
     assert found.summary()["answers"] == [100] * len(right)
 
 
-def test_the_server_says_what_the_runtime_says(random_engines: Path, studio: Studio, tmp_path: Path) -> None:
+def test_the_server_says_what_the_runtime_says(tiny_engines: Path, studio: Studio, tmp_path: Path) -> None:
     talks = [studio.conversation(seed, 10) for seed in (1, 2, 3)]
-    with Stage(random_engines, 2, 10) as stage:
+    with Stage(tiny_engines, 2, 10) as stage:
         local = stage.play(talks[:2]) + stage.play(talks[2:])
         states = stage.config.language.states
-    answers = served.serve(random_engines, tmp_path, talks, at_once=2)
+    answers = served.serve(tiny_engines, tmp_path, talks, at_once=2)
     found = served.compare(answers, local)
     assert (found.conversations, found.units, found.degraded) == (3, 30, 0)
     assert found.same_words == found.same_sound == 30

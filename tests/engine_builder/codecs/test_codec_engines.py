@@ -1,4 +1,5 @@
-"""Engines of models with published codecs: the four steps are built, start where they should, and equal the model."""
+"""Engines of models with published codecs: the four steps are built, start where they should, and equal the model.
+TensorRT-RTX takes the same graphs, ahead of time for two generations of GPUs."""
 
 from dataclasses import replace
 
@@ -11,13 +12,15 @@ from engine_builder.build import BuildOptions, build_engines
 from engine_builder.checkpoint import random_model, save_checkpoint
 from engine_builder.config import BackboneConfig, ModelConfig
 from engine_builder.manifest import ManifestError
-from engine_builder.model.steps import PerceiveStep, RenderStep
+from engine_builder.model.steps import PerceiveStep, RenderStep, step_specs
+from engine_builder.targets.tensorrt import Limits, PlanBuilder
 from triton_models.runtime.engines.engine import EngineError
 from triton_models.service.load import load_engines
 
 pytestmark = pytest.mark.engine
 
 BACKBONE = BackboneConfig(hidden_size=64, layers=1, heads=2, kv_heads=1, head_dim=32, intermediate_size=64)
+LIMITS = Limits(max_batch=2, max_pages=8, pool_pages=32, page_tokens=16)
 
 
 def config(video: str, perceive: str = "codec") -> ModelConfig:
@@ -68,6 +71,16 @@ def test_engines_equal_the_model(built, step):
             atol = 1.0 if got.dtype == np.uint8 else 1e-4
             np.testing.assert_allclose(got.astype(float), wanted.numpy().astype(float), atol=atol)
         np.testing.assert_allclose(own, state.numpy(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("step", ["perceive", "render"])
+def test_plans_build(built, step, tmp_path):
+    model, directory = built
+    for capability in ("8.9", "12.0"):
+        plan = tmp_path / f"{capability}.plan"
+        builder = PlanBuilder("tensorrt-rtx", model.config, LIMITS, capability)
+        builder.build_step(step, directory / f"{step}.onnx", plan, step_specs(model)[step].dynamic)
+        assert plan.stat().st_size > 100_000
 
 
 def test_an_altered_start_is_refused(built, tmp_path):
