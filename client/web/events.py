@@ -13,6 +13,7 @@ from client.stream.units import Float32, UInt8
 
 from . import media
 from .call.call import Call
+from .call.outbox import Closing
 from .media import Format
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,20 @@ class EventReader:
 
     async def on_binary(self, data: bytes) -> None:
         await self.on_text(data.decode(errors="replace"))
+
+    # -- over media tracks -------------------------------------------------------------------------------------
+    @property
+    def form(self) -> Format:
+        """Of the sound in what is sent to this client."""
+        raise NotImplementedError
+
+    def voice(self, message: str | bytes) -> Float32:
+        """float32 [n] of an event of the agent's sound."""
+        return self.form.decode(base64.b64decode(json.loads(message)["delta"]))
+
+    def goodbye(self, why: Closing) -> str | None:
+        """The protocols that speak in events have no such one."""
+        return None
 
     def sound(self, form: Format, given: Any, where: str, goes_on: bool = False) -> Float32:
         """float32 [n] at the rate of `form`.  goes_on: it is a piece of the stream, and no sound by itself."""

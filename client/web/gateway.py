@@ -18,7 +18,7 @@ from .door.upstream import Upstream
 from .live.socket import live_attach, live_hangup, live_refuse, live_socket
 from .page.socket import page_socket
 from .realtime.socket import realtime_socket
-from .rtc.calls import PEERS, hang_up, live_call, offer_addresses, realtime_call
+from .rtc.calls import PEERS, hang_up, live_call, no_trickle, offer_addresses, page_call, realtime_call
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ HEADERS = {
 def make_app(access: Access, upstream: Upstream, book: CallBook) -> web.Application:
     """Routes and lifecycle; the caller runs it. It closes `book` and `upstream` when it stops."""
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)  # its warnings quote subprotocols: tokens, that is
+    logging.getLogger("aioice").setLevel(logging.WARNING)
     app = web.Application(middlewares=[_guard], client_max_size=64 << 10)
     app[DESK] = Desk(access, upstream, book)
     app[PEERS] = set()
@@ -54,6 +55,7 @@ def make_app(access: Access, upstream: Upstream, book: CallBook) -> web.Applicat
             web.get("/metrics", _metrics),
             web.post("/v1/realtime/client_secrets", _client_secret),
             web.get("/v1/session", page_socket),
+            web.post("/v1/session/calls", page_call),
             web.get("/v1/realtime", realtime_socket),
             web.get("/v1/live/sessions", live_socket),
             web.get("/v1/live/sessions/{id}/attach", live_attach),
@@ -61,6 +63,7 @@ def make_app(access: Access, upstream: Upstream, book: CallBook) -> web.Applicat
             web.post("/v1/live/sessions", live_call),
             web.post("/v1/realtime/calls", realtime_call),
             web.post("/v1/realtime/calls/{id}/hangup", hang_up),
+            web.patch("/v1/{way:realtime/calls|live/sessions|session/calls}/{id}", no_trickle),
             web.route("*", "/v1/live/sessions/{id}/{verb:fork|content|accept|refer|reject}", live_refuse),
             web.static("/static", STATIC),
         ]

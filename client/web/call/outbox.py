@@ -14,6 +14,7 @@ from .fence import Fence
 
 Kind = Literal["control", "audio", "video"]
 Closing = Literal["ended", "taken over", "too slow"]
+CLOSE_CODES: dict[Closing, int] = {"ended": 1000, "taken over": 4001, "too slow": 4002}  # of a WebSocket
 
 LIMITS: dict[Kind, int] = {"video": 3, "audio": 12, "control": 512}  # half a second, two seconds, a minute
 MAX_BYTES = 2 << 20  # that wait, and that are remembered

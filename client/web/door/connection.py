@@ -12,7 +12,7 @@ from aiohttp import WSMsgType, web
 
 from ..call.call import Call
 from ..call.call_book import CallBook
-from ..call.outbox import Closing, Outbox
+from ..call.outbox import CLOSE_CODES, Outbox
 from ..rates import Bucket
 
 STALL_SECONDS = 10.0  # a client that takes nothing for so long is cut off; its conversation waits for it
@@ -23,7 +23,6 @@ WRITE_BUFFER = 64 << 10  # bytes in the process
 EVENTS_PER_SECOND, EVENT_BURST = 400.0, 1500.0  # read from one client; ten times what a microphone sends
 EVENT_BYTES = 32 << 10  # a message counts once more for so many of its bytes
 
-CLOSE_CODES: dict[Closing, int] = {"ended": 1000, "taken over": 4001, "too slow": 4002}
 CLOSE_UNREADABLE = 1007
 CLOSE_REFUSED = 1008
 CLOSE_BUSY = 1013

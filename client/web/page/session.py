@@ -1,5 +1,7 @@
 """One conversation as the page sees it: JSON for control, `frames` for sound and pictures.
 
+Over WebRTC sound and pictures are tracks, and a `bye` says why no more will come.
+
 Up:    text, interrupt, camera (off), ping, end; PCM16 and strips of four frames. The first sound or text begins it.
 Down:  welcome, unit (state, timings), heard, caption, notice, error, ended; PCM16 and strips of four frames.
 Of each unit come `unit`, `heard` and `caption` if there are words of the user or the agent, the voice and then the
@@ -15,13 +17,16 @@ from collections import deque
 from typing import Any
 
 from client.stream import DuplexError, Resumed, UnitResponse
+from client.stream.units import Float32
 
 from .. import media
 from ..call.call import Call, SentUnit
 from ..call.fence import SPEAK
 from ..call.hearing import BARGE_IN_UNITS, Hearing
 from ..call.intake import Stamp
+from ..call.outbox import CLOSE_CODES, Closing
 from ..events import to_text
+from ..media import Format
 from . import frames as page_frames
 
 MAX_BAD_MESSAGES = 20
@@ -38,6 +43,7 @@ class PageSession:
         self.history: deque[dict[str, str]] = deque(maxlen=HISTORY_TURNS)
         self._call = call
         self._raw = raw_video
+        self.form = Format("pcm", call.shape.sample_rate)  # of the sound that goes down
         self._hearing = Hearing()
         self._bad = 0
         self._newest: tuple[str, int] | None = None  # who said the newest turn, and its last unit
@@ -75,7 +81,7 @@ class PageSession:
             if not call.fence.muted:
                 self._remember("agent", response.text, unit)
         call.emit("audio", page_frames.pack(page_frames.PCM16, unit, media.to_pcm16(response.pcm)), epoch)
-        if call.wants_video():
+        if call.on_frames is None and call.wants_video():
             if self._raw:
                 call.emit("video", page_frames.pack(page_frames.RGB, unit, response.frames.tobytes()))
             else:
@@ -143,6 +149,22 @@ class PageSession:
                 self._call.intake.add_frames(strip)
         except ValueError as error:
             self._refuse(str(error))
+
+    # -- over media tracks -------------------------------------------------------------------------------------
+    @property
+    def rate(self) -> int:
+        return self.form.rate
+
+    def hear(self, sound: Float32) -> None:
+        self._call.intake.add_pcm(sound)
+        self._call.start(self.options)
+
+    def voice(self, message: str | bytes) -> Float32:
+        assert isinstance(message, bytes)
+        return media.from_pcm16(page_frames.unpack(message).body)
+
+    def goodbye(self, why: Closing) -> str | None:
+        return json.dumps({"type": "bye", "code": CLOSE_CODES[why]})
 
     def _refuse(self, reason: str) -> None:
         self._bad += 1

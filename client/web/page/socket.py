@@ -30,23 +30,22 @@ async def page_socket(request: web.Request) -> web.StreamResponse:
     desk.check(request, (TOKEN_PROTOCOL,))
     connection = await Connection.open(request, desk.book, protocols=(PROTOCOL,), max_bytes=MAX_MESSAGE)
     try:
-        hello = _hello(await connection.first(HELLO_SECONDS))
+        hello = read_hello(await connection.first(HELLO_SECONDS))
     except ValueError as error:
         await connection.close(CLOSE_REFUSED, str(error))
         return connection.ws
     try:
-        call, session, outbox, missed = await _join(desk, hello)
+        call, session, outbox, missed = await join(desk, hello)
     except DuplexError as error:
         await connection.ws.send_str(json.dumps({"type": "error", "code": error.code, "message": error.message}))
         await connection.close(CLOSE_BUSY, error.code)
         return connection.ws
-    welcome = to_text(_welcome(desk, call, session, missed))
-    connection.adopt(call, session, outbox, welcome)
+    connection.adopt(call, session, outbox, welcome(desk, call, session, missed))
     await connection.run()
     return connection.ws
 
 
-def _hello(data: str | None) -> dict[str, Any]:
+def read_hello(data: str | None) -> dict[str, Any]:
     """{"type": "hello", "video": "jpeg" | "rgb", "options": {...}, "resume": {"session": key, "after": seq}}"""
     if data is None:
         raise ValueError(f"expected a hello message within {HELLO_SECONDS:g} s")
@@ -64,7 +63,7 @@ def _hello(data: str | None) -> dict[str, Any]:
     return hello
 
 
-async def _join(desk: Desk, hello: dict[str, Any]) -> tuple[Call, PageSession, Outbox, int]:
+async def join(desk: Desk, hello: dict[str, Any]) -> tuple[Call, PageSession, Outbox, int]:
     """The conversation to go on with, or a new one. Raises DuplexError."""
     resume = hello.get("resume") or {}
     if resume:
@@ -87,9 +86,10 @@ async def _join(desk: Desk, hello: dict[str, Any]) -> tuple[Call, PageSession, O
     return call, session, outbox, missed
 
 
-def _welcome(desk: Desk, call: Call, session: PageSession, missed: int) -> dict[str, Any]:
+def welcome(desk: Desk, call: Call, session: PageSession, missed: int) -> str:
+    """The first message to the page."""
     shape = call.shape
-    return {
+    message = {
         "type": "welcome",
         "session": call.key,
         "resumed": call.answered > 0,
@@ -108,3 +108,4 @@ def _welcome(desk: Desk, call: Call, session: PageSession, missed: int) -> dict[
         "token": desk.renewed_token(),
         "grace_s": desk.book.grace,
     }
+    return to_text(message)

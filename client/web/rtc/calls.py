@@ -1,4 +1,8 @@
-"""The ways in: an SDP offer by HTTP, for a Realtime call or a Live session."""
+"""The ways in: an SDP offer by HTTP, for the page, a Realtime call or a Live session.
+
+No candidates trickle in afterwards: the answer has all of ours, and a client that could not name its own is found when
+it sends its first check.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from aiohttp import web
 from client.stream import DuplexError
 
 from ..call.call import Call
+from ..call.outbox import Outbox
 from ..door.access import Refused, is_loopback
 from ..door.desk import DESK, Desk
 from ..events import EventError
@@ -19,6 +24,7 @@ from ..live.commands import LiveCommands
 from ..live.config import LiveConfig
 from ..live.session import LiveSession
 from ..media import Format
+from ..page.socket import join, read_hello, welcome
 from ..realtime.commands import Commands
 from ..realtime.session import RealtimeSession
 from ..realtime.wording import GA
@@ -38,6 +44,23 @@ def offer_addresses(host: str) -> None:
     aioice.ice.get_host_addresses = (lambda use_ipv4, use_ipv6: loopback) if is_loopback(host) else _every_address
 
 
+async def page_call(request: web.Request) -> web.Response:
+    """`POST /v1/session/calls`: {"sdp": offer, "hello": ...}; the page may go on with the session by either way."""
+    desk = request.app[DESK]
+    desk.check(request)
+    body = _json(await request.text(), "body")
+    try:
+        hello = read_hello(json.dumps(body.get("hello")))
+        call, session, outbox, missed = await join(desk, hello)
+    except ValueError as error:
+        raise Refused(400, str(error)) from None
+    except DuplexError as error:
+        return web.json_response({"error": {"code": error.code, "message": error.message}}, status=503)
+    greeting = welcome(desk, call, session, missed)
+    answer = await _connect(request, call, session, str(body.get("sdp")), outbox, greeting)
+    return web.json_response({"session": call.key, "sdp": answer}, status=201)
+
+
 async def realtime_call(request: web.Request) -> web.Response:
     """`POST /v1/realtime/calls`: an offer as application/sdp, or a form with `sdp` and `session`."""
     desk = request.app[DESK]
@@ -51,7 +74,7 @@ async def realtime_call(request: web.Request) -> web.Response:
     session = RealtimeSession(call, GA, desk.upstream.model, desk.book.grace)
     call.dialect = session
     commands = Commands(session, _no_resume)
-    answer = await _connect(request, call, commands, offer)
+    answer = await _connect(request, call, commands, offer, call.attach(after=0)[0])
     if given:
         await commands.on_text(json.dumps({"type": "session.update", "session": _json(given, "session")}))
     place = {"Location": f"/v1/realtime/calls/{call.key}"}
@@ -80,7 +103,8 @@ async def live_call(request: web.Request) -> web.Response:
     except EventError as error:
         desk.book.drop(call, "refused")
         raise Refused(400, error.message) from None
-    answer = await _connect(request, call, LiveCommands(session, sideband=False), transport["sdp"])
+    reader = LiveCommands(session, sideband=False)
+    answer = await _connect(request, call, reader, transport["sdp"], call.attach(after=0)[0])
     session.start(config, None)
     return web.json_response({"session": {"id": call.key}, "transport": {"type": "webrtc", "sdp": answer}}, status=201)
 
@@ -96,6 +120,12 @@ async def hang_up(request: web.Request) -> web.Response:
     return web.Response()
 
 
+async def no_trickle(request: web.Request) -> web.Response:
+    """`PATCH` of a call, as WHIP has it for candidates that come later."""
+    request.app[DESK].check(request)
+    raise Refused(400, "candidates: expected none after the offer; a client is found by its first check")
+
+
 async def _new_call(desk: Desk, *, resumable: bool) -> Call:
     try:
         return await desk.new_call(live=True, limit_seconds=BACKLOG_SECONDS, resumable=resumable)
@@ -103,17 +133,18 @@ async def _new_call(desk: Desk, *, resumable: bool) -> Call:
         raise Refused(503, f"{error.code.lower()}: {error.message}") from None
 
 
-async def _connect(request: web.Request, call: Call, reader: RtcReader, offer: str) -> str:
+async def _connect(
+    request: web.Request, call: Call, reader: RtcReader, offer: str, outbox: Outbox, greeting: str | None = None
+) -> str:
     """The answer; from here on the peer lives by itself."""
     desk = request.app[DESK]
-    outbox, _ = call.attach(after=0)
     peer = Peer(desk.book, desk.access.ice_servers)
-    peer.adopt(call, reader, outbox)
+    peer.adopt(call, reader, outbox, greeting)
     try:
         answer = await peer.answer(offer)
     except ValueError as error:
         await peer.close()
-        desk.book.drop(call, "refused")
+        desk.book.leave(call, outbox)
         raise Refused(400, str(error)) from None
     running = asyncio.create_task(peer.run())
     request.app[PEERS].add(running)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import logging
 import time
 from typing import Any, Protocol
@@ -21,9 +19,10 @@ from client.stream.units import FPS, Float32, UInt8
 from .. import media
 from ..call.call import Call
 from ..call.call_book import CallBook
-from ..call.outbox import Outbox
+from ..call.outbox import Closing, Outbox
 from ..door.connection import Reader
 from ..media import Format, Resampler
+from .ear import Ear, hand_on_at_once
 from .playout import RATE, Playout
 from .tracks import Face, Voice
 
@@ -40,9 +39,13 @@ class RtcReader(Reader, Protocol):
     def rate(self) -> int: ...  # of what it hears
 
     @property
-    def form(self) -> Format: ...  # of the sound in its events
+    def form(self) -> Format: ...  # of the sound in its messages
 
     def hear(self, sound: Float32) -> None: ...
+
+    def voice(self, message: str | bytes) -> Float32: ...  # that a message of the agent's sound holds
+
+    def goodbye(self, why: Closing) -> str | None: ...  # the last event
 
 
 class Peer:
@@ -59,9 +62,9 @@ class Peer:
         self._pc.on("track", self._track)
         self._pc.on("connectionstatechange", self._changed)
 
-    def adopt(self, call: Call, reader: RtcReader, outbox: Outbox) -> None:
-        """Before `answer`: whose client this is."""
-        self._call, self._reader, self._outbox = call, reader, outbox
+    def adopt(self, call: Call, reader: RtcReader, outbox: Outbox, greeting: str | None = None) -> None:
+        """Before `answer`: whose client this is. greeting: goes out before anything else."""
+        self._call, self._reader, self._outbox, self._greeting = call, reader, outbox, greeting
         self._playout = Playout(call.fence)
         self._down = Resampler(reader.form.rate, RATE)
         call.on_frames = self._playout.show
@@ -72,6 +75,9 @@ class Peer:
             await self._pc.setRemoteDescription(RTCSessionDescription(offer, "offer"))
         except Exception as error:  # whatever aiortc trips over in a stranger's SDP
             raise ValueError(f"sdp: expected an offer ({type(error).__name__}: {error})") from None
+        for receiver in self._pc.getReceivers():
+            if receiver.track is not None and receiver.track.kind == "audio":
+                hand_on_at_once(receiver)
         kinds = {transceiver.kind for transceiver in self._pc.getTransceivers()}
         if "audio" not in kinds or self._pc.sctp is None:
             raise ValueError("sdp: expected an offer with audio and a data channel")
@@ -88,7 +94,8 @@ class Peer:
         try:
             await asyncio.wait({pump, lost}, return_when="FIRST_COMPLETED")
         finally:
-            self._call.on_frames = None
+            if self._call.on_frames == self._playout.show:  # and not of a client that came after this one
+                self._call.on_frames = None
             self._book.leave(self._call, self._outbox)
             await self.close()
 
@@ -135,12 +142,14 @@ class Peer:
             await (self._reader.on_text(data) if isinstance(data, str) else self._reader.on_binary(data))
 
     async def _hear(self, track: MediaStreamTrack) -> None:
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=self._reader.rate)
+        mono, ear = av.AudioResampler(format="flt", layout="mono", rate=RATE), Ear()
+        down = Resampler(RATE, self._reader.rate)
         try:
             while True:
                 frame: Any = await track.recv()
-                for part in resampler.resample(frame):
-                    self._reader.hear(np.asarray(part.to_ndarray(), np.float32).reshape(-1))
+                for part in mono.resample(frame):
+                    for sound in ear.feed(frame.pts, np.asarray(part.to_ndarray(), np.float32).reshape(-1)):
+                        self._reader.hear(down.feed(sound))
         except MediaStreamError:
             return
 
@@ -165,17 +174,19 @@ class Peer:
                 channel = await self._channel
         except TimeoutError:
             return
+        if self._greeting is not None:
+            channel.send(self._greeting)
         while (message := await self._outbox.get()) is not None:
             if message.kind == "audio":
-                form = self._reader.form
-                if form.rate != self._down.source:
-                    self._down = Resampler(form.rate, RATE)
-                sound = form.decode(base64.b64decode(json.loads(message.data)["delta"]))
-                self._playout.say(self._down.feed(sound), message.epoch)
+                if self._reader.form.rate != self._down.source:
+                    self._down = Resampler(self._reader.form.rate, RATE)
+                self._playout.say(self._down.feed(self._reader.voice(message.data)), message.epoch)
             elif message.kind == "control":
-                if channel.bufferedAmount > MAX_BUFFERED:
+                if self._lost.is_set() or channel.bufferedAmount > MAX_BUFFERED:
                     return
                 channel.send(message.data)  # pyright: ignore[reportArgumentType]
+        if (last := self._reader.goodbye(self._outbox.closed or "ended")) is not None:
+            channel.send(last)
         while channel.bufferedAmount and channel.readyState == "open":
             await asyncio.sleep(0.05)
 

@@ -1,16 +1,18 @@
 // The page: puts capture, link, player, screen, transcript and strip together.
 
 import { Capture } from "./capture.js";
-import { Link } from "./link.js";
+import { Link } from "./link/link.js";
 import { Player } from "./player.js";
 import { Screen } from "./screen.js";
 import { Strip } from "./strip.js";
+import { TrackPlayer } from "./track_player.js";
 import { Transcript } from "./transcript.js";
 
 const UNIT_MS = 160;
 const SOURCE = "wan-source";
+const WEBRTC = "wan-webrtc";
 const PHASES = {
-  idle: "Not connected", connecting: "Connecting …", live: "Connected", waiting: "Connection lost, reconnecting …",
+  idle: "Not connected", connecting: "Connecting …", waiting: "Connection lost, reconnecting …",
   ended: "The conversation has ended", refused: "Not connected", lost: "Connection lost", "taken over": "Open in another tab",
 };
 const STATES = { listen: "Listening", speak: "Speaking" };
@@ -39,7 +41,7 @@ function start(resume = null) {
   notice("");
   const options = { seed: Number(at("seed").value) || 0 };
   if (at("prompt").value.trim()) options.prompt = at("prompt").value.trim();
-  link = new Link(options);
+  link = new Link(options, at("webrtc").checked);
   const mine = ++serving;
   for (const [type, handle] of Object.entries({ phase, message, audio, video })) {
     link.addEventListener(type, ({ detail }) => mine === serving && handle(detail));
@@ -51,10 +53,13 @@ function start(resume = null) {
   context ??= new AudioContext({ latencyHint: "interactive" });
   context.resume();
   sessionStorage.setItem(SOURCE, chosen());
+  sessionStorage.setItem(WEBRTC, at("webrtc").checked);
   link.open(resume);
 }
 
 async function begin(welcome) {
+  const { webrtc, carrier } = link;
+  if (capture && webrtc !== player instanceof TrackPlayer) stop(); // it came back by another way
   const fresh = capture === null;
   shape = welcome.shape;
   if (welcome.resumed) {
@@ -67,11 +72,18 @@ async function begin(welcome) {
   if (known.length && at("prompt").value.trim() && at("prompt").value.trim() !== prompt) {
     notice(`This model knows the prompts ${known.join(", ")}; in force is ${prompt}.`);
   }
-  if (!fresh) return;
-  player = await Player.make(context, shape, began);
+  if (!fresh) {
+    if (webrtc) {
+      player.play(carrier.stream);
+      carrier.show(capture.given, shape);
+    }
+    return;
+  }
+  player = webrtc ? new TrackPlayer(context, carrier.stream, at("face")) : await Player.make(context, shape, began);
   const source = chosen();
-  const make = (kind) =>
-    Capture.make(context, shape, kind, at("file").files[0], at("self"), (...unit) => link.sendUnit(...unit), notice);
+  const onUnit = webrtc ? null : (...unit) => link.phase === "live" && link.carrier.sendUnit(...unit);
+  const onTracks = () => link.webrtc && capture && link.carrier?.show(capture.given, shape);
+  const make = (kind) => Capture.make(context, shape, kind, at("file").files[0], at("self"), onUnit, notice, onTracks);
   try {
     capture = await make(source === "file" && !at("file").files.length ? "text" : source);
   } catch (error) {
@@ -79,6 +91,7 @@ async function begin(welcome) {
     capture = await make("text");
   }
   capture.muted = muted;
+  onTracks();
   if (context.state !== "running") notice("Press any key or touch the page to hear the agent.");
 }
 
@@ -94,7 +107,7 @@ function stop() {
 
 function phase(now) {
   const live = now === "live";
-  at("status").textContent = PHASES[now];
+  at("status").textContent = live ? `Connected over ${link.webrtc ? "WebRTC" : "WebSocket"}` : PHASES[now];
   at("status").dataset.phase = now;
   for (const id of ["mute", "interrupt", "end", "text"]) at(id).disabled = !live;
   at("say").querySelector("button").disabled = !live;
@@ -137,11 +150,15 @@ function unit(m) {
     silence().then((ms) => { seen.flush = { unit: m.unit, during: seen.unit, ms }; });
   }
   show(m.state);
-  if (m.muted) {
-    player?.push(m.unit, null);
-    seen.audio = m.unit;
+  if (player instanceof TrackPlayer) {
+    player.unit(m.muted);
+  } else {
+    if (m.muted) {
+      player?.push(m.unit, null);
+      seen.audio = m.unit;
+    }
+    if (!player?.running) screen.begin(m.unit, now);
   }
-  if (!player?.running) screen.begin(m.unit, now);
   transcript.passed(m.unit, m.state === "speak");
   record(m, now);
 }
@@ -150,7 +167,7 @@ function unit(m) {
 function record(m, now) {
   const { perceive = 0, think = 0, perform = 0, render = 0, queue = 0 } = m.ms;
   const server = perceive + think + perform + render + queue;
-  const whole = m.captured === null ? m.held + m.gateway : now - m.captured;
+  const whole = m.captured === null ? m.held + m.gateway + (link.carrier?.rtt ?? 0) : now - m.captured;
   const wait = m.held + queue;
   const network = Math.max(0, whole - m.held - server);
   const late = whole > UNIT_MS;
@@ -235,15 +252,16 @@ for (const radio of document.querySelectorAll("input[name=source]")) {
 for (const gesture of ["pointerdown", "keydown"]) {
   addEventListener(gesture, () => {
     if (context?.state === "suspended") context.resume().then(() => notice(""));
+    player?.resume?.();
   });
 }
 
 // For support and tests: what this page has counted.
 window.wan = {
   stats: () => ({
-    ...counts, phase: link?.phase ?? "idle", state: seen.state, unit: seen.unit, frames: screen.frames,
+    ...counts, phase: link?.phase ?? "idle", state: seen.state, unit: seen.unit, frames: player?.frames ?? screen.frames,
     strip: strip.units.length, flush: seen.flush, player: player ? { ...player.stats } : null, audioContext: context?.state ?? "none",
-    session: link?.kept?.session ?? null, left: link?.left ?? 0,
+    session: link?.kept?.session ?? null, left: link?.carrier?.left ?? 0, webrtc: link?.webrtc ?? null,
   }),
 };
 
@@ -252,5 +270,6 @@ if (remembered) {
   const source = sessionStorage.getItem(SOURCE);
   const radio = document.querySelector(`input[name=source][value="${source === "file" ? "text" : source}"]`);
   if (radio) radio.checked = true;
+  at("webrtc").checked = sessionStorage.getItem(WEBRTC) !== "false";
   start(remembered);
 }

@@ -1,4 +1,4 @@
-// What the user says and shows: a microphone and a camera, a recording, or neither; one unit every 160 ms.
+// What the user says and shows: a microphone and a camera, a recording, or neither; as tracks, or one unit every 160 ms.
 
 const WIDTHS = { video: { width: { ideal: 640 }, height: { ideal: 640 }, frameRate: { ideal: 25 } } };
 const VOICE = { audio: { echoCancellation: true, noiseSuppression: false, autoGainControl: true } };
@@ -6,11 +6,12 @@ const NAMES = { audio: "microphone", video: "camera" };
 const AGAIN_MS = 2000; // between two looks whether a device that has gone is back
 
 export class Capture {
-  // source: camera | microphone | file | text.  onUnit(pcm Int16Array, strip Blob or null, captured ms)
+  // source: camera | microphone | file | text.  onUnit(pcm Int16Array, strip Blob or null, captured ms); null: tracks are wanted,
+  // which are in `given` and tell by onTracks() when they are others
   // onNotice(text): a device that is missing or has gone; empty when it is back
-  static async make(context, shape, source, file, preview, onUnit, onNotice) {
+  static async make(context, shape, source, file, preview, onUnit, onNotice, onTracks) {
     await context.audioWorklet.addModule("/static/worklets/capture.js");
-    const capture = new Capture(context, shape, preview, onUnit, onNotice);
+    const capture = new Capture(context, shape, preview, onUnit, onNotice, onTracks);
     try {
       await capture.open(source, file);
     } catch (error) {
@@ -20,16 +21,20 @@ export class Capture {
     return capture;
   }
 
-  constructor(context, shape, preview, onUnit, onNotice) {
+  constructor(context, shape, preview, onUnit, onNotice, onTracks) {
     this.context = context;
     this.shape = shape;
     this.preview = preview;
     this.onUnit = onUnit;
     this.onNotice = onNotice;
+    this.onTracks = onTracks;
+    this.given = { audio: null, video: null };
+    this.quiet = false;
     this.tracks = [];
     this.closed = false;
     this.url = null;
     this.media = null; // <video> that the pictures are taken from
+    if (!onUnit) return;
     this.strip = document.createElement("canvas");
     this.strip.width = shape.width;
     this.strip.height = shape.height * 4;
@@ -43,7 +48,7 @@ export class Capture {
   }
 
   async open(source, file) {
-    if (source === "text") return;
+    if (source === "text") return this.give(this.context.createMediaStreamDestination().stream);
     if (source === "file") return this.openFile(file);
     await this.use(source === "camera" ? await this.both() : await navigator.mediaDevices.getUserMedia(VOICE));
   }
@@ -68,7 +73,8 @@ export class Capture {
       track.onended = () => this.lost(track.kind);
     }
     if (this.closed) return this.close();
-    if (stream.getAudioTracks().length) this.context.createMediaStreamSource(stream).connect(this.node);
+    this.give(stream);
+    if (this.onUnit && stream.getAudioTracks().length) this.context.createMediaStreamSource(stream).connect(this.node);
     if (stream.getVideoTracks().length) {
       this.preview.srcObject = stream;
       this.preview.hidden = false;
@@ -96,13 +102,24 @@ export class Capture {
     media.src = this.url;
     media.playsInline = true;
     await media.play();
-    this.context.createMediaElementSource(media).connect(this.node);
+    if (this.onUnit) this.context.createMediaElementSource(media).connect(this.node);
+    else this.give(media.captureStream());
     this.media = media;
+  }
+
+  give(stream) {
+    for (const track of stream.getTracks()) this.given[track.kind] = track;
+    this.muted = this.quiet;
+    this.onTracks?.();
   }
 
   get hasPicture() { return this.media !== null && this.media.videoWidth > 0; }
 
-  set muted(value) { this.node.port.postMessage({ muted: value }); }
+  set muted(value) {
+    this.quiet = value;
+    this.node?.port.postMessage({ muted: value });
+    if (this.given.audio && !this.node) this.given.audio.enabled = !value;
+  }
 
   // Puts the present picture into place 0..3 of the strip: cropped to the model's shape around the centre.
   draw(place) {
@@ -121,8 +138,10 @@ export class Capture {
   }
 
   close() {
-    this.node.port.onmessage = null;
-    this.node.disconnect();
+    if (this.node) {
+      this.node.port.onmessage = null;
+      this.node.disconnect();
+    }
     this.closed = true;
     this.tracks.forEach((track) => track.stop());
     if (this.media && this.media !== this.preview) this.media.pause();

@@ -186,6 +186,8 @@ async def test_a_client_that_goes_leaves_nothing(start_fake, start_gate, lively,
     ("path", "body", "expected"),
     [
         ("realtime/calls", b"nonsense", "sdp: expected an offer"),
+        ("session/calls", b'{"hello": 5}', "hello: expected it"),
+        ("session/calls", b'{"hello": {"type": "hello"}, "sdp": "x"}', "sdp: expected an offer"),
         ("live/sessions", b"[]", "body: expected a JSON object"),
         ("live/sessions", b'{"session": {}, "transport": {"type": "sip"}}', "transport: expected"),
         ("live/sessions", b'{"session": {}, "transport": {"type": "webrtc", "sdp": "x"}}', "session.model: expected"),
@@ -207,6 +209,41 @@ async def test_offers_that_are_none_are_refused_and_leave_nothing(start_fake, st
         assert json.loads(await response.text())["error"]["message"].startswith(expected)
     await _until(lambda: len(gate.desk.book) == 0)
     assert not fake.seen
+
+
+async def test_the_page_resumes_over_webrtc_and_the_one_before_is_told(start_fake, start_gate, lively, browser):
+    fake, _ = await start_fake(answer=lively(always=True))
+    gate = await start_gate(fake.url)
+    again = Browser()
+    try:
+        hello: dict[str, Any] = {"type": "hello", "options": {}}
+        for each in (browser, again):
+            body = {"sdp": await each.offer(), "hello": hello}
+            async with gate.http.post(f"{gate.url}/v1/session/calls", json=body) as response:
+                answer = await response.json()
+            await each.accept(answer["sdp"])
+            welcome = await each.until("welcome")
+            assert welcome["session"] == answer["session"]
+            assert welcome["resumed"] == (each is again)
+            while (unit := await each.until("unit"))["unit"] < (20 if each is again else 8):
+                pass
+            hello = {"type": "hello", "resume": {"session": answer["session"], "after": unit["seq"], "only": True}}
+        assert (await browser.until("bye"))["code"] == 4001
+        await _until(again.loud)
+        again.channel.send(json.dumps({"type": "end"}))
+        assert (await again.until("bye"))["code"] == 1000
+        assert [seen.index for seen in fake.seen] == list(range(len(fake.seen)))
+    finally:
+        await again.close()
+
+
+@pytest.mark.parametrize("way", ["realtime/calls", "live/sessions", "session/calls"])
+async def test_candidates_that_come_later_are_refused_with_the_reason(start_fake, start_gate, way):
+    fake, _ = await start_fake()
+    gate = await start_gate(fake.url)
+    async with gate.http.patch(f"{gate.url}/v1/{way}/x", data=b"a=candidate") as response:
+        assert response.status == 400
+        assert "candidates: expected none" in await response.text()
 
 
 def test_other_hosts_offer_their_own_addresses():
@@ -241,6 +278,37 @@ def test_an_interruption_takes_what_waits():
     assert not playout.take(2 * UNIT).any()
     playout.say(np.ones(UNIT, np.float32), fence.epoch)
     assert playout.take(2 * UNIT).sum() == UNIT
+
+
+def _play(playout: Playout, seconds: float, late: Any = lambda unit: 0.0, level: float = 0.5) -> list[int]:
+    """Units that come in real time, some late; how many samples waited after each."""
+    waited: list[int] = []
+    due = [playout.taken + (unit + 1) * UNIT + round(late(unit) * RATE) for unit in range(round(seconds / 0.16))]
+    while len(waited) < len(due):
+        while len(waited) < len(due) and due[len(waited)] <= playout.taken:
+            playout.say(np.full(UNIT, level, np.float32), 0)
+            waited.append(playout._waiting - UNIT)
+        playout.take(480)
+    return waited
+
+
+def test_the_lead_follows_the_lateness_of_units():
+    playout = Playout(Fence())
+    _play(playout, 4)
+    assert playout.lead == LEAD, "a calm server has a short one"
+    gaps = _play(playout, 10, late=lambda unit: 0.05 * (unit % 5 == 4))
+    assert playout.lead > LEAD
+    assert min(gaps[30:]) > 0, "then nothing is late any more"
+    _play(playout, 45)
+    assert playout.lead == LEAD
+
+
+def test_pauses_take_up_what_a_stall_left_behind():
+    playout = Playout(Fence())
+    _play(playout, 2)
+    stalled = _play(playout, 4, late=lambda unit: max(0.0, 1.0 - 0.16 * unit))
+    assert stalled[-1] > 0.2 * RATE
+    assert _play(playout, 4, level=0.0)[-1] <= playout.lead + 480
 
 
 def test_a_client_that_takes_nothing_costs_no_memory():

@@ -1,22 +1,21 @@
-// The WebSocket to the gateway: hello, resume with backoff, and the binary messages (see page/frames.py).
+// The way to the gateway: hello, resume with backoff, over WebRTC or, where that finds no way, over a WebSocket.
 
-const PCM16 = 1;
-const JPEG = 2;
-const HEAD = 16;
+import { SocketCarrier } from "./socket.js";
+import { TrackCarrier } from "./tracks.js";
+
 const FINAL = { 1000: "ended", 1007: "refused", 1008: "refused", 1009: "refused", 1013: "refused", 4001: "taken over" };
 const STORE = "wan-session";
-const MOST_BUFFERED = 256 * 1024; // bytes that may wait in the browser before units are left out
 
 // Events: phase (connecting, live, waiting, ended, refused, taken over), message (JSON), audio, video.
 export class Link extends EventTarget {
-  constructor(options) {
+  constructor(options, webrtc) {
     super();
     this.options = options; // of the model
+    this.webrtc = webrtc;
     this.kept = null; // {session, after}: what a resume needs
     this.grace = 20;
     this.token = takeToken();
     this.phase = "idle";
-    this.left = 0; // units not sent because the network did not take them
     this.lostAt = 0;
     this.attempt = 0;
   }
@@ -30,29 +29,21 @@ export class Link extends EventTarget {
     clearTimeout(this.timer);
     this.kept = resume ?? this.kept;
     this.change(this.kept && this.lostAt ? "waiting" : "connecting");
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const protocols = ["wan.session.v1", ...(this.token ? [`wan-token.${this.token}`] : [])];
-    const socket = new WebSocket(`${scheme}://${location.host}/v1/session`, protocols);
-    socket.binaryType = "arraybuffer";
-    this.socket = socket;
-    socket.onopen = () => {
-      const resuming = this.kept ? { resume: { ...this.kept, only: true } } : {};
-      socket.send(JSON.stringify({ type: "hello", video: "jpeg", options: this.options, ...resuming }));
-    };
-    socket.onmessage = ({ data }) => socket === this.socket && this.receive(data);
-    socket.onclose = ({ code }) => socket === this.socket && this.closed(code);
+    this.carrier?.close();
+    const carrier = this.webrtc ? new TrackCarrier(this.token) : new SocketCarrier(this.token);
+    this.carrier = carrier;
+    const mine = (handle) => (...detail) => carrier === this.carrier && handle(...detail);
+    const resuming = this.kept ? { resume: { ...this.kept, only: true } } : {};
+    carrier.open({ type: "hello", video: "jpeg", options: this.options, ...resuming }, {
+      message: mine((m) => this.receive(m)),
+      audio: mine((unit) => this.emit("audio", unit)),
+      video: mine((unit) => this.emit("video", unit)),
+      joined: mine((session) => this.remember(session, this.kept?.after ?? 0)),
+      closed: mine((code, why) => this.closed(code, why)),
+    });
   }
 
-  receive(data) {
-    if (typeof data !== "string") {
-      const head = new DataView(data);
-      const unit = head.getUint32(4, true);
-      const kind = head.getUint8(0);
-      if (kind === PCM16) this.emit("audio", { unit, pcm: new Int16Array(data, HEAD) });
-      if (kind === JPEG) this.emit("video", { unit, blob: new Blob([new Uint8Array(data, HEAD)], { type: "image/jpeg" }) });
-      return;
-    }
-    const message = JSON.parse(data);
+  receive(message) {
     if (message.type === "welcome") {
       this.grace = message.grace_s;
       this.token = message.token ?? this.token;
@@ -70,9 +61,16 @@ export class Link extends EventTarget {
     this.emit("message", message);
   }
 
-  closed(code) {
-    this.socket = null;
+  closed(code, why) {
+    const { carrier } = this;
+    this.carrier = null;
     const final = FINAL[code];
+    if (final === undefined && this.webrtc && !carrier.connected) {
+      this.webrtc = false;
+      console.info(`WebRTC: ${why}; going on over WebSocket`);
+      this.open();
+      return;
+    }
     if (final === undefined && this.kept) {
       this.lostAt = this.lostAt || performance.now();
       if (performance.now() - this.lostAt < this.grace * 1000) {
@@ -85,20 +83,8 @@ export class Link extends EventTarget {
     this.change(final ?? (this.phase === "connecting" ? "refused" : "lost"));
   }
 
-  // One unit of the user; the pictures go first, so that they are there when the sound completes the unit.
-  sendUnit(pcm, blob, captured) {
-    if (this.phase !== "live") return;
-    if (this.socket.bufferedAmount > MOST_BUFFERED) { this.left++; return; }
-    const socket = this.socket;
-    if (blob) socket.send(new Blob([head(JPEG, captured), blob]));
-    const sound = new Uint8Array(HEAD + pcm.byteLength);
-    sound.set(new Uint8Array(head(PCM16, captured)));
-    sound.set(new Uint8Array(pcm.buffer), HEAD);
-    socket.send(sound);
-  }
-
   send(message) {
-    if (this.phase === "live") this.socket.send(JSON.stringify(message));
+    if (this.phase === "live") this.carrier.send(message);
   }
 
   // Ends the conversation for good.
@@ -123,13 +109,6 @@ export class Link extends EventTarget {
   }
 
   emit(type, detail) { this.dispatchEvent(new CustomEvent(type, { detail })); }
-}
-
-function head(kind, time) {
-  const view = new DataView(new ArrayBuffer(HEAD));
-  view.setUint8(0, kind);
-  view.setFloat64(8, time, true);
-  return view.buffer;
 }
 
 // The token comes in the fragment, which no server and no log sees, and leaves the address bar at once.

@@ -16,14 +16,17 @@ import pytest
 
 from client import demo, own_server
 from client.media.sound import read_audio
+from client.web.rtc.peer import Peer
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[4]
 SHOTS = ROOT / "build" / "runs" / "web"
 SHEET = ROOT / "client" / "web" / "static" / "style.css"
 PICTURE = """(() => {
-  const canvas = document.getElementById('agent');
-  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  const canvas = document.createElement('canvas');
+  const pen = canvas.getContext('2d');
+  pen.drawImage(document.getElementById('face').hidden ? agent : face, 0, 0, canvas.width, canvas.height);
+  const { data } = pen.getImageData(0, 0, canvas.width, canvas.height);
   let sum = 0; const seen = new Set();
   for (let i = 0; i < data.length; i += 4 * 97) {
     sum = (sum * 31 + data[i] + data[i + 1]) % 1000003;
@@ -38,6 +41,7 @@ STRIP_COLOURS = """(() => {
   for (let i = 0; i < data.length; i += 4) if (data[i + 3] === 255) seen.add(data.slice(i, i + 3).join());
   return seen.size;
 })()"""
+OVER_WEBRTC = "Connected over WebRTC"
 NAMELESS = """[...document.querySelectorAll('button, input, textarea, canvas, video')].filter((e) => !(
   e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length)).map((e) => e.outerHTML)"""
 
@@ -71,6 +75,7 @@ async def test_a_conversation_of_twenty_seconds(start_fake, start_gate, lively, 
     await tab.screenshot(SHOTS / "idle.png")
     await tab.run("document.getElementById('start').click()")
     await tab.until("wan.stats().phase === 'live' && wan.stats().units >= 5")
+    assert await tab.run("document.getElementById('status').textContent") == OVER_WEBRTC
 
     # Pictures change and the voice is heard.
     await tab.until("wan.stats().player.peak > 0.02")
@@ -82,7 +87,7 @@ async def test_a_conversation_of_twenty_seconds(start_fake, start_gate, lively, 
         await asyncio.sleep(0.2)
     assert len(pictures) >= 3
 
-    # The man's next sentence interrupts the agent; the loudspeaker is quiet before the next unit is there.
+    # The man's next sentence interrupts the agent; the stream is quiet before the next unit is there.
     flush = await tab.until("wan.stats().flush", 25)
     assert flush["during"] - flush["unit"] <= 1, flush
     yielded = next(seen for seen in fake.seen if seen.index == flush["unit"])
@@ -150,7 +155,8 @@ async def test_typing_muting_interrupting_and_a_lost_connection(start_fake, star
     tab = await browse(microphone=microphone)
     await tab.open(f"{gate.url}/")
     await tab.run(NO_CAMERA)
-    await tab.run("document.querySelector('input[value=camera]').click(); document.getElementById('start').click()")
+    await tab.run("webrtc.click(); document.querySelector('input[value=camera]').click()")
+    await tab.run("document.getElementById('start').click()")
     await tab.until("wan.stats().player && wan.stats().player.rms > 0.01")
     assert await tab.run("document.getElementById('self').hidden")
     await tab.run("tracks[0].stop(); tracks[0].onended()")  # unplugged
@@ -194,7 +200,7 @@ async def test_typing_muting_interrupting_and_a_lost_connection(start_fake, star
     await tab.until("wan.stats().resumes === 1")
     units = await tab.run("wan.stats().units")
     await tab.until(f"wan.stats().units > {units + 3}")
-    assert await tab.run("document.getElementById('status').textContent") == "Connected"
+    assert await tab.run("document.getElementById('status').textContent") == "Connected over WebSocket"
     assert [seen.index for seen in fake.seen] == list(range(len(fake.seen)))
 
     # The server goes away for good: said once, in words.
@@ -203,6 +209,26 @@ async def test_typing_muting_interrupting_and_a_lost_connection(start_fake, star
     assert "the engine failed" in await tab.run("document.getElementById('notice').textContent")
     assert await tab.run("!document.getElementById('start').hidden")
     assert all("WebSocket" in line or "ERR_" in line for line in tab.console), tab.console
+
+
+async def test_without_a_way_for_webrtc_the_page_goes_on_over_websocket(
+    start_fake, start_gate, lively, browse, monkeypatch
+):
+    async def nowhere(self: Peer, offer: str) -> str:
+        return re.sub(r"(a=candidate:.* 127\.0\.0\.1) \d+", r"\1 9", await answer(self, offer))
+
+    answer = Peer.answer
+    monkeypatch.setattr(Peer, "answer", nowhere)
+    fake, _ = await start_fake(answer=lively(always=True))
+    gate = await start_gate(fake.url)
+    tab = await browse()
+    await tab.open(f"{gate.url}/")
+    await tab.run("document.getElementById('start').click()")
+    await tab.until("wan.stats().units >= 5 && wan.stats().player.peak > 0.02")
+    assert await tab.run("document.getElementById('status').textContent") == "Connected over WebSocket"
+    assert len({seen.session for seen in fake.seen}) == 1
+    assert len(gate.desk.book) == 1
+    assert tab.console == []
 
 
 async def test_the_page_with_a_real_server(mini_engines, start_gate, browse, microphone, tmp_path):
@@ -214,7 +240,7 @@ async def test_the_page_with_a_real_server(mini_engines, start_gate, browse, mic
         await tab.run("document.getElementById('start').click()")
         await tab.until("wan.stats().units >= 25", 40)
         stats = await tab.stats()
-        assert stats["energy"] > 0
+        assert stats["player"]["peak"] > 0
         assert stats["strip"] >= 25
         assert stats["frames"] > 10
         assert await tab.run(STRIP_COLOURS) >= 8
