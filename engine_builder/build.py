@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import onnx
 
-from .checkpoint import TOKENIZER, load_checkpoint, read_defaults, read_weights_note
+from .checkpoint import TOKENIZER, load_checkpoint, read_defaults, read_seed, read_weights_note
 from .config import RECENT_UNITS, SINK_UNITS, ModelConfig
 from .export import export_step
 from .layout import window_pages
@@ -81,10 +81,11 @@ def build_engines(
     """
     if output.exists() and not (output / MANIFEST).exists() and any(output.iterdir()):
         raise ValueError(f"{output}: expected an empty or an engine directory, found other files; choose another")
-    model = load_checkpoint(checkpoint)
+    seed = read_seed(checkpoint) if options.target == "torch-cuda" else None
+    model = load_checkpoint(checkpoint, seeded_backbone=seed is None)
     asked, options = options, options.resolved(model.config)
     precision = options.precision or ("bfloat16" if options.target in GPU_TARGETS else "float32")
-    builder = _builder(options, model.config, precision)
+    builder = _builder(options, model.config, precision, seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         work = Path(scratch) / "engines"
@@ -127,13 +128,15 @@ def verify_engines(directory: Path, target: str | None = None, trusted_key: Path
     return manifest
 
 
-def _builder(options: BuildOptions, config: ModelConfig, precision: str) -> StepBuilder | torch_target.WeightsBuilder:
+def _builder(
+    options: BuildOptions, config: ModelConfig, precision: str, seed: int | None
+) -> StepBuilder | torch_target.WeightsBuilder:
     if options.compute_capability is not None and options.target in ("onnxruntime", "torch-cuda"):
         raise ValueError(f"--compute-capability: {options.target} engines are not tied to one; leave it out")
     if options.timing_cache is not None and options.target != "tensorrt":
         raise ValueError(f"--timing-cache: expected --target tensorrt, got {options.target}; leave it out")
     if options.target == "torch-cuda":
-        return torch_target.WeightsBuilder(config, precision)
+        return torch_target.WeightsBuilder(config, precision, seed)
     if options.target == "onnxruntime":
         if precision != "float32":
             raise ValueError(f"--precision: onnxruntime engines are float32, got {precision!r}; it is for GPU targets")

@@ -1,7 +1,9 @@
 """Checkpoints: a directory with config.json, tokenizer.json and safetensors (one file, or shards with an index).
 
-Beside them may lie what a checkpoint says about itself, and the manifest passes on: one honest sentence about where its
-weights come from, and the session options that suit them (for example the retention it was trained with).
+A checkpoint of random weights may be a seed alone (seed.json): nothing is drawn before somebody needs the numbers, and
+the torch-cuda target draws a backbone of gigabytes on the device that serves it. Beside them may lie what a checkpoint
+says about itself, and the manifest passes on: one honest sentence about where its weights come from, and the session
+options that suit them (for example the retention it was trained with).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import torch
@@ -19,9 +22,10 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .manifest import Defaults, FileName
-from .model.duplex import DuplexModel, init_weights
+from .model.duplex import DuplexModel, MediaParts, init_weights
 
 WEIGHTS = "model.safetensors"
+SEED = "seed.json"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -34,6 +38,10 @@ class CheckpointError(ValueError):
     """A checkpoint that does not fit; the message lists everything that is wrong with it."""
 
 
+class _Seed(msgspec.Struct):
+    seed: Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Index(msgspec.Struct):
     weight_map: dict[str, FileName]
 
@@ -43,11 +51,39 @@ def build_model(config: ModelConfig) -> DuplexModel:
     return DuplexModel(config).eval()
 
 
-def random_model(config: ModelConfig, seed: int) -> DuplexModel:
-    """A model with seeded random weights; the linear codecs are usable transforms even so."""
-    model = build_model(config)
+def random_model(config: ModelConfig, seed: int, backbone: bool = True) -> DuplexModel:
+    """A model with seeded random weights; the linear codecs are usable transforms even so.
+
+    Without `backbone` its encoders and codecs alone: all else lies on the meta device and takes no memory.
+    """
+    if backbone:
+        model = build_model(config)
+    else:
+        with torch.device("meta"):
+            model = build_model(config)
+        for name, part in MediaParts.of(config)._asdict().items():
+            setattr(model, name, part.eval())
     init_weights(model, seed)
     return model
+
+
+def save_seed(config: ModelConfig, seed: int, directory: Path, note: str) -> None:
+    """Writes a checkpoint that is a seed. Raises `CheckpointError` for a directory that has weights."""
+    if any(directory.glob("*.safetensors")):
+        raise CheckpointError(f"{directory}: expected a new directory, found weights: not replaced")
+    directory.mkdir(parents=True, exist_ok=True)
+    config.save(directory / CONFIG)
+    (directory / NOTE).write_text(note.strip() + "\n")
+    (directory / SEED).write_text(json.dumps({"seed": seed}) + "\n")
+
+
+def read_seed(directory: Path) -> int | None:
+    """The seed that a checkpoint consists of; None if it has weights."""
+    path = directory / SEED
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Seed).seed if path.exists() else None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected a seed ({error})") from None
 
 
 def save_checkpoint(
@@ -66,7 +102,7 @@ def save_checkpoint(
         )
     directory.mkdir(parents=True, exist_ok=True)
     (directory / NOTE).write_text(note.strip() + "\n")
-    for old in [*directory.glob("model*.safetensors"), directory / INDEX]:
+    for old in [*directory.glob("model*.safetensors"), directory / INDEX, directory / SEED]:
         old.unlink(missing_ok=True)
     model.config.save(directory / CONFIG)
     tensors = {n: (t if dtype is None else t.to(dtype)).detach().contiguous() for n, t in model.state_dict().items()}
@@ -132,9 +168,15 @@ def read_tensors(directory: Path, prefix: str = "") -> Iterator[tuple[str, Tenso
                     yield name, file.get_tensor(name)
 
 
-def load_checkpoint(directory: Path) -> DuplexModel:
-    """Loads a checkpoint in float32; every missing, extra or misshapen tensor is reported at once."""
-    model = build_model(ModelConfig.load(directory / CONFIG))
+def load_checkpoint(directory: Path, seeded_backbone: bool = True) -> DuplexModel:
+    """Loads a checkpoint in float32; every missing, extra or misshapen tensor is reported at once.
+
+    `seeded_backbone` False: of a checkpoint that is a seed the backbone is not drawn (see `random_model`).
+    """
+    config = ModelConfig.load(directory / CONFIG)
+    if (seed := read_seed(directory)) is not None:
+        return random_model(config, seed, seeded_backbone)
+    model = build_model(config)
     copy_tensors(model, read_tensors(directory), str(directory))
     return model
 

@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("directory", type=Path)
     init.add_argument("--preset", default="tiny", choices=list(PRESETS), help="model geometry (default: tiny)")
     init.add_argument("--seed", type=seed, default=0, help="seed of the weights (default: 0)")
+    init.add_argument(
+        "--seed-only", action="store_true", help="write no weights: torch-cuda draws them on the device that serves"
+    )
 
     qwen = commands.add_parser("import-qwen3", help="take the backbone from a Hugging Face Qwen3 checkpoint")
     qwen.add_argument("source", type=Path, metavar="HF_DIR")
@@ -115,12 +118,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _init(args: argparse.Namespace) -> int:
-    from .checkpoint import TOKENIZER, random_model, save_checkpoint
+    from .checkpoint import TOKENIZER, random_model, save_checkpoint, save_seed
     from .tokenizer import write_tiny_tokenizer
 
     config = preset(args.preset)
-    model = random_model(config, args.seed)
     note = f"random (seed {args.seed}), not trained: speaks and shows noise"
+    if args.seed_only:
+        save_seed(config, args.seed, args.directory, note)
+        write_tiny_tokenizer(args.directory / TOKENIZER, config.language)
+        print(f"{args.directory}: {config.name}, random weights that are drawn when they are needed (seed {args.seed})")
+        return 0
+    model = random_model(config, args.seed)
     save_checkpoint(model, args.directory, note=note)
     write_tiny_tokenizer(args.directory / TOKENIZER, config.language)
     parameters = sum(p.numel() for p in model.parameters())

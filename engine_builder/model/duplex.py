@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..config import TAU_FREQUENCIES, ModelConfig
 from .backbone import Backbone
-from .codecs import PublishedCodec, audio_codec, video_codec
+from .codecs import Codec, PublishedCodec, audio_codec, video_codec
 from .codecs.patch import Patch
-from .perception import audio_encoder, video_encoder
+from .perception import AudioEncoder, LatentEncoder, VideoEncoder, audio_encoder, video_encoder
+
+
+def tau_frequencies() -> Tensor:
+    """Of the sinusoidal embedding of 1000 tau (Vaswani et al. 2017; the scale is customary for diffusion models)."""
+    return 1000.0 * torch.exp(-math.log(10_000.0) * torch.arange(TAU_FREQUENCIES) / TAU_FREQUENCIES)
 
 
 class TauModulation(nn.Module):
@@ -26,9 +32,7 @@ class TauModulation(nn.Module):
         self.embed = nn.Linear(2 * TAU_FREQUENCIES, hidden_size)
         self.project = nn.Linear(hidden_size, 6 * hidden_size)
         self.tables = nn.Parameter(torch.zeros(layers, 6, hidden_size))
-        # Sinusoidal embedding of 1000 tau (Vaswani et al. 2017; the scale is customary for diffusion models).
-        frequency = torch.exp(-math.log(10_000.0) * torch.arange(TAU_FREQUENCIES) / TAU_FREQUENCIES)
-        self.register_buffer("frequency", 1000.0 * frequency, persistent=False)
+        self.register_buffer("frequency", tau_frequencies(), persistent=False)
 
     def forward(self, tau: Tensor) -> list[Tensor]:
         """tau [B, ...] in [0, 1] -> per layer [B, ..., 6, d]."""
@@ -36,6 +40,20 @@ class TauModulation(nn.Module):
         hidden = nn.functional.silu(self.embed(torch.cat((torch.cos(angle), torch.sin(angle)), dim=-1)))
         shared = self.project(hidden).unflatten(-1, (6, self.hidden_size))
         return [shared + table for table in self.tables]
+
+
+class MediaParts(NamedTuple):
+    """Encoders and codecs, by the names that they have in a model; an encoder may use its stream's codec."""
+
+    audio_encoder: AudioEncoder | LatentEncoder
+    video_encoder: VideoEncoder | LatentEncoder
+    audio_codec: Codec
+    video_codec: Codec
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> MediaParts:
+        audio, video, d = audio_codec(config.audio), video_codec(config.video), config.backbone.hidden_size
+        return cls(audio_encoder(config.audio, d, audio), video_encoder(config.video, d, video), audio, video)
 
 
 class DuplexModel(nn.Module):
@@ -60,10 +78,7 @@ class DuplexModel(nn.Module):
         self.video_out = nn.Linear(d, config.video.latent_dim)
         self.audio_out = nn.Linear(d, config.audio.latent_dim)
         self.modulation = TauModulation(d, config.backbone.layers)
-        audio, video = audio_codec(config.audio), video_codec(config.video)
-        self.audio_encoder = audio_encoder(config.audio, d, audio)
-        self.video_encoder = video_encoder(config.video, d, video)
-        self.audio_codec, self.video_codec = audio, video
+        self.audio_encoder, self.video_encoder, self.audio_codec, self.video_codec = MediaParts.of(config)
 
     def embed_latents(self, z_video: Tensor, z_audio: Tensor) -> Tensor:
         """Latents of one unit, clean or noisy: [B, n_v, c_v], [B, n_a, c_a] -> [B, n_v + n_a, d]."""
@@ -103,7 +118,7 @@ def init_weights(model: DuplexModel, seed: int) -> None:
         for name, parameter in sorted(model.named_parameters()):
             if name.startswith(("audio_codec.", "video_codec.mean", "video_codec.basis", "video_codec.latent_scale")):
                 continue  # transforms that work untrained
-            if id(parameter) in drawn:
+            if id(parameter) in drawn or parameter.is_meta:
                 continue
             if name.endswith("bias"):
                 parameter.zero_()

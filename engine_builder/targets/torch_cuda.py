@@ -3,6 +3,8 @@
 Three files, safetensors all: `backbone` (shared by think and perform), `perceive` and `render`. Matrices of the
 backbone are rounded to the chosen precision; norms, projections of latents, tau, encoders and codecs stay float32.
 Q, K and V lie under each other as one matrix, and so do gate and up, because they are multiplied by the same vector.
+The backbone of a checkpoint that is a seed is a file without tensors: `SEED` and `DTYPE` in its metadata say what to
+draw on the device that loads it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from .precision import dtype_of
 
 FILE_SUFFIX = ".safetensors"
 FILES = {"perceive": "perceive", "think": "backbone", "perform": "backbone", "render": "render"}
+SEED, DTYPE = "seed", "dtype"
 POOLS = ("k_pool", "v_pool")
 
 
@@ -61,10 +64,11 @@ def pack_modules(model: DuplexModel, names: tuple[str, ...]) -> dict[str, Tensor
 
 
 class WeightsBuilder:
-    """Writes the packed weights of each step; two steps that share a file get it once."""
+    """Writes the packed weights of each step; two steps that share a file get it once. `seed`: of a backbone that is
+    drawn on the device."""
 
-    def __init__(self, config: ModelConfig, precision: str) -> None:
-        self.config, self.dtype = config, dtype_of(precision)
+    def __init__(self, config: ModelConfig, precision: str, seed: int | None = None) -> None:
+        self.config, self.dtype, self.seed = config, dtype_of(precision), seed
         self._layouts: dict[str, str] = {}
 
     def libraries(self) -> dict[str, str]:
@@ -76,11 +80,14 @@ class WeightsBuilder:
         path = directory / f"{FILES[step]}{FILE_SUFFIX}"
         if path.exists():  # written for another step
             return path, self._layouts[path.name]
+        metadata = None
         if step in ("perceive", "render"):
             tensors = pack_modules(model, codec_parts(step, self.config))
+        elif self.seed is not None:
+            tensors, metadata = {}, {SEED: str(self.seed), DTYPE: _name(self.dtype)}
         else:
             tensors = pack_backbone(model, self.dtype)
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path)
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path, metadata)
         path.chmod(0o644)  # safetensors makes files private; the server may run as another user
         described = sorted((name, str(t.dtype), list(t.shape)) for name, t in tensors.items())
         self._layouts[path.name] = hashlib.sha256(json.dumps(described).encode()).hexdigest()

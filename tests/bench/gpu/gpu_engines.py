@@ -26,7 +26,7 @@ from triton_models.gpu.torch_cuda.captured import CapturedCall, Lane
 from triton_models.gpu.torch_cuda.engine import perceive_engine, render_engine
 from triton_models.gpu.torch_cuda.solver_bank import SolverBank
 from triton_models.gpu.torch_cuda.steps import PerformEngine, ThinkEngine, device_array
-from triton_models.gpu.torch_cuda.weights import BackboneWeights, expected_shapes, is_matrix
+from triton_models.gpu.torch_cuda.weights import BackboneWeights
 from triton_models.runtime.messages import HistoryView
 
 Call = Callable[[], Any]
@@ -91,18 +91,6 @@ class Setting:
         return {**parts, **shared, "block_mask": mask}
 
 
-def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> BackboneWeights:
-    """Made on the device: at these sizes there is no checkpoint, and nothing of 16 GB is made on the host."""
-    generator = torch.Generator(device).manual_seed(0)
-    tensors = {}
-    for name, shape in expected_shapes(config).items():
-        kind = dtype if is_matrix(name) else torch.float32
-        tensors[name] = torch.ones(shape, device=device, dtype=kind)
-        if "norm" not in name:
-            tensors[name].normal_(0.0, 0.02, generator=generator)
-    return BackboneWeights(config, tensors)
-
-
 class Ours:
     """The engines of the `torch-cuda` target."""
 
@@ -111,7 +99,7 @@ class Ours:
     def __init__(self, setting: Setting) -> None:
         s, c = setting, setting.config
         self.setting = setting
-        self.weights = random_weights(c, s.device, s.dtype)
+        self.weights = BackboneWeights.random(c, s.device, s.dtype, 0)
         self.limits, self.lane = Limits(s.batch, s.pages), Lane.on(s.device)
         self.backbone = Backbone(self.weights)
         self.slots: list[int] = []

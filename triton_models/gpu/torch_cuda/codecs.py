@@ -12,9 +12,7 @@ import torch
 from torch import nn
 
 from engine_builder.config import ModelConfig
-from engine_builder.model.codecs import audio_codec, video_codec
-from engine_builder.model.duplex import DuplexModel
-from engine_builder.model.perception import audio_encoder, video_encoder
+from engine_builder.model.duplex import DuplexModel, MediaParts
 from engine_builder.model.steps import PerceiveStep, RenderStep, codec_parts
 
 from .weights import WeightsError, read_tensors
@@ -28,13 +26,7 @@ class _Parts(nn.Module):
 
     def __init__(self, step: str, config: ModelConfig) -> None:
         super().__init__()
-        audio, video, d = audio_codec(config.audio), video_codec(config.video), config.backbone.hidden_size
-        parts = {
-            "audio_encoder": audio_encoder(config.audio, d, audio),
-            "video_encoder": video_encoder(config.video, d, video),
-            "audio_codec": audio,
-            "video_codec": video,
-        }
+        parts = MediaParts.of(config)._asdict()
         for name in codec_parts(step, config):
             self.add_module(name, parts[name])
 

@@ -11,6 +11,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from engine_builder.config import TAU_FREQUENCIES, ModelConfig
+from engine_builder.model.duplex import tau_frequencies
+from engine_builder.targets.torch_cuda import DTYPE, SEED
 
 
 class WeightsError(ValueError):
@@ -64,7 +66,30 @@ class BackboneWeights:
 
     @classmethod
     def load(cls, path: Path, config: ModelConfig, device: torch.device | str) -> BackboneWeights:
+        with safe_open(path, framework="pt") as file:
+            drawn = file.metadata() or {}
+        if SEED in drawn:
+            return cls.random(config, device, getattr(torch, drawn[DTYPE]), int(drawn[SEED]))
         return cls(config, read_tensors(path, device))
+
+    @classmethod
+    def random(cls, config: ModelConfig, device: torch.device | str, dtype: torch.dtype, seed: int) -> BackboneWeights:
+        """Drawn on the device, as `init_weights` draws them: nothing of this size is made on the host."""
+        generator = torch.Generator(device).manual_seed(seed)
+        depth = (2 * config.backbone.layers) ** -0.5
+        tensors = {}
+        for name, shape in expected_shapes(config).items():
+            tensor = torch.empty(shape, device=device, dtype=dtype if is_matrix(name) else torch.float32)
+            if "norm" in name:
+                tensor.fill_(1.0)
+            elif name.endswith("bias"):
+                tensor.zero_()
+            elif name == "tau.frequency":
+                tensor.copy_(tau_frequencies())
+            else:
+                tensor.normal_(0.0, 0.02 * (depth if name.endswith((".out", ".down")) else 1.0), generator=generator)
+            tensors[name] = tensor
+        return cls(config, tensors)
 
 
 def is_matrix(name: str) -> bool:

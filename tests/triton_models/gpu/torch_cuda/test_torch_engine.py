@@ -11,12 +11,13 @@ import torch
 from step_oracle import Arrays, draw_inputs, reference
 
 from engine_builder.build import BuildOptions, build_engines, verify_engines
-from engine_builder.checkpoint import random_model, save_checkpoint
+from engine_builder.checkpoint import load_checkpoint, random_model, save_checkpoint, save_seed
 from engine_builder.config import ModelConfig
 from engine_builder.manifest import STEPS, ManifestError
 from engine_builder.model.duplex import DuplexModel
 from engine_builder.model.steps import step_specs
 from engine_builder.presets import preset
+from engine_builder.targets.torch_cuda import pack_backbone
 from triton_models.gpu.cuda.buckets import Limits
 from triton_models.gpu.cuda.staging import HostBlock, Layout, Slot
 from triton_models.gpu.torch_cuda.captured import Lane
@@ -63,6 +64,30 @@ def directories(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def engines(directories):
     return load_engines(directories / "float32", STEPS, device="cpu")
+
+
+def test_a_backbone_that_is_a_seed_is_drawn_where_it_is_loaded(tmp_path):
+    """Nothing of the size of a large preset is drawn, written, hashed or read on the host."""
+    config = small_config()
+    save_seed(config, 7, tmp_path / "checkpoint", "random (seed 7)")
+    undrawn = load_checkpoint(tmp_path / "checkpoint", seeded_backbone=False)
+    assert {name.split(".")[0] for name, p in undrawn.named_parameters() if not p.is_meta} == {
+        f"{stream}_{part}" for stream in ("audio", "video") for part in ("encoder", "codec")
+    }
+    options = BuildOptions(target="torch-cuda", max_batch=2, max_pages=4)
+    build_engines(tmp_path / "checkpoint", tmp_path / "engines", options)
+    assert (tmp_path / "engines/backbone.safetensors").stat().st_size < 200
+    first, again = (
+        load_engines(tmp_path / "engines", ("think", "perform"), device="cpu")["think"].backbone.weights for _ in "ab"
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first.tensors)
+    assert first.dtype == torch.bfloat16
+    drawn = random_model(config, 7)  # other numbers, from the same distributions
+    packed = pack_backbone(drawn, torch.bfloat16)
+    for name, tensor in first.tensors.items():
+        assert tensor.float().std() == pytest.approx(float(packed[name].float().std()), rel=0.3, abs=1e-2), name
+    torch.testing.assert_close(first["tau.frequency"], packed["tau.frequency"])
+    assert first["video_in.bias"].any() == packed["video_in.bias"].any()
 
 
 def example(model: DuplexModel, step: str, batch: int, seed: int = 0) -> Arrays:
