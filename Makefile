@@ -127,6 +127,29 @@ bench: $(ENGINES)/manifest.json  ## Scheduler, policies, overhead, an hour: buil
 bench-gpu: $(VENV)/.ready  ## On an NVIDIA GPU: ceilings, step times, sessions on time -> tests/bench/results/
 	$(PY) tests/bench/gpu/bench_gpu.py $(BENCH_FLAGS)
 
+# A bare GPU machine has Python 3.12 with these, and nothing of ours: build/gpu_venv.sh makes its twin.
+GPU_KIT ?= build/gpu-kit
+GPU_VENV ?= $(HOME)/.cache/wan-streamer-triton/gpu-venv
+GPU_RESULTS ?= $(GPU_KIT)/results
+KIT := tests/bench/gpu/kit
+
+$(GPU_VENV)/.ready: build/gpu_venv.sh
+	build/gpu_venv.sh $(GPU_VENV)
+	@touch $@
+
+.PHONY: gpu-kit
+gpu-kit: $(VENV)/.ready $(GPU_VENV)/.ready  ## Pack what a bare GPU machine needs: build/gpu-kit/; there: bash gpu_day.sh (9 minutes)
+	$(PY) $(KIT)/pack.py $(GPU_KIT) --python $(GPU_VENV)/bin/python
+
+.PHONY: gpu-kit-smoke
+gpu-kit-smoke: $(VENV)/.ready $(GPU_VENV)/.ready  ## The whole kit, tiny and on this CPU, with that machine's Python and versions
+	$(PY) $(KIT)/pack.py build/runs/gpu-kit-smoke
+	OUT=build/runs/gpu-kit-smoke/results PYTHON=$(GPU_VENV)/bin/python bash build/runs/gpu-kit-smoke/gpu_day.sh --smoke
+
+.PHONY: gpu-report
+gpu-report: $(VENV)/.ready  ## What gpu_day.sh brought (GPU_RESULTS): CSV and figures in tests/bench/results/, rows for the README
+	$(PY) $(KIT)/report.py $(GPU_RESULTS)
+
 # --------------------------------------------------------------------------------------------------------- bad days
 CHAOS_FLAGS ?=
 SOAK_FLAGS ?=

@@ -6,7 +6,9 @@ RTX has no name for Hopper and neither lists nor rules it out; `Runtime.get_engi
 from __future__ import annotations
 
 import importlib.util
+import json
 import multiprocessing
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,3 +53,11 @@ def _build(graph: Path, plan: Path, capability: str | None) -> None:
     config = preset("tiny")
     axes = {name: {0: "batch"} for name in ("z_video", "z_audio", "state")}
     PlanBuilder("tensorrt-rtx", config, LIMITS, capability).build_step("render", graph, plan, axes)
+
+
+if __name__ == "__main__":  # python gpu_rtx.py OUT: what is known is written after each capability
+    found: dict[str, str] = {}
+    for each in CAPABILITIES:
+        found |= verdicts((each,))
+        print(found, flush=True)
+        (Path(sys.argv[1]) / "rtx.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -33,12 +33,14 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 def config_of(name: str) -> ModelConfig:
-    """A preset of full width, two layers deep, so that the CPU oracle keeps up."""
-    config = preset(name)
-    return replace(config, backbone=replace(config.backbone, layers=2))
+    """A preset of full width, but for the words it knows, one or two layers deep: so that the CPU oracle keeps up."""
+    config, words = preset(name), preset("tiny").language
+    language = replace(words, slots=config.language.slots, text_tokens=config.language.text_tokens)
+    layers = 1 if name == "v0.1-8b" else 2
+    return replace(config, language=language, backbone=replace(config.backbone, layers=layers))
 
 
-@pytest.fixture(scope="module", params=["tiny", "v0.1-0.6b"])
+@pytest.fixture(scope="module", params=["tiny", "v0.1-8b", "v0.1-0.6b"])
 def model(request):
     return random_model(config_of(request.param), 0)
 
