@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -16,11 +17,14 @@ from typing import Any
 
 import jwt
 import pytest
+from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType
 
-from client.fleet.machines import Balancer, Member, fleet
+from client.fleet.machines import Balancer, Member, Program, fleet
 from client.stream import DuplexClient, DuplexError, DuplexSession, Pacer, Reconnect, Resumed
 from client.stream.line import Line
 from client.stream.units import quiet
+from client.web.call.call_book import YOUNG_UNITS
+from client.web.page import frames
 
 pytestmark = pytest.mark.server
 
@@ -282,6 +286,64 @@ async def test_fifty_of_fifty_come_back_to_their_server(client: DuplexClient, ma
     fourth.drain()
     for member in (members["s1"], fourth):
         assert await asyncio.to_thread(member.wait, 30) == 0
+
+
+async def test_a_page_finds_its_gateway_and_a_server_through_two_balancers(
+    client: DuplexClient, machines: Machines, tmp_path: Path
+) -> None:
+    """WebSockets through HAProxy to one of two gateways, which reach the fleet through HAProxy like everybody."""
+    balancer = machines.balancer
+    async with AsyncExitStack() as stack:
+        for number, port in enumerate(balancer.gateways):
+            stack.enter_context(Gateway(port, balancer.url, tmp_path / f"g{number}.log"))
+        await wait(lambda: [row["status"] for row in balancer.servers("gateways").values()] == ["UP", "UP"], 30)
+        sockets = []
+        for _ in range(2):
+            http = await stack.enter_async_context(ClientSession(cookie_jar=CookieJar(unsafe=True)))
+            page = await http.get(f"http://{balancer.pages}/")
+            assert page.status == 200
+            gateway = page.cookies["wan_gateway"].value
+            socket = await _hello(http, balancer.pages)
+            welcome = await socket.receive_json(timeout=20)
+            sound = frames.pack(frames.PCM16, 0, bytes(2 * client.shape.samples))
+            await socket.send_bytes(sound)
+            while (unit := await _next_unit(socket))["unit"] <= YOUNG_UNITS:
+                pass
+            sockets.append((http, gateway, socket, welcome, unit))
+        assert {gateway for _, gateway, *_ in sockets} == {"g1", "g2"}
+        for http, _, socket, welcome, unit in sockets:
+            assert socket._response.connection is not None
+            socket._response.connection.transport.abort()
+            back = await _hello(http, balancer.pages, resume={"session": welcome["session"], "after": unit["seq"]})
+            assert (await back.receive_json(timeout=20)).get("resumed"), "the cookie brings it back to its gateway"
+            await _next_unit(back)
+        realtime = await stack.enter_async_context(http.ws_connect(f"http://{balancer.pages}/v1/realtime?model=duplex"))
+        assert (await realtime.receive_json(timeout=20))["type"] == "session.created"
+
+
+class Gateway(Program):
+    def __init__(self, port: int, url: str, log: Path) -> None:
+        self._begin([sys.executable, "-m", "client.web", "--url", url, "--port", str(port)], log)
+
+    def __enter__(self) -> Gateway:
+        return self
+
+
+async def _hello(http: ClientSession, at: str, **more: Any) -> ClientWebSocketResponse:
+    """As a page of that address says it."""
+    socket = await http.ws_connect(
+        f"http://{at}/v1/session", protocols=("wan.session.v1",), origin=f"http://{at}", autoclose=True
+    )
+    await socket.send_json({"type": "hello", **more})
+    return socket
+
+
+async def _next_unit(socket: ClientWebSocketResponse) -> dict[str, Any]:
+    while True:
+        message = await socket.receive(timeout=20)
+        assert message.type in (WSMsgType.TEXT, WSMsgType.BINARY), message
+        if message.type is WSMsgType.TEXT and (said := json.loads(message.data))["type"] == "unit":
+            return said
 
 
 async def test_a_forged_token_is_refused_and_logged(
