@@ -62,7 +62,7 @@ class AudioConfig:
     perceive_tokens: int = 2  # user audio tokens a unit (e^a)
     mel_bands: int = 40
     encoder_channels: int = 128
-    encoder_layers: int = 5
+    encoder_dilations: tuple[int, ...] = (1, 2, 4, 8, 2, 1)  # one a convolution; together they hear 0.74 s
     codec: str = "mdct"
     codec_channels: int = 0  # base width of a published codec; 0: the published one
     perceive: str = "conv"
@@ -106,7 +106,13 @@ class AudioConfig:
         if self.perceive == "codec":
             expected = f"{self.tokens} (one a latent) with audio.perceive codec"
             _require(self.perceive_tokens == self.tokens, "audio.perceive_tokens", self.perceive_tokens, expected)
-        _positive(self, "audio", "mel_bands", "encoder_channels", "encoder_layers")
+        _positive(self, "audio", "mel_bands", "encoder_channels")
+        _require(
+            len(self.encoder_dilations) > 0 and all(0 < d < 1024 for d in self.encoder_dilations),
+            "audio.encoder_dilations",
+            self.encoder_dilations,
+            "at least one, each from 1 to 1023",
+        )
 
 
 @dataclass(frozen=True)
@@ -324,6 +330,10 @@ class ModelConfig:
         if isinstance(data, dict):
             absent = {stream: later for stream, later in _LATER.items() if isinstance(data.get(stream), dict)}
             data = {**data, **{stream: later | data[stream] for stream, later in absent.items()}}
+            audio = data.get("audio")
+            if isinstance(audio, dict) and isinstance(layers := audio.get("encoder_layers"), int) and 0 < layers < 100:
+                named = {name: value for name, value in audio.items() if name != "encoder_layers"}
+                data["audio"] = {"encoder_dilations": [1] * layers} | named
         return from_json(cls, data, "config")
 
     @classmethod

@@ -87,7 +87,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 # All parts of `tiny`, each as small as it can be while every axis still has more than one element.
 MINI = ModelConfig(
     name="mini",
-    audio=AudioConfig(latent_dim=32, mel_bands=16, encoder_channels=16, encoder_layers=2),
+    audio=AudioConfig(latent_dim=32, mel_bands=16, encoder_channels=16, encoder_dilations=(1, 3)),
     video=VideoConfig(height=32, width=32, stride=16, latent_dim=12, perceive_grid=(1, 2), encoder_channels=8),
     language=LanguageConfig(slots=3, text_tokens=3),
     backbone=BackboneConfig(hidden_size=64, layers=3, heads=4, kv_heads=2, head_dim=16, intermediate_size=96),

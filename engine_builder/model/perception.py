@@ -48,17 +48,19 @@ class AudioEncoder(nn.Module):
         self.register_buffer("dft_cos", (hann[:, None] * torch.cos(angle)).float(), persistent=False)
         self.register_buffer("dft_sin", (hann[:, None] * torch.sin(angle)).float(), persistent=False)
         self.register_buffer("mel", mel_filters(c.mel_bands, bins, c.sample_rate), persistent=False)
-        widths = [c.mel_bands] + [c.encoder_channels] * c.encoder_layers
-        self.convs = nn.ModuleList(nn.Conv1d(a, b, AUDIO_KERNEL) for a, b in itertools.pairwise(widths))
+        widths = [c.mel_bands] + [c.encoder_channels] * len(c.encoder_dilations)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(a, b, AUDIO_KERNEL, dilation=dilation)
+            for (a, b), dilation in zip(itertools.pairwise(widths), c.encoder_dilations, strict=True)
+        )
         self.frames_per_token = CODEC_FRAMES_PER_UNIT // c.perceive_tokens
         self.out = nn.Linear(c.encoder_channels * self.frames_per_token, hidden_size)
         self.position = nn.Parameter(torch.zeros(c.perceive_tokens, hidden_size))
 
     @property
     def state_size(self) -> int:
-        """Floats: one hop of samples and the last two inputs of every convolution."""
-        widths = [int(conv.in_channels) for conv in self._conv_list()]
-        return self.config.hop + (AUDIO_KERNEL - 1) * sum(widths)
+        """Floats: one hop of samples and the last inputs that every convolution looks back to."""
+        return self.config.hop + sum(conv.in_channels * _look_back(conv) for conv in self._conv_list())
 
     def start(self) -> Tensor:
         """State before the first unit: silence."""
@@ -69,23 +71,35 @@ class AudioEncoder(nn.Module):
 
     def forward(self, pcm: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """pcm [B, U * N] (whole units), state [B, state_size] -> e_audio [B, U * n_ea, d], new state."""
-        batch, hop, keep = pcm.shape[0], self.config.hop, AUDIO_KERNEL - 1
-        hops = torch.cat((state[:, :hop], pcm), dim=1).view(batch, -1, hop)
+        hops = torch.cat((state[:, : self.config.hop], pcm), dim=1).view(len(pcm), -1, self.config.hop)
+        percepts, kept = self.of_bands(self.bands(hops), state)
+        return percepts, torch.cat((hops[:, -1], *kept), dim=1)
+
+    def bands(self, hops: Tensor) -> Tensor:
+        """hops [B, T + 1, hop] of samples -> log-mel [B, mel_bands, T], about [-2.3, 1.7] for speech in [-1, 1]."""
         frames = torch.cat((hops[:, :-1], hops[:, 1:]), dim=-1)
         power = (frames @ self.dft_cos).square() + (frames @ self.dft_sin).square()
-        x = torch.log(power @ self.mel + 1e-4) * 0.25  # about [-2.3, 1.7] for speech in [-1, 1]
-        x = x.transpose(1, 2)
-        new_state, offset = [hops[:, -1]], hop
+        return (torch.log(power @ self.mel + 1e-4) * 0.25).transpose(1, 2)
+
+    def of_bands(self, x: Tensor, state: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """log-mel [B, mel_bands, T] of whole units, state -> e_audio, what every convolution keeps."""
+        batch, offset, kept = x.shape[0], self.config.hop, []
         for i, conv in enumerate(self._conv_list()):
+            keep = _look_back(conv)
             size = conv.in_channels * keep
             x_in = torch.cat((state[:, offset : offset + size].view(batch, conv.in_channels, keep), x), dim=2)
-            new_state.append(x_in[:, :, -keep:].reshape(batch, size))
+            kept.append(x_in[:, :, -keep:].reshape(batch, size))
             offset += size
             y = nn.functional.silu(conv(x_in))
             x = y if i == 0 else x + y
         x = x.transpose(1, 2).reshape(batch, -1, self.frames_per_token * self.config.encoder_channels)
         units = x.shape[1] // self.config.perceive_tokens
-        return self.out(x) + self.position.repeat(units, 1), torch.cat(new_state, dim=1)
+        return self.out(x) + self.position.repeat(units, 1), kept
+
+
+def _look_back(conv: nn.Conv1d) -> int:
+    """Inputs before the present one that a causal convolution reads."""
+    return (AUDIO_KERNEL - 1) * conv.dilation[0]
 
 
 class VideoEncoder(nn.Module):

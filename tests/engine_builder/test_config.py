@@ -119,7 +119,7 @@ def test_unknown_preset_lists_the_known_ones():
 
 def test_digest_depends_on_sizes():
     config = preset("tiny")
-    assert replace(config, audio=AudioConfig(encoder_layers=4)).digest() != config.digest()
+    assert replace(config, audio=AudioConfig(encoder_dilations=(1, 1))).digest() != config.digest()
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -138,3 +138,10 @@ def test_rope_is_exact_at_a_million():
     # cos(a - b) from tables five positions apart equals the table of five, an hour or a day in.
     cos = far[0][1] * far[0][2] + far[1][1] * far[1][2]
     np.testing.assert_allclose(cos, near[0][0], atol=2e-7)
+
+
+def test_a_number_of_encoder_layers_of_before_means_so_many_plain_convolutions():
+    data = preset("tiny").to_dict()
+    del data["audio"]["encoder_dilations"]
+    data["audio"]["encoder_layers"] = 3
+    assert ModelConfig.from_dict(data).audio.encoder_dilations == (1, 1, 1)

@@ -7,13 +7,14 @@ begun is speech. The classifier heads are thrown away afterwards.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine_builder.model.duplex import DuplexModel
+from engine_builder.config import AudioConfig
+from engine_builder.model.duplex import DuplexModel, init_weights
 
 from ..world.conversation import IN_ROOM, TRAINED_LEVELS, Studio
 from ..world.scenario import HEARD, STOP_HEARD
@@ -21,6 +22,7 @@ from ..world.speech import warps
 from ..world.speech.agent_voice import UNIT
 from ..world.speech.voices import Pcm
 from ..world.words import BACKCHANNELS, LANGUAGES, user_words
+from .masks import listen
 from .warm_up import warm_up
 
 UNITS = 6  # of a window: 960 ms
@@ -28,6 +30,7 @@ _ONSET_UNITS = 2  # the second head looks at the last ones only
 _WORDS = [(language, word) for language in LANGUAGES for word in user_words(language)]
 NOTHING, MURMUR = 0, 1  # classes of both heads; 2 and above: words (first head), speech (second head)
 _NOTHING_SHARE, _MURMUR_SHARE = 0.15, 0.2
+_SMOOTHING = 0.05  # of the words' labels
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,17 @@ class _Heads(nn.Module):
         return self.word(x[:whole].flatten(1)), self.onset(x[whole:, -_ONSET_UNITS * self.tokens :].flatten(1))
 
 
+def with_new_ears(model: DuplexModel, shape: AudioConfig, seed: int) -> DuplexModel:
+    """`model` with an untrained audio encoder of the sizes that `shape` names."""
+    encoder = {name: getattr(shape, name) for name in ("mel_bands", "encoder_channels", "encoder_dilations")}
+    config = replace(model.config, audio=replace(model.config.audio, **encoder))
+    renewed = DuplexModel(config)
+    init_weights(renewed, seed)
+    kept = {name: t for name, t in model.state_dict().items() if not name.startswith("audio_encoder.")}
+    renewed.load_state_dict(kept, strict=False)
+    return renewed
+
+
 def open_ears(
     model: DuplexModel,
     studio: Studio,
@@ -109,19 +123,19 @@ def open_ears(
     def draw(step: int) -> Windows:
         return windows(studio, np.random.default_rng([seed, 51, step]), batch)
 
-    def logits(drawn: Windows) -> tuple[Tensor, Tensor]:
-        percepts, _ = encoder(drawn.pcm, torch.zeros(len(drawn.pcm), encoder.state_size))
-        return heads(percepts, drawn.whole)
+    generator = torch.Generator().manual_seed(seed)
 
     def loss(drawn: Windows) -> Tensor:
-        words, onsets = logits(drawn)
+        words, onsets = heads(listen(encoder, drawn.pcm, generator), drawn.whole)
         entropy = nn.functional.cross_entropy
-        return entropy(words, drawn.classes[: drawn.whole]) + entropy(onsets, drawn.classes[drawn.whole :])
+        word = entropy(words, drawn.classes[: drawn.whole], label_smoothing=_SMOOTHING)
+        return word + entropy(onsets, drawn.classes[drawn.whole :])
 
     warm_up([*encoder.parameters(), *heads.parameters()], draw, loss, steps)
     with torch.no_grad():
         drawn = windows(studio, np.random.default_rng([seed, 52]), 256)
-        words, onsets = logits(drawn)
+        percepts, _ = encoder(drawn.pcm, torch.zeros(len(drawn.pcm), encoder.state_size))
+        words, onsets = heads(percepts, drawn.whole)
         right = (words.argmax(dim=1) == drawn.classes[: drawn.whole]).float().mean()
         begun = (onsets.argmax(dim=1) == drawn.classes[drawn.whole :]).float().mean()
         return float(right), float(begun)

@@ -14,6 +14,7 @@ from engine_builder.tokenizer import word_ids
 from ..world.conversation import NO_WORD
 from ..world.words import COLOURS, LANGUAGES, SOCIAL, Meaning, answer
 from .batches import Batch
+from .masks import listen
 from .packed_pass import PackedPass, PackedUnits
 
 _FLOAT32 = ("modulation", "codec", "encoder")  # parts that stay in float32 when the backbone runs in bfloat16
@@ -63,11 +64,12 @@ class Losses:
     video: Tensor
 
 
-def perceive(step: PackedPass, batch: Batch) -> tuple[Tensor, Tensor]:
-    """e_video [B, K, n_ev, d], e_audio [B, K, n_ea, d] in float32, from silent encoder states."""
+def perceive(step: PackedPass, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """e_video [B, K, n_ev, d], e_audio [B, K, n_ea, d] in float32, from silent encoder states; the sound through
+    masks."""
     m = step.model
     size, units = batch.text.shape
-    e_audio, _ = m.audio_encoder(batch.user_pcm, torch.zeros(size, m.audio_encoder.state_size))
+    e_audio = listen(m.audio_encoder, batch.user_pcm, generator)
     e_video, _ = m.video_encoder(batch.camera, torch.zeros(size, m.video_encoder.state_size))
     return e_video.view(size, units, -1, e_video.shape[-1]), e_audio.view(size, units, -1, e_audio.shape[-1])
 

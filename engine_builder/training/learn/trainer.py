@@ -149,7 +149,7 @@ class Trainer:
         plan = self.plan
         generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + self.step_number)
         units = draw_units(batch, self.spread, generator)
-        e_video, e_audio = perceive(self.packed, batch)
+        e_video, e_audio = perceive(self.packed, batch, generator)
         if self.step_number >= plan.rollout_from * plan.steps:
             chosen = torch.rand(len(batch.text), generator=generator) < plan.rollout_share
             percepts = e_video.detach(), e_audio.detach()
