@@ -9,14 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine_builder.config import ModelConfig
+from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
 from engine_builder.model.duplex import DuplexModel
 
 from ..world.conversation import NO_WORD, Conversation, Studio
+from ..world.speech.agent_voice import UNIT
 from .ahead import ahead
 
 _LONGEST_SESSION = 6000  # units: 16 minutes; positions of training reach that far
 _FRESH = 0.35  # share of stretches that start a session
+_WINDOW = 16  # units that a unit sees, its own included, as served
+_SHORT, _LONG = 0.15, 0.4  # shares of stretches with a shorter, and with the longest memory
+_LONGEST_GAP = 400  # units: a minute
 _QUIET = 0.12  # share of stretches in which nobody says anything
 
 
@@ -35,6 +39,40 @@ class Batch:
     state: Tensor  # int64 [B, K]: 0 listen, 1 speak
     word: Tensor  # int64 [B, K]: token id or NO_WORD
     heard: Tensor  # int64 [B, K]: token id or NO_WORD
+    reach: Tensor  # int64 [B]: as in `PackedUnits`, like the next two
+    cut: Tensor
+    gap: Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How much of a stretch its units see, and where time is left out of it (`packed_pass.PackedUnits`)."""
+
+    reach: int
+    cut: int = 1
+    gap: int = 0
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, conversation: Conversation) -> Memory:
+        """A window as served, or a shorter one, or all there is with minutes left out at a quiet moment."""
+        units, draw = len(conversation.state), rng.random()
+        if draw < _SHORT:
+            return cls(int(rng.integers(4, _WINDOW)))
+        if draw < 1 - _LONG:
+            return cls(_WINDOW)
+        quiet = [unit for unit in range(4, units - 3) if _quiet(conversation, unit)]
+        if not quiet:
+            return cls(units)
+        return cls(units, quiet[int(rng.integers(len(quiet)))], int(np.exp(rng.uniform(0, np.log(_LONGEST_GAP)))))
+
+
+def _quiet(conversation: Conversation, unit: int) -> bool:
+    """Nobody speaks or shows anything around the beginning of `unit`, and no answer is due."""
+    scene, first, stop = conversation.scenario, unit - 3, unit + 1
+    said = any(u.start < stop * UNIT and u.stop > first * UNIT for u in scene.utterances)
+    shown = any(a < stop * FRAMES_PER_UNIT and b > first * FRAMES_PER_UNIT for _, a, b in scene.cards)
+    typed = any(first <= k < stop for k in scene.typed)
+    return not (said or shown or typed or conversation.state[first:stop].any())
 
 
 def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tensor, Tensor]:
@@ -61,7 +99,7 @@ def slot_tokens(config: ModelConfig, state: Tensor, heard: Tensor, word: Tensor)
     return torch.cat(((config.language.first_state_id + state).unsqueeze(-1), texts), dim=-1)
 
 
-def collate(model: DuplexModel, conversations: list[Conversation]) -> Batch:
+def collate(model: DuplexModel, conversations: list[Conversation], memories: list[Memory]) -> Batch:
     """Stacks conversations of one length."""
     latents = [encode_targets(model, conversation) for conversation in conversations]
     state = torch.from_numpy(np.stack([c.state for c in conversations]))
@@ -79,6 +117,9 @@ def collate(model: DuplexModel, conversations: list[Conversation]) -> Batch:
         state=state,
         word=word,
         heard=heard,
+        reach=torch.tensor([memory.reach for memory in memories]),
+        cut=torch.tensor([memory.cut for memory in memories]),
+        gap=torch.tensor([memory.gap for memory in memories]),
     )
 
 
@@ -89,7 +130,9 @@ def batches(model: DuplexModel, studio: Studio, size: int, units: int, first: in
     """
 
     def make(number: int) -> Batch:
-        return collate(model, [_stretch(studio, number * size + i, units) for i in range(size)])
+        talks = [_stretch(studio, number * size + i, units) for i in range(size)]
+        rng = np.random.default_rng([4, number])
+        return collate(model, talks, [Memory.drawn(rng, talk) for talk in talks])
 
     return ahead(make, first)
 

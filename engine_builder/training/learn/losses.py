@@ -108,6 +108,9 @@ def draw_units(batch: Batch, spread: Spread, generator: torch.Generator) -> Pack
         x_video=(1 - t) * batch.z_video[:, 1:] + t * normal(batch.z_video[:, 1:]),
         x_audio=(1 - t) * batch.z_audio[:, 1:] + t * normal(batch.z_audio[:, 1:]),
         tau=tau,
+        reach=batch.reach,
+        cut=batch.cut,
+        gap=batch.gap,
     )
 
 

@@ -29,6 +29,10 @@ class PackedUnits:
     prompt int64 [B, 1]; first_unit int64 [B]: session index of unit 0; z_video [B, K + 1, n_v, c_v] and z_audio
     [B, K + 1, n_a, c_a]: committed latents of units -1 .. K-1 (what the context shows); text int64 [B, K]; slots int64
     [B, K, 3]; x_video, x_audio [B, K, ...]: noisy latents at tau [B, K].
+
+    reach int64 [B]: a unit sees the prompt and the blocks of so many last units, its own included. cut, gap int64 [B]:
+    between units cut - 1 and cut, `gap` units are left out: positions jump over them (PoSE, Zhu et al. 2023,
+    arXiv:2309.10400), and each key before the cut weighs as much as its share of the left-out ones would.
     """
 
     prompt: Tensor
@@ -40,19 +44,18 @@ class PackedUnits:
     x_video: Tensor
     x_audio: Tensor
     tau: Tensor
+    reach: Tensor
+    cut: Tensor
+    gap: Tensor
 
 
 class PackedPass(nn.Module):
-    """forward -> logits [B, K, 4, V] (query, slots) and estimates of z_0 [B, K, n_v, c_v], [B, K, n_a, c_a].
+    """forward -> logits [B, K, 4, V] (query, slots) and estimates of z_0 [B, K, n_v, c_v], [B, K, n_a, c_a]."""
 
-    `recent`: a unit sees the prompt and the blocks of the last `recent` units, its own included.
-    """
-
-    def __init__(self, model: DuplexModel, recent: int) -> None:
+    def __init__(self, model: DuplexModel) -> None:
         super().__init__()
         self.model = model
-        self.recent = recent
-        self._tables: dict[int, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[int, _Table] = {}
 
     def forward(self, units: PackedUnits, e_video: Tensor, e_audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """e_video [B, K, n_ev, d], e_audio [B, K, n_ea, d]."""
@@ -75,7 +78,7 @@ class PackedPass(nn.Module):
 
         clean = units.prompt.shape[1] + count * span
         cos, sin = (table.to(dtype) for table in self._rope(units))
-        mask = self._mask(units)
+        mask = tuple(bias.to(dtype) for bias in self._mask(units))
         modulations = [t.to(dtype).repeat_interleave(noisy, dim=1) for t in m.modulation(units.tau)]
         for layer, modulation in zip(m.model.layers, modulations, strict=True):
             x = _layer(cast(Layer, layer), x, cos, sin, mask, modulation, clean)
@@ -90,7 +93,9 @@ class PackedPass(nn.Module):
         prompt, count = units.prompt.shape[1], units.text.shape[1]
         # A padded prompt takes no positions.
         origin = (units.prompt != c.language.pad_id).sum(dim=1)[:, None, None]
-        start = origin + (units.first_unit[:, None, None] + torch.arange(count)[:, None]) * layout.span
+        number = torch.arange(count)
+        left_out = units.gap[:, None] * (number >= units.cut[:, None])
+        start = origin + (units.first_unit[:, None] + number + left_out)[:, :, None] * layout.span
         clean = (start + block_offsets(c)).flatten(1)
         noisy = (start + layout.span + torch.arange(layout.latents)).flatten(1)
         positions = torch.cat((torch.arange(prompt).expand(len(clean), -1), clean, noisy), dim=1)
@@ -98,30 +103,48 @@ class PackedPass(nn.Module):
         return torch.from_numpy(cos), torch.from_numpy(sin)
 
     def _mask(self, units: PackedUnits) -> tuple[Tensor, Tensor]:
-        """bool [B, clean, clean] and [B, K * noisy, clean + K * noisy]."""
+        """What is added to the scores, -inf where nothing is seen: [B, clean, clean], [B, K * noisy, clean + K *
+        noisy]."""
         c = self.model.config
         pad, count = c.language.pad_id, units.text.shape[1]
         if count not in self._tables:
-            self._tables[count] = _static_masks(c, count, self.recent)
-        clean_table, noisy_table = self._tables[count]
-        batch, offsets = len(units.text), block_offsets(c)
-        valid = torch.ones(batch, count, offsets.numel(), dtype=torch.bool)
+            self._tables[count] = _table(c, count)
+        table = self._tables[count]
+        batch, prompt = len(units.text), units.prompt.shape[1]
+        valid = torch.ones(batch, count, block_offsets(c).numel(), dtype=torch.bool)
         valid[:, :, -SLOTS - 2] = units.text != pad
         valid[:, :, -SLOTS:] = units.slots != pad
         keys = torch.cat((units.prompt != pad, valid.flatten(1)), dim=1)
-        prompt = units.prompt.shape[1]
         size = keys.shape[1]
+        reach, cut = units.reach[:, None, None], units.cut[:, None, None]
+        weight = weight_of_old(units)[:, None, None]
+
         clean = torch.zeros(batch, size, size, dtype=torch.bool)
         clean[:, prompt:, :prompt] = True
-        clean[:, prompt:, prompt:] = clean_table
+        clean[:, prompt:, prompt:] = table.own | ((table.age > 0) & (table.age < reach))
         clean[:, :prompt, :prompt] = torch.ones(prompt, prompt, dtype=torch.bool).tril()
         # Padding sees itself, so that its softmax is defined; nothing reads the result.
         clean = (clean & keys[:, None, :]) | torch.eye(size, dtype=torch.bool)
-        rows = noisy_table.shape[0]
-        noisy = torch.cat((torch.ones(rows, prompt, dtype=torch.bool), noisy_table), dim=1).expand(batch, -1, -1)
-        own = torch.ones(batch, rows, dtype=torch.bool)
-        noisy = noisy & torch.cat((keys, own), dim=1)[:, None, :]
-        return clean, noisy
+
+        rows = table.probe.numel()
+        seen = torch.ones(batch, rows, prompt, dtype=torch.bool)
+        history = (table.probe_age >= 0) & (table.probe_age < reach)
+        own = (table.probe[:, None] == table.probe[None, :]).expand(batch, -1, -1)
+        noisy = torch.cat((seen, history, own), dim=2)
+        noisy = noisy & torch.cat((keys, torch.ones(batch, rows, dtype=torch.bool)), dim=1)[:, None, :]
+
+        def bias(visible: Tensor, query: Tensor) -> Tensor:
+            old = (query[:, None] >= cut) & (table.unit < cut)
+            added = nn.functional.pad(torch.where(old, weight, 0.0), (prompt, visible.shape[2] - size))
+            added = nn.functional.pad(added, (0, 0, visible.shape[1] - query.numel(), 0))
+            return added.masked_fill(~visible, -torch.inf)
+
+        return bias(clean, table.unit), bias(noisy, table.probe)
+
+
+def weight_of_old(units: PackedUnits) -> Tensor:
+    """What is added to the scores of keys before the cut, [B]: each stands for (cut + gap) / cut like itself."""
+    return torch.log1p(units.gap / units.cut)
 
 
 def compile_layers() -> None:
@@ -137,18 +160,27 @@ def block_offsets(config: ModelConfig) -> Tensor:
     return torch.tensor([*range(layout.text_offset), *words])
 
 
-def _static_masks(config: ModelConfig, count: int, recent: int) -> tuple[Tensor, Tensor]:
-    span, noisy = block_offsets(config).numel(), config.latent_tokens
+@dataclass(frozen=True)
+class _Table:
+    """Of stretches of one length. unit [T], probe [P]: units of the clean and of the noisy tokens; age [T, T] and
+    probe_age [P, T]: of keys, in units; own bool [T, T]: keys of the same unit that a token sees."""
+
+    unit: Tensor
+    probe: Tensor
+    age: Tensor
+    probe_age: Tensor
+    own: Tensor
+
+
+def _table(config: ModelConfig, count: int) -> _Table:
+    span = block_offsets(config).numel()
     unit = torch.arange(count).repeat_interleave(span)
+    probe = torch.arange(count).repeat_interleave(config.latent_tokens)
     offset = torch.arange(span).repeat(count)
-    probe = torch.arange(count).repeat_interleave(noisy)
     slot = offset >= span - SLOTS
     age = unit[:, None] - unit[None, :]
     own = (age == 0) & torch.where(slot[None, :], offset[None, :] <= offset[:, None], True)
-    clean = ((age > 0) & (age < recent)) | own
-    probe_age = probe[:, None] - unit[None, :]
-    history = (probe_age >= 0) & (probe_age < recent)
-    return clean, torch.cat((history, probe[:, None] == probe[None, :]), dim=1)
+    return _Table(unit, probe, age, probe[:, None] - unit[None, :], own)
 
 
 def _layer(

@@ -41,7 +41,6 @@ class TrainingPlan:
     steps: int = 2400
     batch: int = 12
     units: int = 24
-    recent: int = 16
     decay_from: float = 0.55  # share of the run after which the learning rates fall linearly to zero
     rollout_from: float = 0.4  # share of the run after which the model also sees its own latents as context
     rollout_share: float = 0.4  # of the stretches of a batch, then
@@ -93,7 +92,9 @@ class Trainer:
         self.optimiser = Optimiser(self.model, plan.muon_lr, plan.adam_lr)
         if kept:
             self.optimiser.load_state_dict(_part(kept, "optimiser/"))
-        self.packed = PackedPass(self.model, plan.recent)
+        else:
+            self.save()  # the warm-ups took a quarter of an hour
+        self.packed = PackedPass(self.model)
         # bfloat16 with AMX or AVX-512 is twice as fast as float32; elsewhere it is emulated.
         self.dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
         if compile_layers and shutil.which("g++"):
