@@ -93,7 +93,7 @@ PERF_FLAGS ?=
 BENCH_FLAGS ?=
 
 .PHONY: train
-train: $(VENV)/.ready  ## Train the number tutor from scratch (CPU, about 75 minutes): build/runs/train/
+train: $(VENV)/.ready  ## Train the number tutor from scratch (CPU, one to three hours): build/runs/train/
 	build/system_packages.sh --optional espeak-ng
 	build/system_packages.sh --optional libtcmalloc-minimal4
 	OMP_WAIT_POLICY=PASSIVE LD_PRELOAD="$$(ls /usr/lib/*/libtcmalloc_minimal.so.4 2>/dev/null | head -n 1)" \

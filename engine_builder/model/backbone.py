@@ -36,7 +36,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Grouped-query attention. q [B, T, H, D]; k, v [B, S, G, D]; mask bool [B, T, S] -> [B, T, H * D].
+    """Grouped-query attention. q [B, T, H, D]; k, v [B, S, G, D]; mask [B, T, S], bool or added to the
+    scores -> [B, T, H * D].
 
     Exported as ONNX's own Attention operator (opset 23), which TensorRT maps to its fused kernels. Every query must
     see at least one key (its own), otherwise the softmax is undefined.

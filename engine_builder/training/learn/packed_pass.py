@@ -78,7 +78,8 @@ class PackedPass(nn.Module):
 
         clean = units.prompt.shape[1] + count * span
         cos, sin = (table.to(dtype) for table in self._rope(units))
-        mask = tuple(bias.to(dtype) for bias in self._mask(units))
+        clean_bias, noisy_bias = self._mask(units)
+        mask = clean_bias.to(dtype), noisy_bias.to(dtype)
         modulations = [t.to(dtype).repeat_interleave(noisy, dim=1) for t in m.modulation(units.tau)]
         for layer, modulation in zip(m.model.layers, modulations, strict=True):
             x = _layer(cast(Layer, layer), x, cos, sin, mask, modulation, clean)

@@ -108,8 +108,10 @@ class Trainer:
         if from_chance:
             found |= fit_codecs(self.model, self.studio, plan.codec_conversations)
             found["cards_seen"] = round(open_eyes(self.model, plan.seed, plan.eye_steps), 4)
-        words, onsets = open_ears(self.model, self.studio, plan.seed, plan.ear_steps)
-        return found | {"words_heard": round(words, 4), "onsets_heard": round(onsets, 4)}
+        if plan.ear_steps:
+            words, onsets = open_ears(self.model, self.studio, plan.seed, plan.ear_steps)
+            found |= {"words_heard": round(words, 4), "onsets_heard": round(onsets, 4)}
+        return found
 
     def save(self) -> None:
         """Writes the state to resume from and the checkpoint as it stands, each file atomically."""
