@@ -50,7 +50,7 @@ def test_assumed_costs_know_the_codecs(tmp_path: Path, capsys: pytest.CaptureFix
         text = capsys.readouterr().out
         found.append(int(text.rpartition("step-level")[2].split()[0]))
     assert "codecs 1.5e+02 ms a row more" in text
-    assert "codec states: 2230.1 MB a session (perceive 0.5, render 2229.6): 3 sessions fit in 8 GB" in text
+    assert "codec states: 2230.2 MB a session (perceive 0.5, render 2229.6): 3 sessions fit in 8 GB" in text
     assert found[0] > found[1] == 0
 
 
