@@ -40,6 +40,10 @@ def share(text: str) -> float:
     return _number(text, 0, 1, "a share from 0 to 1")
 
 
+def milliseconds(text: str) -> float:
+    return _number(text, 0, 1e4, "milliseconds, at most 10,000 of them")
+
+
 def rate(text: str) -> float:
     return _number(text, 1e-3, 1e3, "so many a second, at most a thousand")
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "client.web.cli": ("--url HOST",),
     "client.perf.__main__": ("--engines DIR",),
     "client.fleet.__main__": ("--engines DIR",),
+    "client.e2e.__main__": ("--engines DIR",),
     "triton_models.launch": ("--engines ENGINES",),
     "triton_models.measure": ("--engines ENGINES",),
     "triton_models.plan": ("--preset none",),
@@ -131,6 +132,7 @@ def test_a_path_that_is_none_is_one_sentence(
         raise OSError("no server is started here")
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # this process goes on
     monkeypatch.setattr("client.own_server.subprocess.Popen", no_server)
     monkeypatch.setattr("triton_models.launch._serve", no_server if "--engines ENGINES" not in line else lambda *_: 0)
     (tmp_path / "DIR").mkdir()

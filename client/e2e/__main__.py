@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from ..own_server import ServerFailed, server
-from ..terminal import count, execute
+from ..own_server import ServerFailed, ends_with_us, server
+from ..terminal import count, execute, milliseconds, share
 from . import feel, report
 from .chromium import PageError, chromium
 from .microphone import EVERY_SECONDS, LEAD_SECONDS, RATE, answer, write
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--engines", type=Path, default=Path("build/engines/tutor"), metavar="DIR", help="(default %(default)s)")
     add("--transport", choices=TRANSPORTS, nargs="+", default=list(TRANSPORTS))
-    add("--rtt", type=float, nargs="+", default=[0, 20, 80, 150], metavar="MS", help="round trips (%(default)s)")
-    add("--loss", type=float, nargs="+", default=[0, 0.01, 0.05], metavar="SHARE", help="of packets (%(default)s)")
+    add("--rtt", type=milliseconds, nargs="+", default=[0, 20, 80, 150], metavar="MS", help="round trips (%(default)s)")
+    add("--loss", type=share, nargs="+", default=[0, 0.01, 0.05], metavar="SHARE", help="of packets (%(default)s)")
     add("--words", type=count, default=8, metavar="N", help="for each (default %(default)s)")
     add(
         "--out",
@@ -134,7 +134,7 @@ def row(transport: str, rtt: float, loss: float, probe: dict[str, Any]) -> Row:
 @contextlib.contextmanager
 def _gateway(url: str) -> Iterator[int]:
     command = [sys.executable, "-m", "client.web", "--url", url, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as gateway:
+    with subprocess.Popen(ends_with_us(command), stdout=subprocess.PIPE, text=True) as gateway:
         assert gateway.stdout is not None
         try:
             yield int(gateway.stdout.readline().split()[1].rstrip("/").rpartition(":")[2])

@@ -108,10 +108,18 @@ def velocity(noisy: Tensor, clean: Tensor, tau: Tensor) -> Tensor:
     return (noisy - clean) / tau.view(-1, 1, 1)
 
 
+INIT_STD = 0.02  # like Qwen
+
+
+def residual_scale(config: ModelConfig) -> float:
+    """Of the matrices that write into the residual stream, at first: by depth."""
+    return 1.0 / math.sqrt(2 * config.backbone.layers)
+
+
 def init_weights(model: DuplexModel, seed: int) -> None:
-    """Seeded random weights: normal(0, 0.02) like Qwen for matrices, residual outputs scaled by depth."""
+    """Seeded random weights: normal(0, INIT_STD) for matrices, residual outputs scaled by depth."""
     generator = torch.Generator().manual_seed(seed)
-    scale = 1.0 / math.sqrt(2 * model.config.backbone.layers)
+    scale = residual_scale(model.config)
     codecs = [codec for codec in (model.audio_codec, model.video_codec) if isinstance(codec, PublishedCodec)]
     drawn = {id(parameter) for codec in codecs for parameter in codec.parameters()}
     with torch.no_grad():
@@ -124,7 +132,7 @@ def init_weights(model: DuplexModel, seed: int) -> None:
                 parameter.zero_()
             elif "norm" not in name:
                 fan_in = parameter[0].numel() if "conv" in name or "encoder" in name else 0
-                std = fan_in**-0.5 if fan_in else 0.02
+                std = fan_in**-0.5 if fan_in else INIT_STD
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
                     std *= scale
                 parameter.normal_(0.0, std, generator=generator)

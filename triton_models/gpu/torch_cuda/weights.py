@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from engine_builder.config import TAU_FREQUENCIES, ModelConfig
-from engine_builder.model.duplex import tau_frequencies
+from engine_builder.model.duplex import INIT_STD, residual_scale, tau_frequencies
 from engine_builder.targets.torch_cuda import DTYPE, SEED
 
 
@@ -76,7 +76,7 @@ class BackboneWeights:
     def random(cls, config: ModelConfig, device: torch.device | str, dtype: torch.dtype, seed: int) -> BackboneWeights:
         """Drawn on the device, as `init_weights` draws them: nothing of this size is made on the host."""
         generator = torch.Generator(device).manual_seed(seed)
-        depth = (2 * config.backbone.layers) ** -0.5
+        depth = residual_scale(config)
         tensors = {}
         for name, shape in expected_shapes(config).items():
             tensor = torch.empty(shape, device=device, dtype=dtype if is_matrix(name) else torch.float32)
@@ -87,7 +87,8 @@ class BackboneWeights:
             elif name == "tau.frequency":
                 tensor.copy_(tau_frequencies())
             else:
-                tensor.normal_(0.0, 0.02 * (depth if name.endswith((".out", ".down")) else 1.0), generator=generator)
+                std = INIT_STD * depth if name.endswith((".out", ".down")) else INIT_STD
+                tensor.normal_(0.0, std, generator=generator)
             tensors[name] = tensor
         return cls(config, tensors)
 

@@ -9,16 +9,14 @@ the first through CUDA IPC, without MPS. Writes OUT/overlap.json after each part
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from facts import Facts, stage_options
 from gpu_engines import SLOTS, Setting
 from gpu_plan import config_of
 from gpu_work import history_tokens
@@ -116,24 +114,14 @@ def second_process(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--preset")
-    parser.add_argument("--smoke", action="store_true")
-    args = parser.parse_args()
-    name = args.preset or ("tiny" if args.smoke else "v0.1-8b")
+    args = stage_options()
     seconds = 0.2 if args.smoke else 2.0
-    config = config_of(name, args.smoke)
+    config = config_of(args.preset, args.smoke)
     device = torch.device("cpu" if args.smoke else "cuda:0")
     dtype = torch.float32 if args.smoke else torch.bfloat16
     history = history_tokens(config, 0.5 if args.smoke else 8.0, SLOTS)
-    found: dict[str, Any] = {"preset": name, "history": history, "gib before": round(used_gib(device), 2)}
-
-    def save(part: str, value: Any) -> None:
-        found[part] = value
-        print(part, json.dumps(value), flush=True)
-        (args.out / "overlap.json").write_text(json.dumps(found, indent=1) + "\n")
-
+    first = {"preset": args.preset, "history": history, "gib before": round(used_gib(device), 2)}
+    save = Facts(args.out / "overlap.json", **first).save
     weights = BackboneWeights.random(config, device, dtype, 0)
     save("weights gib", round(sum(t.nbytes for t in weights.tensors.values()) / 2**30, 2))
     setting = Setting(config, device, dtype, 1, history)

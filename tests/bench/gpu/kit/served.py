@@ -8,18 +8,16 @@ many sessions stay on time; as many, and one more, are then really served for 20
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_plan import config_of, say
+from facts import Facts, stage_options
+from gpu_plan import config_of
 from gpu_work import history_tokens
 
 from engine_builder.build import BuildOptions, build_engines
@@ -105,23 +103,14 @@ def _on_time(runtime: LocalRuntime, count: int, amount: Amount, save: Callable[[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--preset")
-    parser.add_argument("--smoke", action="store_true")
-    args = parser.parse_args()
+    args = stage_options()
     smoke = args.smoke
     amount = Amount(0.3, 1, 2, 1) if smoke else Amount.day()
-    config = config_of(args.preset or ("tiny" if smoke else "v0.1-8b"), smoke)
+    config = config_of(args.preset, smoke)
     if smoke:
         config = replace(config, solver=replace(config.solver, steps=1))
-    found: dict[str, Any] = {"preset": config.name, "seconds": amount.seconds, "weights": "random, drawn on the device"}
-
-    def save(name: str, value: Any) -> None:
-        found[name] = value
-        say(f"{name}: {json.dumps(value)}")
-        (args.out / "served.json").write_text(json.dumps(found, indent=1) + "\n")
-
+    first = {"preset": config.name, "seconds": amount.seconds, "weights": "random, drawn on the device"}
+    save = Facts(args.out / "served.json", **first).save
     begin = time.monotonic()
     pages, pool = room(config, amount)
     save_seed(config, 0, args.out / "checkpoint", "random (seed 0), not trained")
