@@ -88,6 +88,7 @@ class Heartbeat:
         for name, snapshot in self._snapshots.items():
             self._records[name] = Record(self._directory / name)
             self._records[name].write(_status(snapshot))
+        self._put_off_alarm()  # a parent may end before the first beat
         self._thread.start()
 
     def stop(self) -> None:
@@ -102,11 +103,14 @@ class Heartbeat:
             with contextlib.suppress(OSError):
                 (self._directory / name).unlink()
 
+    def _put_off_alarm(self) -> None:
+        if self._alarm:
+            signal.setitimer(signal.ITIMER_REAL, DEAD_SECONDS)
+
     def _beat(self) -> None:
         complained = False
         while not self._stop.wait(BEAT_SECONDS):
-            if self._alarm:
-                signal.setitimer(signal.ITIMER_REAL, DEAD_SECONDS)
+            self._put_off_alarm()
             if os.getppid() != self._parent:
                 os.kill(os.getpid(), signal.SIGKILL)
             try:

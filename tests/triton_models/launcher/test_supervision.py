@@ -206,13 +206,17 @@ def test_a_server_ends_with_its_launcher(number: int) -> None:
     assert wait_until_gone([child], 5)
 
 
-@pytest.mark.parametrize("wait", ["time.sleep(600)", "ctypes.PyDLL(None).sleep(600)"], ids=["usual", "lock held"])
+@pytest.mark.parametrize(
+    "wait",
+    ["time.sleep(600)", "time.sleep(0.5); ctypes.PyDLL(None).sleep(600)", "ctypes.PyDLL(None).sleep(600)"],
+    ids=["usual", "lock held", "lock held before the first beat"],
+)
 def test_a_model_ends_with_its_server(wait: str, tmp_path: Path) -> None:
     """A stub whose tritonserver was killed has nobody to wait for, even if it waits inside C with Python's lock."""
     model = (
         "import ctypes, sys, time; from pathlib import Path; from triton_models.service import status\n"
         "status.DEAD_SECONDS = 0.6\n"
-        f"status.Heartbeat(Path(sys.argv[1]), {{'stage': dict}}).start(); time.sleep(0.5); {wait}"
+        f"status.Heartbeat(Path(sys.argv[1]), {{'stage': dict}}).start(); {wait}"
     )
     server = subprocess.Popen(["/bin/sh", "-c", f'"{sys.executable}" -c "{model}" "{tmp_path}" & wait'])
     until(lambda: read_status(tmp_path, "stage") is not None, "a beat")
