@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 
 # Every command, with what else it needs. DIR: an empty folder. ENGINES, CHECKPOINT: whole ones. Nothing of this serves.
 COMMANDS = {
-    "engine_builder.cli": (
+    "engine_builder.__main__": (
         "init DIR", "import-qwen3 DIR out", "import-codec CHECKPOINT", "codec-check CHECKPOINT out",
         "build DIR out", "keygen out", "sign DIR --key DIR", "verify ENGINES",
     ),

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from client.web import cli as gateway
-from engine_builder import cli as builder
+from engine_builder import __main__ as builder
 from tests.build.container_files import (
     BUILD,
     PROJECT,

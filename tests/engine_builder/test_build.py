@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 import torch
 
+from engine_builder.__main__ import main
 from engine_builder.build import BuildOptions, build_engines, verify_engines
 from engine_builder.checkpoint import load_checkpoint
-from engine_builder.cli import main
 from engine_builder.manifest import STEPS, ManifestError
 from engine_builder.model.steps import step_specs
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine_builder.__main__ import main
 from engine_builder.checkpoint import INDEX, WEIGHTS, CheckpointError, load_checkpoint, random_model, save_checkpoint
-from engine_builder.cli import main
 from engine_builder.config import BackboneConfig, ModelConfig
 from engine_builder.presets import preset
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_builder.cli import main
+from engine_builder.__main__ import main
 
 pytestmark = pytest.mark.unit
 # FILE: a file of words.  EMPTY: an empty folder.  OURS: a folder that holds a file already.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from families import audio_config, video_config
 
+from engine_builder.__main__ import main
 from engine_builder.checkpoint import random_model, save_checkpoint
-from engine_builder.cli import main
 from engine_builder.config import BackboneConfig
 from engine_builder.importers.codec_check import best_psnr, best_si_sdr, read_pictures, read_sound
 from engine_builder.presets import preset

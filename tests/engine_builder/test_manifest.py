@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine_builder.cli import main
+from engine_builder.__main__ import main
 from engine_builder.manifest import MANIFEST, STEPS, EngineEntry, Manifest, ManifestError, TensorSpec, _seal, sha256
 from engine_builder.presets import preset
 

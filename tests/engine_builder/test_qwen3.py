@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from engine_builder.__main__ import main
 from engine_builder.checkpoint import CheckpointError
-from engine_builder.cli import main
 from engine_builder.importers.qwen3 import import_qwen3
 from engine_builder.layout import rope_tables
 from engine_builder.presets import preset

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_builder.cli import main
+from engine_builder.__main__ import main
 from engine_builder.manifest import MANIFEST, Manifest, ManifestError
 from engine_builder.signature import SignatureError, make_keys, sign, verify
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_builder.cli import main as builder
+from engine_builder.__main__ import main as builder
 from engine_builder.manifest import ManifestError
 from triton_models.launcher.checks import verified
 from triton_models.service.load import load_engines
