@@ -18,6 +18,7 @@ SPEECH ?= build/data/fsdd
 FLEET_FLAGS ?=
 WORKERS ?= 2
 PYTEST_FLAGS ?=
+PARITY_FLAGS ?=
 
 .PHONY: help
 help:  ## Show this list
@@ -181,6 +182,17 @@ test: lint .venv-perf/bin/perf_analyzer  ## Lint, types and the whole test suite
 	build/system_packages.sh --optional chromium prometheus espeak-ng openssl haproxy
 	command -v npm >/dev/null || build/system_packages.sh --optional npm
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -m "not gpu and not slow" -n $(WORKERS) $(PYTEST_FLAGS)
+
+# pocket-tts asks for numpy 2 and a web server; the parts that it is asked for here do without.
+ORACLES := pocket-tts==4.0.1 scipy==1.17.1 sentencepiece==0.2.3
+
+build/oracles/.ready: Makefile $(VENV)/.ready
+	$(VENV)/bin/pip install -q --no-deps --upgrade --target build/oracles $(ORACLES)
+	@touch $@
+
+.PHONY: codec-parity
+codec-parity: build/oracles/.ready  ## Codecs at full size against those who publish them (PARITY_FLAGS='--families mimi-vae')
+	PYTHONPATH=build/oracles $(PY) tests/engine_builder/codecs/parity.py $(PARITY_FLAGS)
 
 .PHONY: clean
 clean:  ## Remove outputs (engines, runs, checkpoints made here); keeps .venv/

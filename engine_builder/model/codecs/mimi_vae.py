@@ -48,6 +48,8 @@ class _Quantizer(nn.Module):
 
 
 class MimiVae(PublishedCodec):
+    """The family: SEANet, Transformer and one more convolution, and back."""
+
     def __init__(self, c: AudioConfig) -> None:
         super().__init__(LATENT_DIM)
         self.config = c

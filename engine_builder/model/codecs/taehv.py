@@ -7,6 +7,8 @@ seen 4 frames gives the latent whose pictures end 3 frames earlier.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -68,7 +70,7 @@ class TimeGrow(nn.Module):
         return each_frame(lambda frame: nn.functional.interpolate(frame, scale_factor=2.0, mode="nearest"), y)
 
 
-def each_frame(layer, x: Tensor) -> Tensor:
+def each_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A layer of pictures [N, C, h, w] over x [B, T, C, h, w]."""
     y = layer(x.flatten(0, 1))
     return y.reshape(-1, x.shape[1], *y.shape[1:])
@@ -91,6 +93,8 @@ def run(layers: nn.Sequential, x: Tensor, tape: Tape) -> Tensor:
 
 
 class Taehv(PublishedCodec):
+    """The family; its layers have the published places in two flat lists."""
+
     def __init__(self, c: VideoConfig) -> None:
         super().__init__(WAN_CHANNELS)
         self.config = c

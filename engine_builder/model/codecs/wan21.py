@@ -7,6 +7,8 @@ Shapes: x [B, C, T, h, w].
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +54,8 @@ class ChannelNorm(nn.Module):
 
 
 class Residual(nn.Module):
+    """Two convolutions of normalised input, beside the input itself."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = ChannelNorm(inputs), ChannelNorm(outputs)
@@ -130,7 +134,7 @@ class Up(nn.Module):
         return pairs.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels, 2 * frames, height, width)
 
 
-def each_picture(layer, x: Tensor) -> Tensor:
+def each_picture(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A layer of pictures [N, C, h, w] over x [B, C, T, h, w]."""
     pictures = x.transpose(1, 2)
     y = layer(pictures.flatten(0, 1))
@@ -138,6 +142,8 @@ def each_picture(layer, x: Tensor) -> Tensor:
 
 
 class Middle(nn.Module):
+    """At the smallest size, of both halves: residual block, attention, residual block."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.resnets = nn.ModuleList((Residual(channels, channels), Residual(channels, channels)))
@@ -148,6 +154,8 @@ class Middle(nn.Module):
 
 
 class UpBlock(nn.Module):
+    """One size of the decoder: residual blocks, then the step to the next size."""
+
     def __init__(self, inputs: int, outputs: int, up: Up | None) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * RESIDUALS
@@ -171,6 +179,8 @@ class Tail(nn.Module):
 
 
 class Encoder(Tail):
+    """Pictures in [-1, 1] to mean and log variance; its blocks lie in one flat list, as published."""
+
     def __init__(self, base: int) -> None:
         super().__init__()
         self.conv_in = CausalConv3d(3, base)
@@ -195,6 +205,8 @@ class Encoder(Tail):
 
 
 class Decoder(Tail):
+    """Latents to pictures around [-1, 1]."""
+
     def __init__(self, base: int) -> None:
         super().__init__()
         channels = WIDTHS[-1] * base
@@ -217,6 +229,8 @@ class Decoder(Tail):
 
 
 class Wan21(PublishedCodec):
+    """The family; a config may narrow it (`codec_channels`)."""
+
     def __init__(self, c: VideoConfig) -> None:
         super().__init__(WAN_CHANNELS)
         self.config = c

@@ -1,24 +1,29 @@
 """Codecs of the published families with random weights, small or as published, and media for them."""
 
+from __future__ import annotations
+
 import torch
+from torch import Tensor
 
 from engine_builder.config import AudioConfig, VideoConfig
 from engine_builder.model.codecs import PublishedCodec, audio_codec, video_codec
 
 FAMILIES = ("mimi-vae", "taehv", "wan21")
 SMALL = 4  # channels
+SIZE = (16, 32)  # of a picture
 
 
 def audio_config(channels: int = SMALL) -> AudioConfig:
     return AudioConfig(24_000, tokens=2, latent_dim=32, codec="mimi-vae", codec_channels=channels)
 
 
-def video_config(family: str, channels: int = SMALL, size: tuple[int, int] = (16, 32)) -> VideoConfig:
+def video_config(family: str, channels: int = SMALL, size: tuple[int, int] = SIZE) -> VideoConfig:
     return VideoConfig(*size, stride=16, latent_dim=64, codec=family, codec_channels=channels)
 
 
-def codec(family: str, channels: int = SMALL) -> PublishedCodec:
-    made = audio_codec(audio_config(channels)) if family == "mimi-vae" else video_codec(video_config(family, channels))
+def codec(family: str, channels: int = SMALL, size: tuple[int, int] = SIZE) -> PublishedCodec:
+    audio = family == "mimi-vae"
+    made = audio_codec(audio_config(channels)) if audio else video_codec(video_config(family, channels, size))
     assert isinstance(made, PublishedCodec)
     generator = torch.Generator().manual_seed(1)
     made.draw(generator)
@@ -27,16 +32,16 @@ def codec(family: str, channels: int = SMALL) -> PublishedCodec:
     return made.eval()
 
 
-def media(family: str, units: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
+def media(family: str, units: int, batch: int = 1, seed: int = 0, size: tuple[int, int] = SIZE) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if family == "mimi-vae":
         return torch.randn(batch, units * 3840, generator=generator) * 0.3
-    return torch.randint(0, 256, (batch, 4 * units, 16, 32, 3), generator=generator).byte()
+    return torch.randint(0, 256, (batch, 4 * units, *size, 3), generator=generator).byte()
 
 
-def latents(family: str, units: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
-    shape = (2 * units, 32) if family == "mimi-vae" else (2 * units, 64)
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+def latents(family: str, units: int, batch: int = 1, seed: int = 0, size: tuple[int, int] = SIZE) -> Tensor:
+    tokens, dim = (2, 32) if family == "mimi-vae" else (size[0] * size[1] // 256, 64)
+    return torch.randn(batch, tokens * units, dim, generator=torch.Generator().manual_seed(seed))
 
 
 def lively_mimi(channels: int = SMALL) -> PublishedCodec:
@@ -49,6 +54,6 @@ def lively_mimi(channels: int = SMALL) -> PublishedCodec:
     return made
 
 
-def fingerprint(made: PublishedCodec) -> torch.Tensor:
+def fingerprint(made: PublishedCodec) -> Tensor:
     """A number for each tensor of weights; equal to rounding on every machine."""
     return torch.stack([t.abs().mean() for _, t in sorted(made.state_dict().items())])

@@ -12,6 +12,7 @@ from engine_builder.build import BuildOptions, build_engines
 from engine_builder.checkpoint import random_model, save_checkpoint
 from engine_builder.config import BackboneConfig, ModelConfig
 from engine_builder.manifest import ManifestError
+from engine_builder.model.codecs import wan21
 from engine_builder.model.steps import PerceiveStep, RenderStep, step_specs
 from engine_builder.targets.tensorrt import Limits, PlanBuilder
 from triton_models.runtime.engines.engine import EngineError
@@ -32,13 +33,17 @@ def config(video: str, perceive: str = "codec") -> ModelConfig:
     )
 
 
-@pytest.fixture(scope="module", params=["taehv", pytest.param("wan21", marks=pytest.mark.slow)])  # 90 s to build
+@pytest.fixture(scope="module", params=["taehv", "shallow wan21", pytest.param("wan21", marks=pytest.mark.slow)])
 def built(request, tmp_path_factory):
-    work = tmp_path_factory.mktemp("codec")
-    model = random_model(config(request.param), seed=0)
-    save_checkpoint(model, work / "checkpoint")
-    build_engines(work / "checkpoint", work / "engines", BuildOptions())
-    return model, work / "engines"
+    """All of wan21 takes 90 s; one block at each size, instead of two and three, has every kind of layer."""
+    work, family = tmp_path_factory.mktemp("codec"), request.param.removeprefix("shallow ")
+    with pytest.MonkeyPatch.context() as patch:
+        if family != request.param:
+            patch.setattr(wan21, "RESIDUALS", 1)
+        model = random_model(config(family), seed=0)
+        save_checkpoint(model, work / "checkpoint")
+        build_engines(work / "checkpoint", work / "engines", BuildOptions())
+        yield model, work / "engines"
 
 
 def units(model, step, count):

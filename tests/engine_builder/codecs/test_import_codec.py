@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-from families import FAMILIES, codec
+from families import FAMILIES, SMALL, codec
 from safetensors.torch import save_file
 
 from engine_builder.checkpoint import CheckpointError
@@ -17,8 +17,9 @@ from engine_builder.model.codecs.mdct import Mdct
 pytestmark = pytest.mark.unit
 
 
-def published(family):
-    source = codec(family)
+def published(family, channels=SMALL):
+    """A codec and the tensors of the file in which its family would publish it."""
+    source = codec(family, channels)
     tensors = {n: t.clone() for n, t in source.state_dict().items() if not n.startswith("latent_")}
     if family == "mimi-vae":
         tensors = {f"mimi.{n}": t for n, t in tensors.items()}
