@@ -89,9 +89,10 @@ def main() -> int:
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--size", default="192x336", help="of pictures, height x width (default: %(default)s)")
     parser.add_argument("--units", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     height, width = (int(side) for side in args.size.split("x"))
     found = [row for family in args.families for row in rows(family, args.units, (height, width))]
     write(args.out, found)
