@@ -23,7 +23,6 @@ from .reconnect import Reconnect, Resumed
 from .session import DuplexSession
 from .tls import Tls
 from .units import Served, UnitShape
-from .wire import kserve
 
 
 class DuplexClient:
@@ -56,10 +55,7 @@ class DuplexClient:
         duplex model.
         """
         async with opening(Line(url, tls)) as line:
-            await line.until_ready(model, timeout)
-            metadata = await line.triton.ModelMetadata(kserve.ModelMetadataRequest(name=model), timeout=timeout)
-            server = await line.triton.ServerMetadata(kserve.ServerMetadataRequest(), timeout=timeout)
-            config = await line.triton.ModelConfig(kserve.ModelConfigRequest(name=model), timeout=timeout)
+            metadata, server, config = await line.facts(model, timeout)
             parameters = {k: v.string_value for k, v in config.config.parameters.items()}
             served = Served(url, model, wire.read_shape(model, metadata.inputs), tls=tls, **_limits(parameters))
         return cls(line, served, json_format.MessageToDict(server, preserving_proto_field_name=True), parameters)

@@ -17,8 +17,13 @@ SERVER_CODES = (
 _CODED = re.compile(rf"\b({'|'.join(SERVER_CODES)}): (.*)", re.DOTALL)
 _REFUSALS = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
 _RETRY = re.compile(r"retry after (\d+(?:\.\d+)?) s\b")
-# Triton's sequence batcher answers by itself for an id that was never started, or that it has forgotten.
-_NEVER_STARTED = "must specify the START flag"
+# What Triton says by itself: its sequence batcher of an id that was never started, or that it has forgotten; a server
+# that has begun to end, and keeps its port a while longer than its models; one whose part has died.
+_SAID_BY_TRITON = {
+    "must specify the START flag": "NOT_FOUND",
+    "has no available versions": "UNAVAILABLE",
+    "is not healthy": "UNAVAILABLE",
+}
 
 
 class MediaError(ValueError):
@@ -49,15 +54,17 @@ class DuplexError(Exception):
 
 
 def from_server(text: str, *, session_open: bool) -> DuplexError:
-    """Reads the contract's `CODE: field: what was expected, got what`; anything else is Triton's own and INTERNAL, but
-    for an id that was never started, which is NOT_FOUND as in the contract.
+    """Reads the contract's `CODE: field: what was expected, got what`; of what is Triton's own some means such a code,
+    and the rest is INTERNAL.
 
     session_open: a unit of this session was answered before. Without one a refusal means that the start was refused,
     and there is no session that could go on.
     """
     found = _CODED.search(text)
-    if found:
-        code, message = found[1], found[2]
-    else:
-        code, message = "NOT_FOUND" if _NEVER_STARTED in text else "INTERNAL", text
+    code, message = (found[1], found[2]) if found else (said_by_triton(text) or "INTERNAL", text)
     return DuplexError(code, message, fatal=not (code in _REFUSALS and session_open))
+
+
+def said_by_triton(text: str) -> str | None:
+    """The code for what Triton itself says; None if that is nothing we know."""
+    return next((code for words, code in _SAID_BY_TRITON.items() if words in text), None)

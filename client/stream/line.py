@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2_grpc
 
-from .errors import DuplexError
+from .errors import DuplexError, said_by_triton
 from .tls import Tls
 from .units import Served
 from .wire import kserve
@@ -57,21 +57,26 @@ class Line:
         """Whether `model` is ready. Raises grpc.aio.AioRpcError where there is no answer."""
         return bool((await self.triton.ModelReady(kserve.ModelReadyRequest(name=model), timeout=timeout)).ready)
 
-    async def until_ready(self, model: str, timeout: float) -> None:
-        """Raises DuplexError UNAVAILABLE when `model` is not ready within `timeout` seconds."""
+    async def facts(self, model: str, timeout: float) -> tuple[Any, Any, Any]:
+        """What the server says of `model`, once that is ready: its tensors, the server itself, its configuration.
+
+        Each question may come to another server of a fleet, and one that goes away just then knows no model any more:
+        all are asked again. Raises DuplexError UNAVAILABLE after `timeout` seconds.
+        """
         end = time.monotonic() + timeout
         reason = "model not ready"
-        while True:
+        while (left := end - time.monotonic()) > 0:
             try:
-                if await self.is_ready(model, max(0.1, end - time.monotonic())):
-                    return
+                if await self.is_ready(model, max(0.1, left)):
+                    return (
+                        await self.triton.ModelMetadata(kserve.ModelMetadataRequest(name=model), timeout=timeout),
+                        await self.triton.ServerMetadata(kserve.ServerMetadataRequest(), timeout=timeout),
+                        await self.triton.ModelConfig(kserve.ModelConfigRequest(name=model), timeout=timeout),
+                    )
             except grpc.aio.AioRpcError as error:
                 reason = error.details() or error.code().name
-            if time.monotonic() >= end:
-                raise DuplexError(
-                    "UNAVAILABLE", f"{self.url}: model {model} was not ready within {timeout:g} s ({reason})"
-                )
             await asyncio.sleep(READY_SECONDS)
+        raise DuplexError("UNAVAILABLE", f"{self.url}: model {model} was not ready within {timeout:g} s ({reason})")
 
     def stream(self, home: str = "") -> Any:
         """A new ModelStreamInfer call. home: the token of the session that it goes on with, for a balancer."""
@@ -108,6 +113,7 @@ async def opening(line: Line) -> AsyncIterator[Line]:
 def transport_error(url: str, error: grpc.aio.AioRpcError) -> DuplexError:
     """gRPC status -> DuplexError; the status name is the code. A balancer whose server is gone resets the stream."""
     code, said = error.code().name, error.details() or "the connection ended"
+    code = said_by_triton(said) or code
     if "RST_STREAM" in said and code in ("INTERNAL", "CANCELLED", "UNKNOWN"):
         code, said = "UNAVAILABLE", f"the server behind it is gone ({said})"
     return DuplexError(code, f"{url}: {said}", broken=True)

@@ -75,7 +75,8 @@ class DuplexSession:
         self._over = False  # .. or that it did so after the last answer
         self._leaving = self._moving = False
         self._struck: Owed | None = None  # the unit that got the error which ended the session
-        self._starts = 1  # how often this session was asked for in a row
+        self._starts = 1  # how often this session was asked for in a row ..
+        self._pauses = (reconnect or Reconnect()).pauses()  # .. and how long to wait before it is asked for again
         self._home_token = ""  # of a fleet's server: shown when the session is resumed
         self._failure: DuplexError | None = None
         self._call: Any = None
@@ -304,7 +305,7 @@ class DuplexSession:
                 return self._refused(error, owed)
             return error
         response, news = self.course.answer(wire.decode(message.infer_response, self._served.shape, received), owed)
-        self._starts = 1
+        self._starts, self._pauses = 1, (self._reconnect or Reconnect()).pauses()
         self._home_token = response.info.get("home", self._home_token)
         if news is not None and self._on_resume is not None:
             self._on_resume(news)
@@ -350,7 +351,8 @@ class DuplexSession:
     async def _begin_anew(self, error: DuplexError) -> None:
         if not self._moving:
             self._starts += 1
-            await asyncio.sleep((error.retry_after or 0.0) * (1 + random.random() / 2))  # not all at once
+            hint = (error.retry_after or 0.0) * (1 + random.random() / 2)  # not all at once
+            await asyncio.sleep(max(hint, next(self._pauses)))
         if self.course.answered or error.broken:  # a server may know the old one
             self.session_id = secrets.randbits(62) + 1
         self._home_token = ""

@@ -19,6 +19,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 from client.stream.units import UnitShape, UserUnit
 
 SHAPE = UnitShape(samples=2560, height=64, width=64)
+UNLOADED = "Request for unknown model: 'duplex' has no available versions"  # Triton's, of a server that ends
 
 
 @dataclass
@@ -58,6 +59,7 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
     stuck_after: int | None = None  # reads nothing more after the answer to this unit
     stay_open: bool = False  # does not close the stream after the last unit
     ready: bool = True
+    unloaded: int = 0  # questions that are answered as by a server which has begun to end
     parameters: dict[str, str] = field(default_factory=lambda: {"weights": "random (test double)"})
     answer: Callable[[Seen], tuple[str, str, np.ndarray, np.ndarray]] | None = None
     seen: list[Seen] = field(default_factory=list)
@@ -72,6 +74,9 @@ class FakeDuplex(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ServerMetadataResponse(name="fake", version="1")
 
     async def ModelMetadata(self, request, context):
+        if self.unloaded:
+            self.unloaded -= 1
+            await context.abort(grpc.StatusCode.NOT_FOUND, UNLOADED)
         tensor = service_pb2.ModelMetadataResponse.TensorMetadata
         inputs = [
             tensor(name="pcm", datatype="FP32", shape=[self.shape.samples]),

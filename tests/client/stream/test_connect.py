@@ -50,6 +50,14 @@ async def test_a_model_that_is_not_ready(start_fake):
         await DuplexClient.connect(fake.url, timeout=0.5)
 
 
+async def test_a_server_that_goes_away_between_two_questions(start_fake):
+    """Behind a balancer the next one that is asked is another one."""
+    fake, _ = await start_fake(unloaded=2)
+    async with await DuplexClient.connect(fake.url, timeout=5) as client:
+        assert client.shape == fake.shape
+    assert fake.unloaded == 0
+
+
 async def test_a_model_of_another_kind(start_fake):
     fake, _ = await start_fake(shape=UnitShape(samples=2561, height=64, width=64))
     with pytest.raises(DuplexError, match=r"INVALID_ARGUMENT: model duplex: .* pcm FP32 .*, got FP32 \[2561\]"):

@@ -121,6 +121,8 @@ async def test_nothing_is_resumed_before_the_first_answer_nor_after_the_last_uni
 
 
 FULL, AWAY = "RESOURCE_EXHAUSTED: sessions: no room; retry after 0.01 s", "UNAVAILABLE: sessions: going away"
+UNLOADED = "Request for unknown model: 'duplex' has no available versions"  # Triton's own, of a server that ends
+DEAD = "Failed to process the request(s) for model 'duplex_0', message: Stub process 'duplex_0' is not healthy."
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,7 @@ FULL, AWAY = "RESOURCE_EXHAUSTED: sessions: no room; retry after 0.01 s", "UNAVA
     [
         ([FULL], QUICK, True),
         ([AWAY, FULL], QUICK, True),
+        ([UNLOADED, DEAD], QUICK, True),
         ([FULL] * 3, QUICK, False),
         ([FULL], None, False),
         (["INVALID_ARGUMENT: options.seed: no"], QUICK, False),
@@ -153,14 +156,32 @@ async def test_a_refused_start_is_asked_for_again_a_few_times(start_fake, make_u
     assert news == [], "nothing was interrupted"
 
 
+async def test_starts_without_a_hint_are_further_and_further_apart(start_fake, make_unit, monkeypatch):
+    """Servers that go away say so at once: all tries would be over before the balancer has heard of it."""
+    pauses = []
+
+    def told(self, jitter=None):
+        for pause in (0.0, 0.01, 0.02):
+            pauses.append(pause)
+            yield pause
+
+    monkeypatch.setattr(Reconnect, "pauses", told)
+    fake, _ = await start_fake(start_errors=[AWAY] * 3)
+    policy = Reconnect(starts=4)
+    async with await DuplexClient.connect(fake.url) as client, client.session("ada", reconnect=policy) as session:
+        await _ask_all(session, make_unit, 6)
+    assert pauses == [0.0, 0.01, 0.02]
+
+
 def test_when_to_ask_again_is_read_off_the_message():
     assert DuplexError("RESOURCE_EXHAUSTED", "sessions: full; retry after 1.5 s").retry_after == 1.5
     assert DuplexError("RESOURCE_EXHAUSTED", "sessions: full").retry_after is None
 
 
-@pytest.mark.parametrize("how", ["ended", "forgotten", "moved"])
+@pytest.mark.parametrize("how", ["ended", "dead", "forgotten", "moved"])
 async def test_a_session_that_is_lost_begins_anew_and_says_so(start_fake, make_unit, how):
-    once = {2: "UNAVAILABLE: session 'ada' has ended: the server is shutting down"} if how == "ended" else {}
+    said = {"ended": "UNAVAILABLE: session 'ada' has ended: the server is shutting down", "dead": DEAD}
+    once = {2: said[how]} if how in said else {}
     errors = ["NOT_FOUND: sequence_id: cannot be resumed (no such session); start at unit 0"]
     cut = {"leave_at": 2, "resume_errors": errors} if how == "forgotten" else {}
     fake, _ = await start_fake(once=once, **cut)
@@ -177,7 +198,7 @@ async def test_a_session_that_is_lost_begins_anew_and_says_so(start_fake, make_u
             await session.send(make_unit(index, end=index == 6))
             responses.append(await asyncio.wait_for(anext(session), 10))
         assert [r async for r in session] == []
-    lost = {"ended": [2], "forgotten": [2, 3], "moved": []}[how]
+    lost = {"ended": [2], "dead": [2], "forgotten": [2, 3], "moved": []}[how]
     assert [r.unit_index for r in responses] == list(range(7))
     assert [r.unit_index for r in responses if r.lost] == lost
     first, second = (
@@ -187,9 +208,9 @@ async def test_a_session_that_is_lost_begins_anew_and_says_so(start_fake, make_u
     assert len(first) + len(second) >= 6
     starts = [s.options for s in fake.seen if s.start and s.options and s.options.get("seed")]
     assert starts == [{"hold_open": True, "seed": 7, "resume": True}] * 2
-    [said] = news
-    assert said.anew
-    assert "does not remember what was said before" in str(said)
+    [resumed] = news
+    assert resumed.anew
+    assert "does not remember what was said before" in str(resumed)
     assert not session.reconnecting
 
 

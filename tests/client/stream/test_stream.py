@@ -168,14 +168,14 @@ async def test_a_refused_start_ends_the_session(start_fake, make_unit, code):
 
 
 async def test_an_error_without_a_code_is_internal(start_fake, make_unit):
-    fake, _ = await start_fake(errors={1: "[request id: 1] stub process is not healthy"})
+    fake, _ = await start_fake(errors={1: "[request id: 1] the backend made no sense"})
     async with await DuplexClient.connect(fake.url) as client, client.session() as session:
         await _send_all(session, make_unit, 2)
         responses, error = await _collect(session)
     assert len(responses) == 1
     assert error is not None
     assert (error.code, error.fatal) == ("INTERNAL", True)
-    assert "stub process" in error.message
+    assert "made no sense" in error.message
 
 
 async def test_an_id_that_was_never_started_is_not_found(start_fake, make_unit):

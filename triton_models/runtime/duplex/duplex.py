@@ -348,16 +348,16 @@ class Duplex:
 
     def _room(self) -> Room:
         """The one truth about room, from the books of admission."""
-        table, books, taken = self.table, self._admission, len(self.table)
-        capacity, free = table.max_sessions, table.max_sessions - taken
+        table, books = self.table, self._admission
+        held, freeing = table.held, len(self._freeing)
+        capacity, free = table.max_sessions, table.max_sessions - len(table) - freeing
         leaving = table.draining or table.closing
         if books is not None:
             capacity, free = min(capacity, books.capacity), min(free, books.room)
-        held = table.held
         return Room(
             capacity=capacity,
-            admitted=taken - held,
-            reserved=held + len(self._freeing),
+            admitted=len(table) - held,
+            reserved=held + freeing,
             free=0 if leaving else max(0, free),
             draining=leaving,
         )

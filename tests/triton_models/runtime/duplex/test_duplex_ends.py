@@ -231,6 +231,22 @@ def test_the_room_counts_places_that_are_kept(make: Callable[..., Bench]) -> Non
     assert full.endswith("retry after 1 s")
 
 
+def test_a_place_that_is_being_freed_is_not_free_as_well(make: Callable[..., Bench]) -> None:
+    bench = make(max_sessions=3)
+    gate = bench.models.hold("think", 0)
+    bench.unit("a", 0)
+    bench.settled()
+    bench.duplex.abandon("the performer has died")
+    bench.duplex.table.closing = False
+    bench.settled()
+    assert bench.duplex.status()["freeing"] == 1
+    expected = {"capacity": 3, "admitted": 0, "reserved": 1, "free": 2, "draining": False}
+    assert bench.duplex.status()["room"] == expected
+    gate.set()
+    bench.settled()
+    assert bench.duplex.status()["room"]["free"] == 3
+
+
 def test_units_keep_their_order_whatever_the_models_do(make: Callable[..., Bench]) -> None:
     """Two units under way at all times, stages of random length: jobs and answers keep their order."""
     bench = make()
