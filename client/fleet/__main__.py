@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--engines", type=Path, required=True, metavar="DIR", help="what every server serves")
     add("--minutes", type=minutes, default=2.0, metavar="M", help="(default: %(default)s)")
-    add("--server-sessions", type=count, default=3, metavar="N", help="places of a server; they share this machine, so "
+    add("--server-sessions", type=count, default=4, metavar="N", help="places of a server; they share this machine, so "
         "what one of them would carry alone says little (default: %(default)s)")  # fmt: skip
-    add("--rate", type=rate, default=0.3, metavar="R", help="visitors a second (default: %(default)s)")
-    add("--mean", type=seconds, default=15.0, metavar="S", help="of a visit (default: %(default)s)")
+    add("--rate", type=rate, default=0.2, metavar="R", help="visitors a second (default: %(default)s)")
+    add("--mean", type=seconds, default=12.0, metavar="S", help="of a visit (default: %(default)s)")
     add("--out", type=Path, default=Path("build/runs/fleet"), metavar="DIR", help="(default: %(default)s)")
     args = parser.parse_args(arguments)
     console = Console()

@@ -68,7 +68,7 @@ def _shown(value: Any) -> str:
 def _draw(story: Story, path: Path) -> None:
     """Open sessions of each server, with its free places above them, and the share of units on time."""
     names = list(story.looks[0].rooms)
-    figure = Figure(figsize=(11, 1.5 * len(names) + 2.5), layout="constrained", dpi=110)
+    figure = Figure(figsize=(10, 1.1 * len(names) + 1.8), layout="constrained", dpi=100)
     axes = figure.subplots(len(names) + 1, 1, sharex=True)
     at = [look.at for look in story.looks]
     for axis, name, colour in zip(axes, names, COLOURS, strict=False):
@@ -78,15 +78,21 @@ def _draw(story: Story, path: Path) -> None:
         axis.fill_between(at, free, step="post", color="#dfe5e8", label="free")
         axis.fill_between(at, admitted, step="post", color=colour, label="open sessions")
         axis.set(ylabel=name, ylim=(0, None))
-    axes[0].legend(frameon=False, ncols=2, loc="upper right")
+    axes[0].legend(ncols=2, loc="upper right", fontsize=8)
     seconds: dict[int, list[bool]] = {}
     for user in story.visitors:
         for unit in user.log.units:
             seconds.setdefault(int(unit.due - story.began), []).append(unit.on_time)
     axes[-1].plot(sorted(seconds), [100 * sum(seconds[s]) / len(seconds[s]) for s in sorted(seconds)], color="#1c2429")
     axes[-1].set(ylabel="on time, %", xlabel="s", ylim=(0, 103))
-    for when, what in story.events:
+    by_name = dict(zip(names, axes, strict=False))
+    for number, (when, what) in enumerate(story.events):
         for axis in axes:
             axis.axvline(when, color="#b3392f", linewidth=1, linestyle=":")
-        axes[0].annotate(what, (when, 1.0), xycoords=("data", "axes fraction"), fontsize=8, rotation=12)
+        name, _, happened = what.partition(" ")
+        by_name.get(name, axes[0]).annotate(
+            happened, (when, 0.84 - 0.2 * (number % 4)), xytext=(4, 0), xycoords=("data", "axes fraction"),
+            textcoords="offset points", fontsize=8, color="#8c2a22",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
+        )  # fmt: skip
     figure.savefig(path)
