@@ -73,7 +73,8 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="of the matrices and of the KV pool (default: float32 for onnxruntime, bfloat16 for GPUs)",
+        help="of the matrices and of the KV pool (default: float32 for onnxruntime, bfloat16 for GPUs; fp8: "
+        "torch-cuda, matrices of the layers with a scale a row, the rest bfloat16)",
     )
     build.add_argument("--timing-cache", type=Path, metavar="FILE", help="kept between builds (tensorrt only)")
     build.add_argument("--compute-capability", metavar="X.Y", help="GPU to compile for, e.g. 8.9 (tensorrt-rtx only)")

@@ -135,6 +135,8 @@ def _builder(
         raise ValueError(f"--compute-capability: {options.target} engines are not tied to one; leave it out")
     if options.timing_cache is not None and options.target != "tensorrt":
         raise ValueError(f"--timing-cache: expected --target tensorrt, got {options.target}; leave it out")
+    if precision == "fp8" and options.target != "torch-cuda":
+        raise ValueError(f"--precision: fp8 is for torch-cuda engines, got target {options.target}")
     if options.target == "torch-cuda":
         return torch_target.WeightsBuilder(config, precision, seed)
     if options.target == "onnxruntime":

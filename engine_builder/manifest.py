@@ -24,7 +24,7 @@ STEPS = ("perceive", "think", "perform", "render")
 TENSORRT_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # target -> Python module
 GPU_TARGETS = (*TENSORRT_MODULES, "torch-cuda")
 TARGETS = ("onnxruntime", *GPU_TARGETS)
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16", "float16", "fp8")
 _KEYS = {
     "limits": ("max_batch", "max_pages", "pool_pages", "page_tokens"),
     "state": ("perceive", "render"),
@@ -103,6 +103,11 @@ class Manifest:
     rebuild: str
     defaults: Defaults = field(default_factory=Defaults)  # session options that suit the checkpoint
     start: dict[str, StateFile] = field(default_factory=dict)  # of steps whose sessions do not begin with zeros
+
+    @property
+    def pool_precision(self) -> str:
+        """Of K and V: FP8 engines keep them in bfloat16."""
+        return "bfloat16" if self.precision == "fp8" else self.precision
 
     @property
     def state_bytes(self) -> int:

@@ -1,5 +1,8 @@
 """Strong types for GPU engines: matrices, K and V in bfloat16 or float16, everything between them in float32.
 
+fp8 is bfloat16 but for the matrices of the layers, and what they are multiplied by: those are float8 (e4m3), with a
+scale for each row of a matrix and each token, so that the largest of a row is the largest there is.
+
 Norms, RoPE, softmax, residual stream, tau, solver and logits stay float32, as in the torch-cuda executor. Casts stand
 at the matrix products only, so a strongly typed network says exactly which product runs on which units.
 """
@@ -11,11 +14,14 @@ from torch import Tensor, nn
 
 from ..model.duplex import DuplexModel
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "fp8": torch.bfloat16}
+FP8 = torch.float8_e4m3fn
+FP8_LARGEST = 448.0
+SMALLEST_ROW = 1e-12  # a row of zeros has a scale too
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The type of a precision's matrices; ValueError lists the known ones."""
+    """The type of a precision's K and V, and of its matrices (but see fp8); ValueError lists the known ones."""
     if precision not in PRECISIONS:
         raise ValueError(f"--precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     return PRECISIONS[precision]
@@ -34,6 +40,28 @@ class CastLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+def to_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., n] -> float8 of the same shape and scales float32 [...]: a row is float8 times its scale."""
+    rows = rows.detach().float()
+    scale = rows.abs().amax(-1).clamp_min(SMALLEST_ROW) / FP8_LARGEST
+    return (rows / scale.unsqueeze(-1)).to(FP8), scale
+
+
+class Fp8Linear(nn.Module):
+    """What the FP8 product of a GPU gives, on any device: rows of both sides are rounded, sums are float32."""
+
+    def __init__(self, source: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        values, scale = to_fp8(source.weight)
+        self.weight, self.scale = (nn.Parameter(t, requires_grad=False) for t in (values.float(), scale))
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, scale = to_fp8(x.to(self.dtype))
+        y = nn.functional.linear(values.float(), self.weight) * self.scale * scale.unsqueeze(-1)
+        return y.to(self.dtype).float()
+
+
 def set_precision(model: DuplexModel, precision: str) -> DuplexModel:
     """Changes `model` in place, and returns it: backbone, heads and the projection of tau. Codecs stay as they are.
 
@@ -42,7 +70,7 @@ def set_precision(model: DuplexModel, precision: str) -> DuplexModel:
     dtype = dtype_of(precision)
     if dtype == torch.float32:
         return model
-    _cast_linears(model.model, dtype)
+    _cast_linears(model.model, dtype, Fp8Linear if precision == "fp8" else CastLinear)
     model.modulation.project = CastLinear(model.modulation.project, dtype)  # type: ignore[assignment]
     if not model.config.backbone.tied_head:
         model.lm_head = CastLinear(model.lm_head, dtype)  # type: ignore[assignment]
@@ -52,9 +80,9 @@ def set_precision(model: DuplexModel, precision: str) -> DuplexModel:
     return model
 
 
-def _cast_linears(module: nn.Module, dtype: torch.dtype) -> None:
+def _cast_linears(module: nn.Module, dtype: torch.dtype, kind: type[CastLinear] | type[Fp8Linear]) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
-            setattr(module, name, CastLinear(child, dtype))
+            setattr(module, name, kind(child, dtype))
         else:
-            _cast_linears(child, dtype)
+            _cast_linears(child, dtype, kind)

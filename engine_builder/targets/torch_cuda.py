@@ -2,9 +2,10 @@
 
 Three files, safetensors all: `backbone` (shared by think and perform), `perceive` and `render`. Matrices of the
 backbone are rounded to the chosen precision; norms, projections of latents, tau, encoders and codecs stay float32.
+In fp8 the matrices of the layers are float8, each with a float32 `scale` for every row (`NAME.scale`).
 Q, K and V lie under each other as one matrix, and so do gate and up, because they are multiplied by the same vector.
-The backbone of a checkpoint that is a seed is a file without tensors: `SEED` and `DTYPE` in its metadata say what to
-draw on the device that loads it.
+The backbone of a checkpoint that is a seed is a file without tensors: `SEED` and `PRECISION` in its metadata say what
+to draw on the device that loads it.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from ..config import ModelConfig
 from ..manifest import TensorSpec
 from ..model.duplex import DuplexModel
 from ..model.steps import StepSpec, codec_parts, step_specs
-from .precision import dtype_of
+from .precision import dtype_of, to_fp8
 
 FILE_SUFFIX = ".safetensors"
 FILES = {"perceive": "perceive", "think": "backbone", "perform": "backbone", "render": "render"}
-SEED, DTYPE = "seed", "dtype"
+SEED, PRECISION = "seed", "precision"
+FP8_MATRICES = ("qkv", "out", "gate_up", "down")
 POOLS = ("k_pool", "v_pool")
 
 
-def pack_backbone(model: DuplexModel, dtype: torch.dtype) -> dict[str, Tensor]:
+def pack_backbone(model: DuplexModel, precision: str) -> dict[str, Tensor]:
     """Everything that think and perform need, by the names that the executor reads."""
-    w = model.state_dict()
+    w, dtype = model.state_dict(), dtype_of(precision)
     packed = {"embed": w["model.embed_tokens.weight"].to(dtype), "norm": w["model.norm.weight"]}
     if not model.config.backbone.tied_head:
         packed["head"] = w["lm_head.weight"].to(dtype)
@@ -43,11 +45,15 @@ def pack_backbone(model: DuplexModel, dtype: torch.dtype) -> dict[str, Tensor]:
             f"layers.{i}.norm_post": w[f"{layer}.post_attention_layernorm.weight"],
             f"layers.{i}.q_norm": w[f"{attention}.q_norm.weight"],
             f"layers.{i}.k_norm": w[f"{attention}.k_norm.weight"],
-            f"layers.{i}.qkv": torch.cat([w[f"{attention}.{x}_proj.weight"] for x in "qkv"]).to(dtype),
-            f"layers.{i}.out": w[f"{attention}.o_proj.weight"].to(dtype),
-            f"layers.{i}.gate_up": torch.cat([w[f"{mlp}.{x}_proj.weight"] for x in ("gate", "up")]).to(dtype),
-            f"layers.{i}.down": w[f"{mlp}.down_proj.weight"].to(dtype),
         }
+        matrices = {
+            "qkv": torch.cat([w[f"{attention}.{x}_proj.weight"] for x in "qkv"]),
+            "out": w[f"{attention}.o_proj.weight"],
+            "gate_up": torch.cat([w[f"{mlp}.{x}_proj.weight"] for x in ("gate", "up")]),
+            "down": w[f"{mlp}.down_proj.weight"],
+        }
+        for name, matrix in matrices.items():
+            packed |= pack_matrix(f"layers.{i}.{name}", matrix, precision)
     for name in ("video_in", "audio_in", "video_out", "audio_out"):
         packed |= {f"{name}.{part}": w[f"{name}.{part}"] for part in ("weight", "bias")}
     packed |= {name: w[name] for name in ("video_position", "audio_position")}
@@ -56,6 +62,14 @@ def pack_backbone(model: DuplexModel, dtype: torch.dtype) -> dict[str, Tensor]:
     for name in ("embed.weight", "embed.bias", "project.bias", "tables"):
         packed[f"tau.{name}"] = w[f"modulation.{name}"]
     return packed
+
+
+def pack_matrix(name: str, matrix: Tensor, precision: str) -> dict[str, Tensor]:
+    """A matrix of a layer [out, in] by the names that it has in the file."""
+    if precision != "fp8":
+        return {name: matrix.to(dtype_of(precision))}
+    values, scale = to_fp8(matrix)
+    return {name: values, f"{name}.scale": scale}
 
 
 def pack_modules(model: DuplexModel, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -68,7 +82,8 @@ class WeightsBuilder:
     drawn on the device."""
 
     def __init__(self, config: ModelConfig, precision: str, seed: int | None = None) -> None:
-        self.config, self.dtype, self.seed = config, dtype_of(precision), seed
+        self.config, self.precision, self.seed = config, precision, seed
+        self.dtype = dtype_of(precision)
         self._layouts: dict[str, str] = {}
 
     def libraries(self) -> dict[str, str]:
@@ -84,9 +99,9 @@ class WeightsBuilder:
         if step in ("perceive", "render"):
             tensors = pack_modules(model, codec_parts(step, self.config))
         elif self.seed is not None:
-            tensors, metadata = {}, {SEED: str(self.seed), DTYPE: _name(self.dtype)}
+            tensors, metadata = {}, {SEED: str(self.seed), PRECISION: self.precision}
         else:
-            tensors = pack_backbone(model, self.dtype)
+            tensors = pack_backbone(model, self.precision)
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path, metadata)
         path.chmod(0o644)  # safetensors makes files private; the server may run as another user
         described = sorted((name, str(t.dtype), list(t.shape)) for name, t in tensors.items())

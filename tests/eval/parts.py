@@ -119,6 +119,7 @@ def variant_parts(talks: int) -> list[Part]:
         replace(base, name="PyTorch float32, no engines", way="torch"),
         replace(base, name="PyTorch bfloat16, as in GPU engines", way="torch", precision="bfloat16"),
         replace(base, name="PyTorch float16, as in GPU engines", way="torch", precision="float16"),
+        replace(base, name="PyTorch FP8, as in GPU engines", way="torch", precision="fp8"),
     ]
     return [replace(part, group=f"variant: {part.name}") for part in varied]
 

@@ -102,7 +102,7 @@ def load_engines(
 
         streams = (CudaRuntime(int(where), priority=p) for p in (_THINKER_PRIORITY, _PERFORMER_PRIORITY))
         engines = load_plans(engine_dir, steps, *streams, trusted_key=trusted_key)
-    return replace(engines, target=DeviceTarget(manifest.precision, devices))
+    return replace(engines, target=DeviceTarget(manifest.pool_precision, devices))
 
 
 def check_target(manifest: Manifest, devices: Devices) -> None:

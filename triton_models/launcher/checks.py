@@ -74,7 +74,7 @@ def check_pool(manifest: Manifest, pages: int, device: str) -> int:
         )
     from ..gpu.cuda.device_pool import pool_bytes  # what fits a GPU shows when it is allocated
 
-    return pool_bytes(geometry, manifest.precision)
+    return pool_bytes(geometry, manifest.pool_precision)
 
 
 def check_state(manifest: Manifest, gigabytes: float) -> int:

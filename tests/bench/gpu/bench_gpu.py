@@ -50,6 +50,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=8.0, help="then plain PyTorch is left out (default: 8)")
+    parser.add_argument(
+        "--precision", choices=("bfloat16", "fp8"), default="bfloat16", help="of ours (default: bfloat16)"
+    )
     parser.add_argument("--no-baseline", action="store_true", help="leave plain PyTorch out from the start")
     parser.add_argument("--no-rtx", action="store_true", help="do not ask about TensorRT-RTX plans")
     parser.add_argument("--tune", action="store_true", help="also sweep the attention kernel's block shapes")
@@ -69,7 +72,7 @@ def one(args: argparse.Namespace) -> int:
     else:
         plan = Plan(tuple(args.batches), args.window, args.repeats, 2 << 30, 8192, 20.0, 2, 64)
         device = torch.device("cuda:0")
-    bench = PresetBench(args.one, plan, device, 60 * args.minutes, args.smoke, args.out)
+    bench = PresetBench(args.one, args.precision, plan, device, 60 * args.minutes, args.smoke, args.out)
     return 0 if bench.run(not args.no_baseline, args.tune or args.smoke) else 1
 
 

@@ -1,6 +1,6 @@
 """What no code can beat: ms of every step and of a unit, from shapes and two ceilings of a card. No GPU is asked.
 
-    python tests/bench/gpu/floors.py    the table of docs/PERFORMANCE.md
+    python tests/bench/gpu/floors.py    the tables of docs/PERFORMANCE.md
 
 One session over a history of 8 s, bf16, codecs float32. A step takes the longer of its arithmetic at the rate of a
 large matrix product and its bytes at the rate of a large copy (`gpu_work`). A unit is perceive, think, two fed slots,
@@ -38,10 +38,10 @@ class Floors:
     calls: dict[str, int]
 
     @classmethod
-    def of(cls, name: str) -> Floors:
+    def of(cls, name: str, fp8: bool = False) -> Floors:
         config = preset(name)
         history = history_tokens(config, WINDOW_SECONDS, SLOTS)
-        work = {step: step_work(config, step, 1, history) for step in STEPS}
+        work = {step: step_work(config, step, 1, history, fp8) for step in STEPS}
         return cls(
             name, history, work, {step: {"slot": SLOTS, "perform": config.solver.steps}.get(step, 1) for step in STEPS}
         )
@@ -72,5 +72,21 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def fp8_table() -> str:
+    """Markdown: what is left where the matrices of the layers are float8, a row for each preset."""
+    lines = [
+        "| preset | think | slot H200 / H100 | perform | unit H200 / H100 | against bf16 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in PRESETS:
+        fp8, bf16 = Floors.of(name, fp8=True), Floors.of(name)
+        slots = " / ".join(f"{fp8.step_ms('slot', card):.3g}" for card in CARDS)
+        units = " / ".join(f"{fp8.unit_ms(card):.3g}" for card in CARDS)
+        gain = " / ".join(f"{fp8.unit_ms(card) - bf16.unit_ms(card):.3g} ms" for card in CARDS)
+        think, perform = (fp8.step_ms(step, "H200") for step in ("think", "perform"))
+        lines.append(f"| {name} | {think:.3g} | {slots} | {perform:.3g} | **{units}** | {gain} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(table())
+    print(table(), fp8_table(), sep="\n\n")

@@ -96,10 +96,10 @@ class Ours:
 
     name = "torch-cuda"
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, precision: str) -> None:
         s, c = setting, setting.config
         self.setting = setting
-        self.weights = BackboneWeights.random(c, s.device, s.dtype, 0)
+        self.weights = BackboneWeights.random(c, s.device, precision, 0)
         self.limits, self.lane = Limits(s.batch, s.pages), Lane.on(s.device)
         self.backbone = Backbone(self.weights)
         self.slots: list[int] = []
@@ -177,7 +177,7 @@ class Plain:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         with torch.device("meta"):
-            model = set_precision(DuplexModel(setting.config).eval(), _PRECISION[setting.dtype])
+            model = set_precision(DuplexModel(setting.config).eval(), str(setting.dtype).removeprefix("torch."))
         model.to_empty(device=setting.device)
         with torch.no_grad():
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -216,6 +216,3 @@ class Plain:
                 model_backbone.attend = original
 
         return patched
-
-
-_PRECISION = {torch.bfloat16: "bfloat16", torch.float32: "float32"}

@@ -20,6 +20,7 @@ from gpu_tiling import tune
 from gpu_work import Ceilings, history_tokens, step_work
 from summary import machine
 
+from engine_builder.targets.precision import dtype_of
 from triton_models.planner.policies import step_level
 from triton_models.planner.simulate import capacity
 from triton_models.planner.workload import Workload
@@ -34,6 +35,7 @@ class StepRow:
     """One line of gpu_steps.csv. `ms`: host to host; `device_ms`: the graph alone; shares are of the ceilings."""
 
     preset: str
+    precision: str
     step: str
     batch: int
     history: int
@@ -63,8 +65,12 @@ def measure_ceilings(plan: Plan, device: torch.device, clock: Clock) -> Ceilings
 class PresetBench:
     """The measurements of one preset. `result` and `rows` hold what is known at any time."""
 
-    def __init__(self, name: str, plan: Plan, device: torch.device, seconds: float, smoke: bool, out: Path) -> None:
+    def __init__(
+        self, name: str, precision: str, plan: Plan, device: torch.device, seconds: float, smoke: bool, out: Path
+    ) -> None:
+        """precision: bfloat16 or fp8; a smoke run is in float32, and its fp8 in bfloat16 as well"""
         self.name, self.plan, self.device, self.smoke = name, plan, device, smoke
+        self.precision = "float32" if smoke and precision != "fp8" else precision
         self.path = out / name / "preset.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.clock = Clock(device, plan.repeats)
@@ -94,11 +100,11 @@ class PresetBench:
 
     def _run(self, baseline: bool) -> None:
         plan, config, result = self.plan, config_of(self.name, self.smoke), self.result
-        dtype = torch.float32 if self.smoke else torch.bfloat16
+        dtype = dtype_of(self.precision)
         history, steps = history_tokens(config, plan.window, SLOTS), config.solver.steps
-        result |= {"history": history, "solver_steps": steps, "slots": SLOTS}
+        result |= {"precision": self.precision, "history": history, "solver_steps": steps, "slots": SLOTS}
         setting = Setting(config, self.device, dtype, max(plan.batches), history)
-        ours = Ours(setting)
+        ours = Ours(setting, self.precision)
         rows = self._steps(setting, ours)
         calls = {step: ours.call(step, 1) for step in STEPS}
         result["unit_ms"] = unit_latency(calls, SLOTS, steps, self.clock)
@@ -118,13 +124,14 @@ class PresetBench:
     def _steps(self, setting: Setting, ours: Ours) -> list[StepRow]:
         for step in STEPS:
             for batch in self.plan.batches:
-                work = step_work(setting.config, step, batch, setting.history)
+                work = step_work(setting.config, step, batch, setting.history, self.precision == "fp8")
                 ms = self.clock.wall_ms(ours.call(step, batch))
                 device_ms = self.clock.device_ms(ours.graph(step, batch).relaunch, ours.lane.stream)
                 tflops, gbs = work.flops / device_ms / 1e9, work.bytes / device_ms / 1e6
                 shares = tflops / self.ceilings.tflops(work), gbs / self.ceilings.copy_gbs
                 floor = work.floor_ms(self.ceilings)
-                row = StepRow(self.name, step, batch, setting.history, ms, device_ms, tflops, gbs, *shares, floor, None)
+                facts = (self.name, self.precision, step, batch, setting.history)
+                row = StepRow(*facts, ms, device_ms, tflops, gbs, *shares, floor, None)
                 say(
                     f"  {self._elapsed()} {step:9} batch {batch}: {ms:8.3f} ms ({device_ms:.3f} on the device, "
                     f"floor {floor:.3f}), {shares[0]:.0%} of the product, {shares[1]:.0%} of the copy ceiling"

@@ -14,6 +14,7 @@ from engine_builder.config import ModelConfig
 from engine_builder.model.codec_work import codec_works
 
 ITEM_BYTES = 2  # bf16: weights of the backbone, K and V
+FP8_GAIN = 2  # of the matrix units over bf16, and of the bytes of a matrix
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,17 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Work:
+    """`fp8_flops`: those of `flops` that the matrix units do at FP8's rate."""
+
     flops: float
     bytes: float
     float32: bool = False
+    fp8_flops: float = 0.0
 
     def floor_ms(self, ceilings: Ceilings) -> float:
         """No version runs faster: the larger of arithmetic at the matmul ceiling and bytes at the copy ceiling."""
-        return max(self.flops / (ceilings.tflops(self) * 1e9), self.bytes / (ceilings.copy_gbs * 1e6))
+        flops = self.flops - self.fp8_flops * (1 - 1 / FP8_GAIN)
+        return max(flops / (ceilings.tflops(self) * 1e9), self.bytes / (ceilings.copy_gbs * 1e6))
 
 
 def history_tokens(config: ModelConfig, seconds: float, slots: int) -> int:
@@ -46,8 +51,9 @@ def history_tokens(config: ModelConfig, seconds: float, slots: int) -> int:
     return round(seconds * 1000 / 160) * committed
 
 
-def step_work(config: ModelConfig, step: str, batch: int, history: int) -> Work:
-    """One call of a step of `costs.STEPS` with `batch` rows over `history` cached tokens a row."""
+def step_work(config: ModelConfig, step: str, batch: int, history: int, fp8: bool = False) -> Work:
+    """One call of a step of `costs.STEPS` with `batch` rows over `history` cached tokens a row. `fp8`: the matrices of
+    the layers are float8; attention, K and V, language head and tau stay bf16."""
     if step in ("perceive", "render"):
         work = _codec_works(config)[step]
         return Work(batch * work.flops, work.bytes(batch), float32=True)
@@ -67,7 +73,10 @@ def step_work(config: ModelConfig, step: str, batch: int, history: int) -> Work:
         size += ITEM_BYTES * head
         # K and V of the pass are written.
         size += ITEM_BYTES * 2 * b.layers * batch * tokens * b.kv_heads * b.head_dim
-    return Work(flops, size)
+    if not fp8:
+        return Work(flops, size)
+    saved = ITEM_BYTES * b.layers * layer * (1 - 1 / FP8_GAIN)
+    return Work(flops, size - saved, fp8_flops=batch * b.layers * 2 * tokens * layer)
 
 
 def attention_work(config: ModelConfig, tokens: int, batch: int, history: int) -> Work:

@@ -89,6 +89,9 @@ def test_work_of_the_8b_solver_step():
     assert work.flops == 2 * 254 * weights + attention + 2 * 6 * 4096**2
     assert work.bytes == 2 * (weights + 36 * 2 * 15_000 * 1024 + 6 * 4096**2)
     assert work.floor_ms(CEILINGS) == pytest.approx(7.4, abs=0.1)
+    fp8 = gpu_work.step_work(config, "perform", 1, 15_000, fp8=True)
+    assert fp8.bytes == work.bytes - weights
+    assert fp8.floor_ms(CEILINGS) == pytest.approx((254 * weights + attention + 12 * 4096**2) / 790e9)
 
 
 def test_a_slot_is_bound_by_memory_and_a_solver_step_by_arithmetic():
@@ -143,7 +146,9 @@ def test_floors_of_every_preset(name, think, slot, perform, render, unit):
 
 
 def test_the_page_has_the_table_that_the_script_prints():
-    assert floors.table() in (ROOT / "docs/PERFORMANCE.md").read_text()
+    page = (ROOT / "docs/PERFORMANCE.md").read_text()
+    assert floors.table() in page
+    assert floors.fp8_table() in page
 
 
 def test_a_window_of_eight_seconds():

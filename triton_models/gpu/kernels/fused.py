@@ -1,4 +1,4 @@
-"""The small operations between the matrix products, each as one kernel: norms, RoPE and SwiGLU.
+"""The small operations between the matrix products, each as one kernel: norms, RoPE, SwiGLU and rounding to float8.
 
 The residual stream is float32; everything that a matrix product reads is rounded once, here. N = B * T tokens.
 """
@@ -10,10 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .jit import INTERPRETED, ceil_div, jit, narrow, next_power_of_2, tl
+from engine_builder.targets import precision
+
+from .jit import EMULATED, INTERPRETED, ceil_div, jit, narrow, next_power_of_2, tl
 
 # Rows that one program handles: a GPU has programs to spare, the interpreter pays for each.
 ROWS = 64 if INTERPRETED else 1
+FP8_LARGEST = tl.constexpr(precision.FP8_LARGEST)
+SMALLEST_ROW = tl.constexpr(precision.SMALLEST_ROW)
 HEAD_ROWS = 64 if INTERPRETED else 8
 
 
@@ -237,3 +241,37 @@ def _silu_mul_kernel(gate_up, out, width, BLOCK: tl.constexpr):
     gate = tl.load(gate_up + n * 2 * width + c, mask=here, other=0.0).to(tl.float32)
     up = tl.load(gate_up + n * 2 * width + width + c, mask=here, other=0.0).to(tl.float32)
     tl.store(out + n * width + c, narrow(gate / (1.0 + tl.exp(-gate)) * up, out.dtype.element_ty), mask=here)
+
+
+def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [N, d] -> float8 (e4m3) [N, d] and scales float32 [N]; a row's largest magnitude becomes the largest float8."""
+    count, width = x.shape
+    values = torch.empty(x.shape, dtype=precision.FP8, device=x.device)
+    scale = torch.empty(count, dtype=torch.float32, device=x.device)
+    _to_fp8_kernel[(ceil_div(count, ROWS),)](
+        x,
+        values,
+        scale,
+        count,
+        WIDTH=width,
+        PAD=next_power_of_2(width),
+        ROWS=ROWS,
+        num_warps=8 if width >= 2048 else 4,
+    )
+    return values, scale
+
+
+@jit
+def _to_fp8_kernel(x, values, scale, count, WIDTH: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr):
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, PAD)
+    here = (n < count)[:, None] & (c < WIDTH)[None, :]
+    place = n.to(tl.int64)[:, None] * WIDTH + c[None, :]
+    h = tl.load(x + place, mask=here, other=0.0).to(tl.float32)
+    s = tl.maximum(tl.max(tl.abs(h), axis=1), SMALLEST_ROW) / FP8_LARGEST
+    tl.store(scale + n, s, mask=n < count)
+    h = h / s[:, None]
+    if EMULATED:  # the interpreter rounds otherwise: here a sum does it that has no place for more than three bits
+        size = 1.5 * tl.exp2(tl.floor(tl.log2(tl.maximum(tl.abs(h), 0.015625))) + 20.0)
+        h = (h + size) - size
+    tl.store(values + place, h.to(values.dtype.element_ty), mask=here)

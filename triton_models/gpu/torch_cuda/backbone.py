@@ -16,7 +16,7 @@ from ..kernels import fused
 from ..kernels.fused import Modulation
 from ..kernels.history_index import HistoryIndex
 from ..kernels.paged_attention import paged_attention
-from .weights import BackboneWeights, LayerWeights
+from .weights import BackboneWeights, LayerWeights, Matrix
 
 
 class Exchange(Protocol):
@@ -44,9 +44,21 @@ class History:
     rows: Tensor | None = None
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [B, T, in] @ weight [out, in] -> [B, T, out], in the precision of both."""
-    return torch.nn.functional.linear(x, weight)
+def linear(x: Tensor, weight: Matrix) -> Tensor:
+    """x [B, T, in] @ weight [out, in] -> [B, T, out] in the precision of x.
+
+    With a float8 matrix each token is rounded to float8 with a scale of its own; sums are of higher precision.
+    """
+    if isinstance(weight, Tensor):
+        return torch.nn.functional.linear(x, weight)
+    rows, scale = fused.to_fp8(x.flatten(0, 1))
+    if x.is_cuda:  # cuBLASLt wants the second matrix column by column, and scales as a column and a row
+        out = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+            rows, weight.values.t(), scale[:, None], weight.scale[None], out_dtype=x.dtype, use_fast_accum=True
+        )
+    else:
+        out = (rows.float() @ weight.values.float().t() * scale[:, None] * weight.scale).to(x.dtype)
+    return out.unflatten(0, x.shape[:2])
 
 
 def exact_linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -12,11 +13,25 @@ from torch import Tensor
 
 from engine_builder.config import TAU_FREQUENCIES, ModelConfig
 from engine_builder.model.duplex import INIT_STD, residual_scale, tau_frequencies
-from engine_builder.targets.torch_cuda import DTYPE, SEED
+from engine_builder.targets.precision import dtype_of
+from engine_builder.targets.torch_cuda import FP8_MATRICES, PRECISION, SEED, pack_matrix
+
+_OF_LAYERS = tuple(f".{name}" for name in FP8_MATRICES)
 
 
 class WeightsError(ValueError):
     """A weights file that does not fit the model; lists every missing, extra or misshapen tensor."""
+
+
+@dataclass(frozen=True)
+class Fp8Matrix:
+    """A row of `values` float8 [out, in] times its `scale` float32 [out] is a row of the matrix."""
+
+    values: Tensor
+    scale: Tensor
+
+
+Matrix = Tensor | Fp8Matrix
 
 
 @dataclass(frozen=True)
@@ -27,17 +42,18 @@ class LayerWeights:
     norm_post: Tensor  # [d]
     q_norm: Tensor  # [D]
     k_norm: Tensor  # [D]
-    qkv: Tensor  # [(H + 2 G) D, d]
-    out: Tensor  # [d, H D]
-    gate_up: Tensor  # [2 F, d]
-    down: Tensor  # [d, F]
+    qkv: Matrix  # [(H + 2 G) D, d]
+    out: Matrix  # [d, H D]
+    gate_up: Matrix  # [2 F, d]
+    down: Matrix  # [d, F]
 
 
 class BackboneWeights:
-    """What think and perform read. `dtype` is the precision of the matrices and of the KV pool."""
+    """What think and perform read. `dtype` is the precision of the KV pool, and of all matrices that are no float8."""
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-        expected = expected_shapes(config)
+        fp8 = "layers.0.qkv.scale" in tensors
+        expected = expected_shapes(config, fp8)
         wrong = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
         wrong += [f"extra {name}" for name in tensors if name not in expected]
         wrong += [
@@ -52,9 +68,13 @@ class BackboneWeights:
         self.dtype = tensors["embed"].dtype
         self.device = tensors["embed"].device
         self.layers = [
-            LayerWeights(**{name: tensors[f"layers.{i}.{name}"] for name in LayerWeights.__annotations__})
+            LayerWeights(**{name: self._part(f"layers.{i}.{name}") for name in LayerWeights.__annotations__})
             for i in range(config.backbone.layers)
         ]
+
+    def _part(self, name: str) -> Any:
+        tensor, scale = self.tensors[name], self.tensors.get(f"{name}.scale")
+        return tensor if scale is None else Fp8Matrix(tensor, scale)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -69,15 +89,15 @@ class BackboneWeights:
         with safe_open(path, framework="pt") as file:
             drawn = file.metadata() or {}
         if SEED in drawn:
-            return cls.random(config, device, getattr(torch, drawn[DTYPE]), int(drawn[SEED]))
+            return cls.random(config, device, drawn[PRECISION], int(drawn[SEED]))
         return cls(config, read_tensors(path, device))
 
     @classmethod
-    def random(cls, config: ModelConfig, device: torch.device | str, dtype: torch.dtype, seed: int) -> BackboneWeights:
+    def random(cls, config: ModelConfig, device: torch.device | str, precision: str, seed: int) -> BackboneWeights:
         """Drawn on the device, as `init_weights` draws them: nothing of this size is made on the host."""
         generator = torch.Generator(device).manual_seed(seed)
-        depth = residual_scale(config)
-        tensors = {}
+        depth, dtype = residual_scale(config), dtype_of(precision)
+        tensors: dict[str, Tensor] = {}
         for name, shape in expected_shapes(config).items():
             tensor = torch.empty(shape, device=device, dtype=dtype if is_matrix(name) else torch.float32)
             if "norm" in name:
@@ -89,17 +109,18 @@ class BackboneWeights:
             else:
                 std = INIT_STD * depth if name.endswith((".out", ".down")) else INIT_STD
                 tensor.normal_(0.0, std, generator=generator)
-            tensors[name] = tensor
+            packed = name.endswith(_OF_LAYERS)
+            tensors |= pack_matrix(name, tensor, precision) if packed else {name: tensor}
         return cls(config, tensors)
 
 
 def is_matrix(name: str) -> bool:
     """True for tensors in the engine's precision; all others are float32."""
-    return name in ("embed", "head", "tau.project.weight") or name.endswith((".qkv", ".out", ".gate_up", ".down"))
+    return name in ("embed", "head", "tau.project.weight") or name.endswith(_OF_LAYERS)
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the backbone file."""
+def expected_shapes(config: ModelConfig, fp8: bool = False) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the backbone file; with the scales of float8 matrices, if they are such."""
     b, v, a = config.backbone, config.video, config.audio
     d, heads, groups = b.hidden_size, b.heads, b.kv_heads
     shapes: dict[str, tuple[int, ...]] = {"embed": (config.language.vocab_size, d), "norm": (d,)}
@@ -116,6 +137,8 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             f"layers.{i}.gate_up": (2 * b.intermediate_size, d),
             f"layers.{i}.down": (d, b.intermediate_size),
         }
+        if fp8:
+            shapes |= {f"layers.{i}.{name}.scale": shapes[f"layers.{i}.{name}"][:1] for name in FP8_MATRICES}
     for name, tokens, channels in (("video", v.tokens, v.latent_dim), ("audio", a.tokens, a.latent_dim)):
         shapes |= {
             f"{name}_in.weight": (d, channels),

@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 
 from engine_builder.config import ModelConfig
 from engine_builder.presets import preset
-from triton_models.gpu.kernels import paged_attention
+from triton_models.gpu.kernels import fused, paged_attention
 from triton_models.gpu.kernels.history_index import HistoryIndex
 from triton_models.gpu.kernels.paged_attention import Chip
 from triton_models.gpu.torch_cuda import passes
@@ -76,6 +76,8 @@ def main(capability: int, chip: Chip, dtype: torch.dtype, configs: list[ModelCon
     with torch.device("meta"):
         for config, batch in itertools.product(configs, (1, 8) if capability == 90 else (8,)):
             run_passes(replace(config, backbone=replace(config.backbone, layers=1)), batch, dtype)
+        if capability >= 89:  # the first with FP8
+            fused.to_fp8(torch.empty(256, configs[0].backbone.intermediate_size, dtype=dtype))
     for kernel, log in kernels.values():
         print(
             json.dumps({"name": kernel.name, "shared": kernel.metadata.shared, **resources(kernel.asm["cubin"], log)})

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine_builder.model.backbone import RMSNorm, modulate, rotate
+from engine_builder.targets import precision
 from triton_models.gpu.kernels import fused
 from triton_models.gpu.kernels.fused import Modulation
 
@@ -77,3 +78,14 @@ def test_silu_mul():
     gate_up = normal(0, 2, 3, 2 * 40)
     gate, up = gate_up.chunk(2, dim=-1)
     torch.testing.assert_close(fused.silu_mul(gate_up), torch.nn.functional.silu(gate) * up)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_become_float8_with_a_scale_each(dtype):
+    sizes = torch.tensor([1.0, 1e-3, 300.0, 0.0, 1e-20], device=DEVICE)
+    x = (normal(0, 5, 96) * sizes[:, None]).to(dtype)
+    (values, scale), (want, want_scale) = fused.to_fp8(x), precision.to_fp8(x)
+    torch.testing.assert_close(scale, want_scale)
+    assert (values.float() == want.float()).float().mean() > 0.99  # a quotient may fall on the other side of a tie
+    error = (values.float() * scale[:, None] - x.float()).abs().amax(1)
+    assert (error <= x.float().abs().amax(1) / 16).all()  # half of the last of three bits

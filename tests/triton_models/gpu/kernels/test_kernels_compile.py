@@ -44,7 +44,7 @@ def test_kernels_compile_for(capability, precision, presets, spilled, tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {kernel["name"] for kernel in kernels} == KERNELS
+    assert {kernel["name"] for kernel in kernels} == KERNELS | ({"_to_fp8_kernel"} if capability != "80" else set())
     for kernel in kernels:
         assert kernel["shared"] <= shared, kernel
         assert kernel["spilled"] <= spilled, kernel

@@ -83,9 +83,7 @@ def backbone() -> Backbone:
     tiny = preset("tiny")
     small = replace(tiny.backbone, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate_size=48)
     model = random_model(replace(tiny, backbone=small), 0)
-    return Backbone(
-        BackboneWeights(model.config, {n: t.detach() for n, t in pack_backbone(model, torch.float32).items()})
-    )
+    return Backbone(BackboneWeights(model.config, {n: t.detach() for n, t in pack_backbone(model, "float32").items()}))
 
 
 def pools(config: ModelConfig) -> dict[str, torch.Tensor]:

@@ -54,7 +54,7 @@ def pools(model):
 
 @pytest.fixture
 def bank(model, pools):
-    weights = BackboneWeights(model.config, {n: t.detach() for n, t in pack_backbone(model, torch.float32).items()})
+    weights = BackboneWeights(model.config, {n: t.detach() for n, t in pack_backbone(model, "float32").items()})
     return SolverBank(Backbone(weights), Limits(4, 4), Lane(torch.device("cpu"), warm_up=1), *pools, slots=3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from engine_builder.manifest import STEPS, ManifestError
 from engine_builder.model.duplex import DuplexModel
 from engine_builder.model.steps import step_specs
 from engine_builder.presets import preset
+from engine_builder.targets.precision import set_precision
 from engine_builder.targets.torch_cuda import pack_backbone
 from triton_models.gpu.cuda.buckets import Limits
 from triton_models.gpu.cuda.staging import HostBlock, Layout, Slot
@@ -83,7 +85,7 @@ def test_a_backbone_that_is_a_seed_is_drawn_where_it_is_loaded(tmp_path):
     assert all(torch.equal(first[name], again[name]) for name in first.tensors)
     assert first.dtype == torch.bfloat16
     drawn = random_model(config, 7)  # other numbers, from the same distributions
-    packed = pack_backbone(drawn, torch.bfloat16)
+    packed = pack_backbone(drawn, "bfloat16")
     for name, tensor in first.tensors.items():
         assert tensor.float().std() == pytest.approx(float(packed[name].float().std()), rel=0.3, abs=1e-2), name
     torch.testing.assert_close(first["tau.frequency"], packed["tau.frequency"])
@@ -123,6 +125,24 @@ def test_steps_equal_the_model(engines, model, step):
     for name, want in expected.items():
         tolerance = 1.0 if want.dtype == np.uint8 else 1e-5  # a pixel may round the other way
         np.testing.assert_allclose(out[name].astype(float), want.astype(float), atol=tolerance, rtol=1e-4)
+
+
+@pytest.mark.parametrize("step", ["think", "perform"])
+def test_fp8_engines_equal_the_model_in_fp8(model, directories, step):
+    """Rounded alike, they differ where a last bit of bf16 falls on the other side: much less than FP8 itself costs."""
+    options = BuildOptions(target="torch-cuda", precision="fp8", max_batch=4, max_pages=4)
+    manifest = build_engines(directories / "checkpoint", directories / f"fp8-{step}", options)
+    assert (manifest.precision, manifest.pool_precision) == ("fp8", "bfloat16")
+    inputs = example(model, step, batch=2)
+    fp8 = set_precision(copy.deepcopy(model), "fp8")
+    fp8.kv_dtype = torch.float32  # the inputs' pools
+    got = load_engines(directories / f"fp8-{step}", (step,), device="cpu")[step].run(inputs)
+    like, exact = oracle(fp8, step, inputs), oracle(model, step, inputs)
+    for name, want in like.items():
+        norm = np.linalg.norm(exact[name].astype(float))
+        error, cost = (np.linalg.norm(got[name].astype(float) - other) / norm for other in (want, exact[name]))
+        assert error < 0.03, (name, error)
+        assert cost < 0.15, (name, cost)
 
 
 def test_slot_and_prompt_passes_equal_the_model(engines, model):
