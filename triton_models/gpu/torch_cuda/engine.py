@@ -37,6 +37,12 @@ def load_engines(
     manifest = Manifest.load(engine_dir)
     manifest.verify(engine_dir, steps=steps, target=TARGET, trusted_key=trusted_key)
     where = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+    if (
+        manifest.precision == "fp8"
+        and where.type == "cuda"
+        and (found := torch.cuda.get_device_capability(where)) < (8, 9)
+    ):
+        raise EngineError(f"precision fp8: expected compute capability 8.9 or later, got {found[0]}.{found[1]}")
     lane = lane or Lane.on(where)
     limits = Limits(int(manifest.limits["max_batch"]), int(manifest.limits["max_pages"]))
     files = {step: engine_dir / manifest.engines[step].file for step in steps}

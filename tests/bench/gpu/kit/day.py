@@ -19,6 +19,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ ROOT = HERE.parents[3]
 BENCH = HERE.parent / "bench_gpu.py"
 GPU_TESTS = "tests/triton_models/gpu"
 BEGAN = time.monotonic()
+FP8 = ("--presets", "v0.1-8b", "--precision", "fp8", "--no-baseline", "--no-rtx")
 SMOKE_SECONDS = 900
 TIMES_FROM = "v0.1-8b"  # from this stage on the processor's other cores are idle: no compiler runs beside
 
@@ -78,6 +80,7 @@ def stages(smoke: bool) -> list[Stage]:
         pytest("parity", 110, "-m", "gpu", f"{GPU_TESTS}/test_gpu_parity.py", "--timeout", "100"),
         bench("v0.1-8b", 110),
         overlap,
+        Stage("fp8", 60, (BENCH, *FP8, "--minutes", "0.7", "--repeats", 10, "--out", "{out}"), least=30),
         bench("v0.1-1.7b", 60),
         bench("v0.1-0.6b", 60),
         bench("v0.2-8b", 90, "--batches", 1, 2, 4),  # at batch 8 an H100 is full, and one session is late already
@@ -91,8 +94,8 @@ def stages(smoke: bool) -> list[Stage]:
 class Day:
     """Where everything lies, and when it must be over."""
 
-    def __init__(self, kit: Path, work: Path, out: Path, seconds: float, smoke: bool) -> None:
-        self.work, self.out, self.smoke = work, out, smoke
+    def __init__(self, kit: Path, work: Path, out: Path, seconds: float, smoke: bool, only: Sequence[str] = ()) -> None:
+        self.out, self.smoke, self.only = out, smoke, only
         self.deadline = BEGAN + seconds
         self.results: list[dict[str, object]] = []
         site, cache = work / "site", work / "kernels"
@@ -119,12 +122,16 @@ class Day:
         """Every stage; the number of those that failed."""
         warm = None if self.smoke else self._prewarm()
         for stage in stages(self.smoke):
+            if self.only and stage.name not in self.only:
+                continue
             if warm is not None and stage.name == TIMES_FROM:
                 self._end(warm, max(1.0, min(60.0, self.deadline - time.monotonic() - 200)))
                 warm = None
             self.results.append(self._stage(stage))
             say(str(self.results[-1]))
             self.save()
+        if warm is not None:
+            self._end(warm, 0.1)
         return sum(result["code"] != 0 for result in self.results)
 
     def _stage(self, stage: Stage) -> dict[str, object]:
@@ -203,8 +210,9 @@ def main() -> int:
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--seconds", type=float, help="for everything (default: 540; --smoke: an hour)")
     parser.add_argument("--smoke", action="store_true", help="tiny, on the CPU: proves that every stage runs")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", default=[])
     args = parser.parse_args()
-    day = Day(args.kit, args.work, args.out, args.seconds or (3600 if args.smoke else 540), args.smoke)
+    day = Day(args.kit, args.work, args.out, args.seconds or (3600 if args.smoke else 540), args.smoke, args.only)
     failed = day.run()
     print(table(args.out)[-9000:], flush=True)
     return 1 if failed else 0

@@ -122,7 +122,7 @@ def main() -> None:
     history = history_tokens(config, 0.5 if args.smoke else 8.0, SLOTS)
     first = {"preset": args.preset, "history": history, "gib before": round(used_gib(device), 2)}
     save = Facts(args.out / "overlap.json", **first).save
-    weights = BackboneWeights.random(config, device, dtype, 0)
+    weights = BackboneWeights.random(config, device, str(dtype).removeprefix("torch."), 0)
     save("weights gib", round(sum(t.nbytes for t in weights.tensors.values()) / 2**30, 2))
     setting = Setting(config, device, dtype, 1, history)
     if device.type == "cuda":

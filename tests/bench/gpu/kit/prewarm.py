@@ -60,6 +60,8 @@ def launches(sets: tuple[str, ...]) -> Iterator[Launches]:
             yield Launches(name, "put", 1, pages)
             for rows in (1, 2, 4, 8):
                 yield from (Launches(name, kind, rows, pages, bank=kind == "perform") for kind in steps)
+        for rows, kind in ((1, "perform"), (4, "perform"), (1, "think"), (4, "think"), (1, "slot"), (4, "slot")):
+            yield Launches("v0.1-8b", kind, rows, 64, "fp8")  # what rounds to float8 knows nothing of the history
     if "served" in sets:
         amount = Amount.day()
         limits = Limits(amount.batch, room(preset("v0.1-8b"), amount)[0])
@@ -104,12 +106,14 @@ def run(task: Launches) -> None:
     import torch
 
     from engine_builder.presets import preset
+    from engine_builder.targets.precision import FP8, dtype_of
     from triton_models.gpu.kernels.history_index import HistoryIndex
     from triton_models.gpu.torch_cuda import passes
     from triton_models.gpu.torch_cuda.backbone import Backbone, History
     from triton_models.gpu.torch_cuda.weights import BackboneWeights, expected_shapes, is_matrix
 
-    config, dtype, rows = preset(task.preset), getattr(torch, task.dtype), task.rows
+    fp8, rows, config = task.dtype == "fp8", task.rows, preset(task.preset)
+    dtype = dtype_of(task.dtype)
     config = replace(config, backbone=replace(config.backbone, layers=1))
     b, v, a = config.backbone, config.video, config.audio
     index = HistoryIndex.empty(9 if task.bank or task.kind == "put" else rows, task.pages, PAGE_TOKENS, "meta")
@@ -119,8 +123,10 @@ def run(task: Launches) -> None:
         return
     if not task.bank:
         index.fill(*tables, PAGE_TOKENS)
-    shapes = expected_shapes(config)
+    shapes = expected_shapes(config, fp8)
     kinds = {name: dtype if is_matrix(name) else torch.float32 for name in shapes}
+    if fp8:
+        kinds |= {name.removesuffix(".scale"): FP8 for name in shapes if name.endswith(".scale")}
     weights = BackboneWeights(config, {name: torch.empty(shape, dtype=kinds[name]) for name, shape in shapes.items()})
     pool = torch.empty(b.layers, 2048, PAGE_TOKENS, b.kv_heads, b.head_dim, dtype=dtype)
     order = torch.empty(rows, dtype=torch.int32) if task.bank else None

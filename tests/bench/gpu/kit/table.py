@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-STEP_COLUMNS = ("step", "batch", "ms", "device_ms", "floor_ms", "plain_ms", "share_matmul", "share_copy")
+STEP_COLUMNS = ("precision", "step", "batch", "ms", "device_ms", "floor_ms", "plain_ms", "share_matmul", "share_copy")
 
 
 def rows(out: Path, name: str) -> list[dict[str, str]]:

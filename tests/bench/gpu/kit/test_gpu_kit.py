@@ -28,14 +28,11 @@ def results(tmp_path: Path) -> Path:
     (tmp_path / "stages.json").write_text(json.dumps({"smoke": False, "stages": stages}))
     files = {
         "machine/machine.json": json.dumps({"gpu": "NVIDIA H200", "torch": "2.11.0"}),
-        "v0.1-8b/gpu_steps.csv": "preset,step,batch,ms,device_ms,floor_ms,plain_ms,share_matmul,share_copy\n"
-        "v0.1-8b,perform,1,15.4,15.0,7.26,40,0.48,0.2\n",
+        "v0.1-8b/gpu_steps.csv": "preset,precision,step,batch,ms,device_ms,floor_ms,plain_ms,share_matmul,share_copy\n"
+        "v0.1-8b,bfloat16,perform,1,15.4,15.0,7.26,40,0.48,0.2\n",
         "v0.1-8b/gpu_units.csv": "preset,unit_ms,unit_floor_ms,sessions,sessions_floor,plain_sessions\n"
         "v0.1-8b,81.5,47.1,2,3,1\n",
         "overlap/overlap.json": '{"two streams": {"ov',  # cut short
-        "anchors/anchors.csv": "what,variant,batch,ms,tflops,gbs,note\n"
-        + "".join(f"product,{n} bf16,254,0.30,1,1,\nproduct,{n} fp8 a,254,0.15,1,1,\n" for n in ("qkv", "out"))
-        + "product,gate_up bf16,254,0.3,1,1,\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -49,7 +46,7 @@ def test_the_report_has_what_was_measured_and_says_what_was_not(results, tmp_pat
     assert "| `v0.1-8b` | 81.5 | 47.1 | 2 | 3 | 1 |" in text
     assert "| `v0.2-8b` | not yet run | not yet run |" in text
     assert "| thinker and performer overlap, one process | >= 1.3 | not yet run | not yet run |" in text
-    assert "| FP8 products against bf16 | >= 1.5 | not yet run | not yet run |" in text
+    assert "| `v0.1-8b` perform, FP8 against bf16 | >= 1.5 | not yet run | not yet run |" in text
     assert "Stages that failed: overlap (stopped at its limit)." in text
     assert [row["name"] for row in csv.DictReader((tmp_path / "csv/gpu_facts.csv").open())] == ["gpu", "torch"]
     report.figure(results, tmp_path / "csv")

@@ -82,7 +82,7 @@ def test_silu_mul():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_become_float8_with_a_scale_each(dtype):
-    sizes = torch.tensor([1.0, 1e-3, 300.0, 0.0, 1e-20], device=DEVICE)
+    sizes = torch.tensor([1.0, 1e-3, 300.0, 0.0, 1e-9], device=DEVICE)
     x = (normal(0, 5, 96) * sizes[:, None]).to(dtype)
     (values, scale), (want, want_scale) = fused.to_fp8(x), precision.to_fp8(x)
     torch.testing.assert_close(scale, want_scale)
