@@ -53,12 +53,13 @@ class Fp8Linear(nn.Module):
     def __init__(self, source: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         values, scale = to_fp8(source.weight)
-        self.weight, self.scale = (nn.Parameter(t, requires_grad=False) for t in (values.float(), scale))
+        # Whoever asks what the matrices are made of (attention does) hears the type of what lies between them.
+        self.weight, self.scale = (nn.Parameter(t, requires_grad=False) for t in (values.to(dtype), scale))
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
         values, scale = to_fp8(x.to(self.dtype))
-        y = nn.functional.linear(values.float(), self.weight) * self.scale * scale.unsqueeze(-1)
+        y = nn.functional.linear(values.float(), self.weight.float()) * self.scale * scale.unsqueeze(-1)
         return y.to(self.dtype).float()
 
 
@@ -70,7 +71,7 @@ def set_precision(model: DuplexModel, precision: str) -> DuplexModel:
     dtype = dtype_of(precision)
     if dtype == torch.float32:
         return model
-    _cast_linears(model.model, dtype, Fp8Linear if precision == "fp8" else CastLinear)
+    cast_linears(model.model, dtype, Fp8Linear if precision == "fp8" else CastLinear)
     model.modulation.project = CastLinear(model.modulation.project, dtype)  # type: ignore[assignment]
     if not model.config.backbone.tied_head:
         model.lm_head = CastLinear(model.lm_head, dtype)  # type: ignore[assignment]
@@ -80,9 +81,10 @@ def set_precision(model: DuplexModel, precision: str) -> DuplexModel:
     return model
 
 
-def _cast_linears(module: nn.Module, dtype: torch.dtype, kind: type[CastLinear] | type[Fp8Linear]) -> None:
+def cast_linears(module: nn.Module, dtype: torch.dtype, kind: type[CastLinear] | type[Fp8Linear]) -> None:
+    """Changes every linear layer under `module` into one of `kind`."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, kind(child, dtype))
         else:
-            _cast_linears(child, dtype, kind)
+            cast_linears(child, dtype, kind)

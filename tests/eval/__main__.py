@@ -44,8 +44,8 @@ class Evaluation:
             console.print(f"flite: not here; an unheard synthesiser is not asked. {synths.HOW_TO_GET['flite']}")
         self.console, self.minutes, self.processes = console, a.minutes, a.processes
         self.main = parts.main_parts(a.talks, a.quiet, a.sessions, a.minutes)
-        self.variants = parts.variant_parts(a.variants) if a.variants else []
-        self.oracle = [parts.oracle_part(min(4, a.variants))] if a.variants else []
+        self.variants = parts.variant_parts(a.variants, a.only) if a.variants else []
+        self.oracle = [parts.oracle_part(min(4, a.variants))] if a.variants and not a.only else []
         self.served = parts.served_part(a.served) if a.served else None
         self.results = Results()
         self.ceilings: dict[str, float] = {}
@@ -173,6 +173,9 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, default=6, help="long conversations")
     parser.add_argument("--minutes", type=int, default=10, help="length of the long conversations")
     parser.add_argument("--variants", type=int, default=8, help="conversations for each way of running the model")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="WAY", help="of these ways alone, by a part of the name"
+    )
     parser.add_argument("--served", type=int, default=8, help="conversations through a real tritonserver")
     parser.add_argument("--processes", type=int, default=2, help="workers, one thread each")
     console = Console()

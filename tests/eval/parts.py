@@ -9,7 +9,7 @@ recipe was mended; the two left-out timbres were not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from engine_builder.training.world.echo import Echo
@@ -99,8 +99,11 @@ def speaker_parts(talks: int, people: bool, foreign: bool) -> list[Part]:
     ]
 
 
-def variant_parts(talks: int) -> list[Part]:
-    """The same `talks` conversations played in different ways; the first is what the others are compared with."""
+def variant_parts(talks: int, only: Sequence[str] = ()) -> list[Part]:
+    """The same `talks` conversations played in different ways; the first is what the others are compared with.
+
+    only: of these ways alone, by a part of their names.
+    """
     base = Part("as served: window 16, 4 steps, float32", talks, 160, _FIRST_SEED + 6000)
     varied = [
         base,
@@ -121,7 +124,8 @@ def variant_parts(talks: int) -> list[Part]:
         replace(base, name="PyTorch float16, as in GPU engines", way="torch", precision="float16"),
         replace(base, name="PyTorch FP8, as in GPU engines", way="torch", precision="fp8"),
     ]
-    return [replace(part, group=f"variant: {part.name}") for part in varied]
+    wanted = [part for part in varied if not only or any(name in part.name for name in only)]
+    return [replace(part, group=f"variant: {part.name}") for part in wanted]
 
 
 def oracle_part(talks: int) -> Part:

@@ -55,7 +55,7 @@ def engines(request, model, tmp_path_factory):
     build_engines(root / "checkpoint", root / "engines", options)
     exact = copy.deepcopy(model)
     if request.param == "fp8":
-        set_precision(exact, "fp8").kv_dtype = torch.float32  # of the pools that tests draw
+        set_precision(exact, "fp8")
     return load_engines(root / "engines", STEPS, device="cuda:0"), TOLERANCE[request.param], exact
 
 
@@ -110,7 +110,7 @@ def test_another_process_reads_the_pool():
     program = """
 import sys, torch
 from dataclasses import replace
-from engine_builder.config import preset
+from engine_builder.presets import preset
 from triton_models.gpu.cuda.cuda_runtime import CudaRuntime
 from triton_models.gpu.cuda.device_pool import DevicePool
 config = preset("tiny")

@@ -161,7 +161,7 @@ def test_new_kv_goes_from_engine_to_pool_on_the_device(directories):
         out = engines["think"].run({**inputs, "k_pool": reader.k, "v_pool": reader.v})
         assert out["finite"].tolist() == [True]
         assert isinstance(out["k_new"], DeviceArray)
-        np.testing.assert_allclose(out["logits"], expected["logits"], atol=1e-5)
+        assert out["state_token"] == max(manifest.model.language.state_ids, key=expected["logits"][0].item)
         pool.write([Span(3, 1, tokens)], out["k_new"][:, 0], out["v_new"][:, 0], np.arange(tokens))
         for array, new in ((reader.k, "k_new"), (reader.v, "v_new")):
             written = tensor(array)[:, 3, 1 : 1 + tokens]

@@ -21,6 +21,7 @@ from torch import Tensor
 from engine_builder.model.steps import PerceiveStep, RenderStep
 from triton_models.runtime.engines.engine import EngineError
 from triton_models.runtime.kv.pool import Pool
+from triton_models.runtime.thinker.choice import Choice
 
 from ..cuda.buckets import Limits, used_pages
 from ..cuda.cuda_runtime import DeviceArray
@@ -202,14 +203,20 @@ class ThinkEngine(PagedStep):
     """Context blocks, slots and prompts. Each pass length has graphs of its own.
 
     With pools that are `DeviceArray`s, `k_new` and `v_new` come back as such, for `DevicePool.write` to take before the
-    next call overwrites them, and `finite` bool [B] says of which rows all numbers are. Otherwise they come back as
-    float32 of the host.
+    next call overwrites them, and `finite` bool [B] says of which rows all numbers are; in place of the logits come the
+    tokens that `Choice` would make of them. Otherwise all comes back as float32 of the host.
     """
 
     def __init__(self, backbone: Backbone, limits: Limits, lane: Lane) -> None:
         super().__init__(backbone, limits, lane)
         self._kv: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._last: CapturedCall | None = None  # owns the K and V that were handed out
+        language, device = backbone.weights.config.language, backbone.weights.device
+        choice = Choice(language)
+        with lane.current():
+            self._states = torch.tensor(choice.states, device=device)
+            self._barred = torch.zeros(language.vocab_size, dtype=torch.bool, device=device)
+            self._barred[torch.tensor(choice.barred, device=device)] = True
 
     def run(self, inputs: Inputs) -> Outputs:
         call, inputs, batch = self.call_for(inputs)
@@ -277,12 +284,18 @@ class ThinkEngine(PagedStep):
         kv = (kept["k_new"], kept["v_new"]) if kept else None
         thought = passes.think(self.backbone, history, *[t[name] for name in names], block_mask=mask, kv=kv)
         if kept:
-            return {"logits": thought.logits, "finite": thought.finite}
+            return {**self.choices(thought.logits), "finite": thought.finite}
         return {
             "logits": thought.logits,
             "k_new": thought.k.transpose(0, 1).float(),
             "v_new": thought.v.transpose(0, 1).float(),
         }
+
+    def choices(self, logits: Tensor) -> dict[str, Tensor]:
+        """logits [B, V] -> int64 [B]: the likeliest state, and of text and <eou> the likeliest; the first of equals."""
+        state = logits.index_select(1, self._states).argmax(1)
+        text = logits.masked_fill(self._barred, -torch.inf).argmax(1)
+        return {"state_token": self._states.index_select(0, state), "text_token": text}
 
 
 def _place(pool: Tensor) -> tuple[int, torch.Size]:

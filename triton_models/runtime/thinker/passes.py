@@ -21,6 +21,7 @@ from ..kv.retention import Kind
 from ..kv.tables import join, page_multiple, stack, stack_tables
 from ..messages import Float32, Int64, SessionError
 from ..validate import finite
+from .choice import Choice
 from .sessions import ThinkerSession
 
 Tensors = dict[str, Any]  # of an engine call; K and V may be on a device
@@ -54,8 +55,7 @@ class ThinkPass:
         self._pool = pool
         self._page_multiple = page_multiple(pool.geometry.page_tokens, self.config.backbone.head_dim)
         language = self.config.language
-        self._state_ids = language.state_ids
-        self._not_text = [i for i in language.special_ids if i != language.eou_id]  # never chosen for a text slot
+        self._choice = Choice(language)
         self._untyped = np.full((1, language.text_tokens + 1), language.pad_id, dtype=np.int64)
         self._untyped[0, -1] = language.query_id
         typed = range(language.text_tokens + 1)
@@ -110,7 +110,7 @@ class ThinkPass:
         for b, row in enumerate(rows):
             self._commit(row, b, out, fine[b], self._committed[len(row.text)])
             if row.error is None:
-                row.token = max(self._state_ids, key=out["logits"][b].item)
+                row.token = self._choice.state(out, b)
 
     def _block_ids(self, text: list[int]) -> Int64:
         """int64 [1, I]: typed text, padded, and the query."""
@@ -147,15 +147,7 @@ class ThinkPass:
             self._commit(row, b, out, fine[b], _SLOT)
             if row.error is None:
                 row.slots.append(row.token)
-                row.token = self._text_token(out["logits"][b])
-
-    def _text_token(self, logits: Float32) -> int:
-        """The likeliest of text and <eou>, the first of equals. Changes `logits` [V] if another one is likelier."""
-        token = int(logits.argmax())
-        if token in self._not_text:
-            logits[self._not_text] = -np.inf
-            token = int(logits.argmax())
-        return token
+                row.token = self._choice.text(out, b)
 
     def _commit(self, row: ThinkRow, b: int, out: Tensors, fine: bool, groups: Groups) -> None:
         """Writes token groups of batch row `b` to the history, or sets `row.error`."""

@@ -32,7 +32,8 @@ def draw_inputs(
 
 
 def reference(spec: StepSpec, inputs: Arrays) -> Arrays:
-    """The outputs of the step function in PyTorch on the CPU."""
+    """The outputs of the step function in PyTorch on the CPU; K and V are rounded to the type of its pools first."""
     with torch.no_grad():
-        results = spec.module(*(torch.from_numpy(inputs[name]) for name in spec.inputs))
-    return {name: tensor.numpy() for name, tensor in zip(spec.outputs, results, strict=True)}
+        results = spec.module(*(torch.from_numpy(inputs[name]).to(like.dtype) for name, like in spec.inputs.items()))
+    kinds = {torch.bfloat16: torch.float32}  # numpy has none
+    return {name: t.to(kinds.get(t.dtype, t.dtype)).numpy() for name, t in zip(spec.outputs, results, strict=True)}

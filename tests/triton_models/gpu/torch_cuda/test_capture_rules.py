@@ -2,11 +2,13 @@
 
 While a stream is captured nothing may wait for the device, nothing may come from pageable memory of the host, and all
 tensors are of one device. A number that Python reads off a tensor, a shape that depends on data, or a tensor made from
-Python numbers would break one of these.
+Python numbers would break one of these. And nothing that is allocated meanwhile may outlive the body: it lies in the
+memory that the next graph of the lane uses again.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,10 +18,12 @@ import numpy as np
 import pytest
 import torch
 from families import audio_config, video_config
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from engine_builder.checkpoint import random_model
-from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
+from engine_builder.config import FRAMES_PER_UNIT
 from engine_builder.presets import PRESETS, preset
 from engine_builder.targets.torch_cuda import pack_backbone
 from triton_models.gpu.cuda.buckets import Limits
@@ -50,18 +54,29 @@ FORBIDDEN = {
 
 
 class Rules(TorchDispatchMode):
-    """Counts operators and raises for those that a capture forbids."""
+    """Counts operators and raises for those that a capture forbids. `made`: memory that was allocated meanwhile."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operators = 0
+        self.made: list[StorageWeakRef] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.operators += 1
         name = func.overloadpacket.__name__
         if name in FORBIDDEN:
             raise AssertionError(f"{func}: not while a stream is captured")
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        given = {StorageWeakRef(t.untyped_storage()).cdata for t in tensors((args, kwargs))}
+        for tensor in tensors(result):
+            place = StorageWeakRef(tensor.untyped_storage())
+            if place.cdata not in given:
+                self.made.append(place)
+        return result
+
+
+def tensors(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
 @contextmanager
@@ -70,25 +85,33 @@ def rules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rules]:
     mode, body = Rules(), CapturedCall._body
 
     def guarded(call: CapturedCall) -> None:
+        warm = call._out is not None  # what is made once is made before the capture, in the first run
+        mode.made.clear()
         with mode:
             body(call)
+        if warm:
+            gc.collect()
+            left = [place for place in mode.made if not place.expired()]
+            assert not left, f"{len(left)} allocations outlive the body that is captured"
 
     with monkeypatch.context() as patch:
         patch.setattr(captured.CapturedCall, "_body", guarded)
         yield mode
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
+@pytest.fixture(scope="module", params=["float32", "fp8"])
+def backbone(request: pytest.FixtureRequest) -> Backbone:
     tiny = preset("tiny")
     small = replace(tiny.backbone, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate_size=48)
     model = random_model(replace(tiny, backbone=small), 0)
-    return Backbone(BackboneWeights(model.config, {n: t.detach() for n, t in pack_backbone(model, "float32").items()}))
+    packed = pack_backbone(model, request.param)
+    return Backbone(BackboneWeights(model.config, {name: tensor.detach() for name, tensor in packed.items()}))
 
 
-def pools(config: ModelConfig) -> dict[str, torch.Tensor]:
-    b = config.backbone
-    return {name: torch.zeros(b.layers, 6, PAGE_TOKENS, b.kv_heads, b.head_dim) for name in ("k_pool", "v_pool")}
+def pools(backbone: Backbone) -> dict[str, torch.Tensor]:
+    b, dtype = backbone.config, backbone.weights.dtype
+    shape = (b.layers, 6, PAGE_TOKENS, b.kv_heads, b.head_dim)
+    return {name: torch.zeros(shape, dtype=dtype) for name in ("k_pool", "v_pool")}
 
 
 def tables(rows: int) -> dict[str, np.ndarray]:
@@ -105,9 +128,9 @@ def test_passes_over_pages(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, 
     with rules(monkeypatch) as seen:
         engine = kind(backbone, LIMITS, Lane(CPU, warm_up=1))
         own = {**step_inputs(config, {}, name, 2, 8), **tables(2)}
-        engine.run({**own, **pools(config)})
+        engine.run({**own, **pools(backbone)})
         if name != "perform":
-            held = pools(config)
+            held = pools(backbone)
             engine.run({**own, **{name: device_array(pool) for name, pool in held.items()}})
     assert seen.operators > 50
 
@@ -115,7 +138,7 @@ def test_passes_over_pages(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, 
 def test_the_solver_bank(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     config = backbone.weights.config
     with rules(monkeypatch) as seen:
-        bank = SolverBank(backbone, LIMITS, Lane(CPU, warm_up=1), *pools(config).values(), slots=2)
+        bank = SolverBank(backbone, LIMITS, Lane(CPU, warm_up=1), *pools(backbone).values(), slots=2)
         inputs = step_inputs(config, {}, "perform", 1, 8)
         own = [inputs[n][0] for n in ("x_video", "x_audio", "rope_cos", "rope_sin")]
         slot = bank.put(*own, HistoryView(np.array([1, 2]), np.array([[0, 8], [0, 3]])))
@@ -166,3 +189,16 @@ def test_the_rules_are_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         CapturedCall(
             lambda t: {"x": t["x"] * float(t["x"].sum())}, {"x": captured.Slot((2,), "float32")}, Lane(CPU, warm_up=1)
         )
+
+
+def test_what_outlives_a_body_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[torch.Tensor] = []
+
+    def keeps(t: Any) -> dict[str, torch.Tensor]:
+        kept.append(t["x"] * 2.0)
+        return {"x": kept[-1]}
+
+    with rules(monkeypatch):
+        call = CapturedCall(keeps, {"x": captured.Slot((2,), "float32")}, Lane(CPU, warm_up=1))
+        with pytest.raises(AssertionError, match="1 allocations outlive"):
+            call.relaunch()

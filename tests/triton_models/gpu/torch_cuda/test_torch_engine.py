@@ -18,15 +18,17 @@ from engine_builder.manifest import STEPS, ManifestError
 from engine_builder.model.duplex import DuplexModel
 from engine_builder.model.steps import step_specs
 from engine_builder.presets import preset
-from engine_builder.targets.precision import set_precision
-from engine_builder.targets.torch_cuda import pack_backbone
+from engine_builder.targets.precision import Fp8Linear, cast_linears, set_precision
+from engine_builder.targets.torch_cuda import FP8_MATRICES, pack_backbone, pack_matrix
 from triton_models.gpu.cuda.buckets import Limits
 from triton_models.gpu.cuda.staging import HostBlock, Layout, Slot
+from triton_models.gpu.torch_cuda.backbone import Backbone
 from triton_models.gpu.torch_cuda.captured import Lane
 from triton_models.gpu.torch_cuda.engine import load_engines
-from triton_models.gpu.torch_cuda.steps import device_array, tensor_of
+from triton_models.gpu.torch_cuda.steps import PerformEngine, ThinkEngine, device_array, tensor_of
 from triton_models.gpu.torch_cuda.weights import BackboneWeights, WeightsError, expected_shapes
 from triton_models.runtime.engines.engine import EngineError
+from triton_models.runtime.thinker.choice import Choice
 
 pytestmark = pytest.mark.engine
 PAGES, PAGE_TOKENS = 3, 8
@@ -127,22 +129,41 @@ def test_steps_equal_the_model(engines, model, step):
         np.testing.assert_allclose(out[name].astype(float), want.astype(float), atol=tolerance, rtol=1e-4)
 
 
+def relative(got: Arrays, want: Arrays) -> dict[str, float]:
+    """How far each result is from the wanted one, as a share of its norm."""
+    return {name: float(np.linalg.norm(got[name] - want[name]) / np.linalg.norm(want[name])) for name in want}
+
+
+@pytest.mark.parametrize("step", ["think", "perform"])
+def test_fp8_products_equal_their_emulation(model, step):
+    """With float32 between the products both sides round the same numbers: kernels and scales have no excuse."""
+    packed = {name: tensor.detach() for name, tensor in pack_backbone(model, "float32").items()}
+    for name in [name for name in packed if name.endswith(FP8_MATRICES)]:
+        packed |= pack_matrix(name, packed[name], "fp8")
+    backbone = Backbone(BackboneWeights(model.config, packed))
+    kind = ThinkEngine if step == "think" else PerformEngine
+    inputs = example(model, step, batch=2)
+    got = kind(backbone, Limits(4, 4), Lane(CPU)).run(inputs)
+    alike = copy.deepcopy(model)
+    cast_linears(alike.model, torch.float32, Fp8Linear)
+    assert max(relative(got, oracle(alike, step, inputs)).values()) < 1e-3
+
+
 @pytest.mark.parametrize("step", ["think", "perform"])
 def test_fp8_engines_equal_the_model_in_fp8(model, directories, step):
-    """Rounded alike, they differ where a last bit of bf16 falls on the other side: much less than FP8 itself costs."""
+    """In bf16 no bound can be tight. Where two sides differ by a last bit (2^-8), a number falls on another side of a
+    rounding to e4m3, whose steps are s = 2^-3.5 of it, in 2^-8 / s of all cases and is then off by s: by
+    sqrt(2^-8 s) = 0.019 a product, half of what the rounding itself does. So they agree better than FP8 agrees with
+    what is not rounded; that the products are right is shown above, how much the rounding costs by `make eval`."""
     options = BuildOptions(target="torch-cuda", precision="fp8", max_batch=4, max_pages=4)
     manifest = build_engines(directories / "checkpoint", directories / f"fp8-{step}", options)
     assert (manifest.precision, manifest.pool_precision) == ("fp8", "bfloat16")
     inputs = example(model, step, batch=2)
-    fp8 = set_precision(copy.deepcopy(model), "fp8")
-    fp8.kv_dtype = torch.float32  # the inputs' pools
+    alike = set_precision(copy.deepcopy(model), "fp8")
     got = load_engines(directories / f"fp8-{step}", (step,), device="cpu")[step].run(inputs)
-    like, exact = oracle(fp8, step, inputs), oracle(model, step, inputs)
-    for name, want in like.items():
-        norm = np.linalg.norm(exact[name].astype(float))
-        error, cost = (np.linalg.norm(got[name].astype(float) - other) / norm for other in (want, exact[name]))
-        assert error < 0.03, (name, error)
-        assert cost < 0.15, (name, cost)
+    emulated, exact = oracle(alike, step, inputs), oracle(model, step, inputs)
+    error, cost = relative(got, emulated), relative(emulated, exact)
+    assert all(error[name] < cost[name] < 0.15 for name in cost), (error, cost)
 
 
 def test_slot_and_prompt_passes_equal_the_model(engines, model):
@@ -187,8 +208,24 @@ def test_new_kv_stays_on_the_device(directories, model):
     for name in ("k_new", "v_new"):
         new = tensor_of(out[name], CPU)
         np.testing.assert_allclose(new[:, [0, 2]], expected[name][:, [0, 2]], atol=1e-5, rtol=1e-4)
-    np.testing.assert_allclose(out["logits"][[0, 2]], expected["logits"][[0, 2]], atol=1e-5, rtol=1e-4)
+    language = model.config.language
+    assert out["state_token"][[0, 2]].tolist() == [
+        max(language.state_ids, key=expected["logits"][row].item) for row in (0, 2)
+    ]
     assert all(pools[name].equal(before[name]) for name in pools)
+
+
+@pytest.mark.parametrize("likely", [(9,), (300, 40), ("eou", 500), ("state", 7, 8), ("states", 11), ()])
+def test_tokens_are_chosen_on_the_device_as_on_the_host(engines, model, likely):
+    """Among equals the first; what is no text never as text."""
+    language = model.config.language
+    named = {"eou": (language.eou_id,), "state": language.state_ids[1:2], "states": language.state_ids[::-1]}
+    logits = np.zeros((1, language.vocab_size), dtype=np.float32)
+    for name in likely:
+        logits[:, list(named.get(name, (name,)))] = 2.0
+    chosen = {name: ids.item() for name, ids in engines["think"].choices(torch.from_numpy(logits)).items()}
+    host, out = Choice(language), {"logits": logits}
+    assert chosen == {"state_token": host.state(out, 0), "text_token": host.text(out, 0)}
 
 
 def test_bfloat16_stays_close_to_the_model(directories, model):
