@@ -77,7 +77,7 @@ def config_of(name: str, smoke: bool) -> ModelConfig:
     if not smoke:
         return config
     small = {"hidden_size": 32, "layers": 1, "heads": 4, "kv_heads": 2, "head_dim": 16, "intermediate_size": 48}
-    return replace(config, backbone=replace(config.backbone, **small))
+    return replace(config, backbone=replace(config.backbone, **small), language=replace(config.language, slots=2))
 
 
 def say(text: str) -> None:

@@ -106,7 +106,8 @@ def second_process(
     """The thinker in a process of its own, on the first one's weights."""
     device, dtype, history = place
     before = used_gib(device)
-    call = thought(Setting(config, device, dtype, 1, history), BackboneWeights(config, tensors))
+    setting = Setting(config, device, dtype, 1, history)  # its pools must outlive the call, which has their address
+    call = thought(setting, BackboneWeights(config, tensors))
     taken = used_gib(device) - before
     ready.set()
     go.wait()

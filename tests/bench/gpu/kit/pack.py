@@ -37,11 +37,7 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--python", type=Path, help="of the machine's versions; without it no kernels are compiled")
     args = parser.parse_args()
-    args.directory.mkdir(parents=True, exist_ok=True)
-    CACHE.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(HERE / "gpu_day.sh", args.directory / "gpu_day.sh")
-    (args.directory / "project.tgz").write_bytes(project())
-    wheels(args.directory / "wheels")
+    fill(args.directory)
     if args.python is not None:
         kernels(args.python, args.directory)
     files = [file for file in args.directory.rglob("*") if file.is_file() and "results" not in file.parts]
@@ -50,6 +46,15 @@ def main() -> int:
         print(f"{file.stat().st_size / 2**20:8.2f} MiB  {file.relative_to(args.directory)}")
     print(f"{size / 2**20:8.2f} MiB  of at most {MOST_BYTES >> 20}; there: bash gpu_day.sh")
     return 0 if size <= MOST_BYTES else 1
+
+
+def fill(directory: Path) -> None:
+    """Everything but the kernels."""
+    directory.mkdir(parents=True, exist_ok=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(HERE / "gpu_day.sh", directory / "gpu_day.sh")
+    (directory / "project.tgz").write_bytes(project())
+    wheels(directory / "wheels")
 
 
 def project() -> bytes:

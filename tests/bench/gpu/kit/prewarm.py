@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/triton_models/gpu/kernels"), str(RO
 PAGE_TOKENS = 16
 CAPABILITY, MULTIPROCESSORS, SHARED_BYTES = 90, 132, 232448  # H100 and H200
 SETS = ("parity", "bench", "served")
+SMOKE = "smoke"  # a few: that they compile with this Triton
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,12 @@ def launches(sets: tuple[str, ...]) -> Iterator[Launches]:
     from triton_models.gpu.cuda.buckets import Limits
 
     steps = ("perform", "think", "slot")
+    if SMOKE in sets:
+        yield Launches("tiny", "put", 1, 4)
+        yield from (Launches("tiny", kind, 1, 4, "fp8", bank=kind == "perform") for kind in steps)
     if "parity" in sets:
         for name in ("tiny", "v0.1-8b", "v0.1-0.6b"):
-            for dtype in ("bfloat16", "float32"):
+            for dtype in ("bfloat16", "float32", "fp8"):
                 for rows, pages in ((1, 64), (2, 128), (4, 128)):
                     yield from (Launches(name, kind, rows, pages, dtype) for kind in steps[:2])
     if "bench" in sets:
@@ -149,7 +153,7 @@ def run(task: Launches) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2)
-    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=(*SETS, SMOKE))
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
     begin = time.perf_counter()

@@ -86,6 +86,7 @@ def test_a_stage_that_hangs_or_dies_stops_no_other(tmp_path, monkeypatch):
 def test_every_stage_of_a_day_fits_in_nine_minutes_and_exists():
     names = [stage.name for stage in day.stages(smoke=False)]
     assert names[:4] == ["machine", "parity", "v0.1-8b", "overlap"]
+    assert sum(stage.seconds for stage in day.stages(smoke=False)) < 540
     assert {stage.name for stage in day.stages(smoke=True)} >= {"machine", "parity", "overlap", "anchors", "served"}
     for stage in [*day.stages(smoke=False), *day.stages(smoke=True)]:
         paths = [day.ROOT / str(word) for word in stage.command if str(word).startswith(("/", "tests/"))]
