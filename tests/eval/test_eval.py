@@ -93,6 +93,7 @@ def test_seeds_of_parts_do_not_meet() -> None:
     assert len(seeds) == len(set(seeds)) == sum(part.talks for part in everything)
     assert min(seeds) >= 8_000_000
     variants = variant_parts(8)
+    assert [part.precision for part in variant_parts(8, ("no engines", "FP8"))] == ["float32", "fp8"]
     assert len({part.seed for part in variants}) == 1
     assert len({part.group for part in variants}) == len(variants)
     assert not [part for part in main_parts(4, 0, 0, 10) if part.name in ("quiet", "minutes")]

@@ -110,7 +110,7 @@ class Day:
             "PYTHONFAULTHANDLER": "1",
             "TRITON_CACHE_DIR": str(cache),
             "TRITON_INTERPRET": "1" if smoke else "0",
-            "OMP_NUM_THREADS": "2" if smoke else "8",
+            "OMP_NUM_THREADS": "1" if smoke else "8",
         }
         if smoke:
             self.env["CUDA_VISIBLE_DEVICES"] = ""
