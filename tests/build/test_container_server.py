@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 
 from engine_builder.manifest import Manifest
+from tests.build.chart_pods import pods, render
+from tests.build.chart_pods import spec as pod_spec
 from tests.build.container_box import Box, Spec
 from tests.build.container_files import ELSEWHERE, ROOT, Stage, closure, compose, dockerfile
 from triton_models.launcher.installation import BACKEND_FILES, find_server
@@ -287,6 +289,52 @@ def test_clients_may_talk_and_nothing_else(web: tuple[Box, list[str]]) -> None:
     closed, units = json.loads(found.stdout)
     assert closed == dict.fromkeys(CALLS, "restricted")
     assert units == [0, 1]
+
+
+ASK = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).status)"
+
+
+def _until_ok(box: Box, url: str) -> None:
+    end = time.monotonic() + 60
+    while (found := box.run("python3", "-c", ASK, url)).stdout.strip() != "200":
+        assert time.monotonic() < end, found.stderr + box.log.read_text()
+        time.sleep(0.2)
+
+
+def test_pods_of_the_chart_run_as_they_are_rendered(
+    engines: Path, triton: Path, environment: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Command lines, volumes, user and read-only root of the CPU's values. What a cluster gives stays out: the sidecar
+    finds no Kubernetes and goes on, the balancer no servers in DNS."""
+    objects = render(tmp_path / "chart")["cpu"]
+    found, boxes = pods(objects), []
+
+    def start(name: str, number: int, stage: Stage, venv: Path, *more: str, within: Box | None = None) -> Box:
+        place = tmp_path / f"{name}-{number}"
+        place.mkdir()
+        spec = pod_spec(found[name], found[name]["containers"][number], objects, stage, place)
+        spec.mounts |= {"/opt/venv": str(venv), "/opt/tritonserver": str(triton), "/engines": str(engines)}
+        spec.mounts |= {"/etc/hosts": str(tmp_path / "hosts")}
+        spec.command += more
+        boxes.append(Box(spec, "10001:10001", tmp_path / f"{name}-{number}.log", network_of=within))
+        return boxes[-1]
+
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost avatar-balancer\n")
+    packages = environment("packages")
+    try:
+        server = start("server", 0, STAGES["server"], packages, "--admit-all", "--drain-seconds=0")
+        _until_ok(server, "http://127.0.0.1:8003/ready")
+        start("gateway", 0, STAGES["gateway"], environment("gateway-packages"), within=server)
+        _until_ok(boxes[-1], "http://127.0.0.1:8080/healthz")
+        sidecar = start("server", 1, STAGES["server"], packages, within=server)
+        haproxy = Stage("haproxy", "", entrypoint=["/usr/sbin/haproxy"], environment={"PATH": "/usr/sbin:/usr/bin"})
+        _until_ok(start("balancer", 0, haproxy, packages), "http://127.0.0.1:8404/live")
+        while "deletion cost: " not in sidecar.log.read_text():
+            assert sidecar.process.poll() is None
+            time.sleep(0.1)
+    finally:
+        codes = [box.stop(30) for box in boxes]
+    assert codes[:2] == [0, 0]
 
 
 def test_every_python_program_of_the_files_was_run_here() -> None:
