@@ -87,6 +87,10 @@ def _talk_arguments(talk: argparse.ArgumentParser) -> None:
     add("--seconds", type=seconds, metavar="S", help="stop after this long")
     agent = talk.add_argument_group("the agent (what is not given is the server's choice)")
     add_agent(agent)
+    agent.add_argument("--picture", type=Path, metavar="FILE", help="its face, for a model that takes one: becomes "
+        "what it looked like before the conversation")  # fmt: skip
+    agent.add_argument("--voice", type=Path, metavar="FILE", help="its voice, likewise: the first 2 s from where "
+        "somebody speaks")  # fmt: skip
     agent.add_argument("--seed", type=seed, metavar="N", help="of the noise; same seed and input, same answer")
     agent.add_argument("--session", type=_session, metavar="ID", help="its name, a number or a word (default: random)")
     add = talk.add_argument
@@ -110,7 +114,17 @@ def _converse(args: argparse.Namespace, console: Console) -> int:
         options["seed"] = args.seed
     typed = [TypedText(0.0, text) for text in args.text]
     typed += [TypedText(_when(at, text), text) for at, text in args.text_at]
-    request = Request(args.url, args.model, options, args.session, args.timeout, not args.no_reconnect, read_tls(args))
+    request = Request(
+        args.url,
+        args.model,
+        options,
+        args.session,
+        args.timeout,
+        not args.no_reconnect,
+        read_tls(args),
+        args.picture,
+        args.voice,
+    )
     talk = asyncio.run(
         hold(
             request,

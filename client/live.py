@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
+from .media.persona import with_references
 from .media.source import UserSource
 from .report import figures, film, timeline
 from .report.captions import printable
@@ -35,6 +36,8 @@ class Request:
     timeout: float = 10.0
     reconnect: bool = True
     tls: Tls | None = None
+    picture: Path | None = None  # of the agent
+    voice: Path | None = None
 
 
 async def hold(
@@ -49,6 +52,7 @@ async def hold(
         request.url, model=request.model, timeout=request.timeout, tls=request.tls
     ) as client:
         source = await asyncio.to_thread(read, client.shape)
+        options = with_references(request.options or {}, client.shape, request.picture, request.voice)
         for note in source.notes:
             console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
         stop = asyncio.Event()
@@ -58,7 +62,7 @@ async def hold(
                 client,
                 source,
                 folder,
-                options=request.options,
+                options=options,
                 session_id=request.session_id,
                 stop=stop,
                 timeout=request.timeout,

@@ -185,7 +185,7 @@ def _build(args: argparse.Namespace) -> int:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from .build import BuildOptions, build_engines
-    from .manifest import STEPS
+    from .manifest import ENCODE, STEPS
 
     options = BuildOptions(
         target=args.target,
@@ -197,13 +197,13 @@ def _build(args: argparse.Namespace) -> int:
         pool_pages=args.pool_pages,
         page_tokens=args.page_tokens,
     )
-    started = time.monotonic()
+    started, steps = time.monotonic(), (*STEPS, ENCODE)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
         task = display.add_task("load checkpoint", total=None)
 
         def progress(step: str, what: str) -> None:
-            text = f"[{STEPS.index(step) + 1}/{len(STEPS)}] {step}: {what}"
+            text = f"[{steps.index(step) + 1}/{len(steps)}] {step}: {what}"
             display.update(task, description=text)
             if not display.console.is_terminal:
                 print(text, file=sys.stderr, flush=True)

@@ -19,7 +19,18 @@ from .checkpoint import TOKENIZER, load_checkpoint, read_defaults, read_seed, re
 from .config import RECENT_UNITS, SINK_UNITS, ModelConfig
 from .export import export_step
 from .layout import window_pages
-from .manifest import GPU_TARGETS, MANIFEST, STEPS, TARGETS, EngineEntry, Manifest, StateFile, TensorSpec, sha256
+from .manifest import (
+    ENCODE,
+    GPU_TARGETS,
+    MANIFEST,
+    STEPS,
+    TARGETS,
+    EngineEntry,
+    Manifest,
+    StateFile,
+    TensorSpec,
+    sha256,
+)
 from .model.duplex import DuplexModel
 from .model.steps import start_states, state_sizes, step_specs
 from .targets import onnxruntime as ort_target
@@ -124,7 +135,7 @@ def build_engines(
 def verify_engines(directory: Path, target: str | None = None, trusted_key: Path | None = None) -> Manifest:
     """Checks the manifest, every hash and, with a key, the signature; raises `ManifestError`."""
     manifest = Manifest.load(directory)
-    manifest.verify(directory, STEPS, target, trusted_key=trusted_key)
+    manifest.verify(directory, target=target, trusted_key=trusted_key)
     return manifest
 
 
@@ -171,7 +182,7 @@ def _pack(
     """Writes packed weights; steps that share a file share its hash."""
     specs = torch_target.tensor_specs(model.config, builder.dtype)
     engines = {}
-    for step in STEPS:
+    for step in (*STEPS, ENCODE):
         progress(step, "pack weights")
         file, layout = builder.build_step(step, model, work)
         inputs, outputs = specs[step]

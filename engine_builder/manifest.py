@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -21,6 +22,7 @@ from .config import ConfigError, ModelConfig, from_json
 MANIFEST = "manifest.json"
 FORMAT = 2
 STEPS = ("perceive", "think", "perform", "render")
+ENCODE = "encode"  # the step that takes a persona's references; directories of before have none
 TENSORRT_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # target -> Python module
 GPU_TARGETS = (*TENSORRT_MODULES, "torch-cuda")
 TARGETS = ("onnxruntime", *GPU_TARGETS)
@@ -112,7 +114,11 @@ class Manifest:
     @property
     def state_bytes(self) -> int:
         """Codec state of one session, in float32: of perceive and of render."""
-        return 4 * sum(self.state.values())
+        return 4 * sum(size for step, size in self.state.items() if step != ENCODE)
+
+    def having(self, steps: Sequence[str]) -> tuple[str, ...]:
+        """Those of `steps` that are here: all, but for `encode` in a directory of before."""
+        return tuple(step for step in steps if step != ENCODE or step in self.engines)
 
     def save(self, directory: Path) -> None:
         data = {"format": FORMAT, **asdict(self), "model": self.model.to_dict()}
@@ -166,7 +172,7 @@ class Manifest:
                 got = getattr(self, name)
                 raise ConfigError(f"manifest.{name}: expected one of {', '.join(choices)}, got {got!r:.80}")
         for name, keys in _KEYS.items():
-            if set(getattr(self, name)) != set(keys):
+            if set(getattr(self, name)) - {ENCODE} != set(keys) or (ENCODE in self.engines) != (ENCODE in self.state):
                 got = ", ".join(getattr(self, name))
                 raise ConfigError(f"manifest.{name}: expected {', '.join(keys)}, got {got:.80}")
         if not set(self.start) <= set(self.state):
@@ -177,17 +183,18 @@ class Manifest:
     def verify(
         self,
         directory: Path,
-        steps: tuple[str, ...] = STEPS,
+        steps: tuple[str, ...] | None = None,
         target: str | None = None,
         trusted_key: Path | None = None,
     ) -> None:
-        """Refuses a directory whose files or target are not what the manifest says.
+        """Refuses a directory whose files of `steps` (None: of all), or whose target, are not what the manifest says.
 
         `trusted_key`: the public key that must have signed it; unsigned directories are then refused as well.
         Raises `ManifestError` listing every mismatch with expected, got and the command that rebuilds.
         """
         if trusted_key is not None:
             self._verify_signature(directory, trusted_key)
+        steps = tuple(self.engines) if steps is None else steps
         wrong: list[str] = []
         if target is not None and target != self.target:
             wrong.append(f"target: expected {target}, built for {self.target}")

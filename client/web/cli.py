@@ -15,13 +15,14 @@ from pathlib import Path
 
 from aiohttp import web
 
-from client.stream import DuplexError
+from client.stream import DuplexError, MediaError
 from client.stream.line import host_of
 from client.stream.tls import add_tls, read_tls
 
 from ..own_server import ServerFailed, server
 from ..terminal import count, minutes, port, seconds
 from .call.call_book import GRACE_SECONDS, CallBook
+from .call.personas import Personas
 from .door.access import PER_MINUTE, Access, is_loopback
 from .door.own_cert import make_certificate
 from .door.upstream import Upstream
@@ -68,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--max-sessions", type=count, default=64, help="conversations at once (%(default)s)")
     out.add_argument(
         "--grace", type=seconds, default=GRACE_SECONDS, help="seconds a client may be away and resume (%(default)s)"
+    )
+    out.add_argument(
+        "--personas",
+        type=Path,
+        metavar="DIR",
+        help="faces and voices that clients choose as `voice`: NAME.png, NAME.wav (2 s), NAME.txt (a prompt) there",
     )
     door = out.add_argument_group("who may come in (needed for any --host that is not loopback)")
     door.add_argument("--token", metavar="SECRET|@FILE", help="secret that opens the door and signs short-lived tokens")
@@ -136,7 +143,10 @@ async def serve(args: argparse.Namespace, access: Access) -> None:
     """Runs until SIGINT or SIGTERM. Raises OSError when the port is taken."""
     context = access.ssl_context()
     app = make_app(
-        access, Upstream(args.url, args.model, read_tls(args, "server_")), CallBook(args.max_sessions, args.grace)
+        access,
+        Upstream(args.url, args.model, read_tls(args, "server_")),
+        CallBook(args.max_sessions, args.grace),
+        Personas(args.personas),
     )
     runner = make_runner(app)
     await runner.setup()
@@ -182,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run(args, access)
     except KeyboardInterrupt:  # before the gateway listened; from then on it is a way to stop
         return 130
-    except (ValueError, OSError, DuplexError) as error:
+    except (ValueError, OSError, DuplexError, MediaError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

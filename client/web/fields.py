@@ -51,6 +51,11 @@ def jpeg_or_null(where: str, value: Any) -> bool:
     return value == "jpeg"
 
 
+def voice(where: str, value: Any) -> str:
+    """A name, or the object {"id": name} that stands for a voice of one's own."""
+    return text(where, value.get("id") if isinstance(value, dict) else value)
+
+
 def as_given(where: str, value: Any) -> Any:
     """The server knows what it takes."""
     return value
@@ -62,6 +67,7 @@ def of_model(call: Call, video: bool) -> dict[str, Any]:
         "unit_ms": UNIT_MS,
         "model_rate": call.shape.sample_rate,
         "prompts": list(call.prompts.known),
+        "voices": list(call.personas.names),
         "text_bytes": call.intake.text_bytes,
         "video": {
             "output": "jpeg" if video else None,

@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from .call.call_book import CallBook
+from .call.personas import Personas
 from .door.access import Access, Refused, bearer
 from .door.desk import DESK, Desk
 from .door.upstream import Upstream
@@ -39,12 +40,12 @@ HEADERS = {
 }
 
 
-def make_app(access: Access, upstream: Upstream, book: CallBook) -> web.Application:
+def make_app(access: Access, upstream: Upstream, book: CallBook, personas: Personas | None = None) -> web.Application:
     """Routes and lifecycle; the caller runs it. It closes `book` and `upstream` when it stops."""
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)  # its warnings quote subprotocols: tokens, that is
     logging.getLogger("aioice").setLevel(logging.WARNING)
     app = web.Application(middlewares=[_guard], client_max_size=64 << 10)
-    app[DESK] = Desk(access, upstream, book)
+    app[DESK] = Desk(access, upstream, book, personas)
     app[PEERS] = set()
     offer_addresses(access.host)
     app.add_routes(

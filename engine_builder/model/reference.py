@@ -4,7 +4,7 @@ Every engine, batch, page table and retention policy is tested against this file
 pass. Sequence: [ prompt | block and slots of unit 0, 1, ... | noisy latents of unit 0, 1, ... ]. The order of the
 parts does not matter, since RoPE positions are explicit and the mask says who sees whom:
 
-- a prompt token sees the prompt up to itself;
+- a prompt token sees the prompt up to itself; a persona's latents follow, each unit of which sees itself whole;
 - block k before its slots sees the prompt, itself in both directions, and what retention keeps of blocks j < k;
 - slot i of unit k sees the same and slots <= i;
 - noisy tokens of unit k see everything of unit k, each other, and what retention keeps of blocks j < k;
@@ -39,6 +39,7 @@ class Conversation:
     prompt int64 [B, Np] (padded on the right), z_video [B, K, n_v, c_v] and z_audio [B, K, n_a, c_a]: the committed
     latents z_0 .. z_{K-1}; e_video [B, K, n_ev, d], e_audio [B, K, n_ea, d]; text int64 [B, K, text_tokens];
     slots int64 [B, K, S]: the emitted tokens without `<eou>`; x_video, x_audio like z: noisy probes at tau [B, K].
+    own_video [B, P, n_v, c_v] and own_audio: latents of P units of a persona, if there is one.
     """
 
     prompt: Tensor
@@ -51,6 +52,8 @@ class Conversation:
     x_video: Tensor
     x_audio: Tensor
     tau: Tensor
+    own_video: Tensor | None = None
+    own_audio: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,15 @@ def unit_visibility(units: int, visible: Visible) -> tuple[Tensor, Tensor]:
 
 
 def conversation_mask(
-    config: ModelConfig, prompt_valid: Tensor, text_valid: Tensor, slot_valid: Tensor, visible: Visible
+    config: ModelConfig,
+    prompt_valid: Tensor,
+    text_valid: Tensor,
+    slot_valid: Tensor,
+    visible: Visible,
+    own_units: int = 0,
 ) -> Tensor:
-    """bool [B, T, T]: row may see column. prompt_valid [B, Np], text_valid [B, K, text_tokens], slot_valid
-    [B, K, S]."""
+    """bool [B, T, T]: row may see column. prompt_valid [B, Np + own latents], text_valid [B, K, text_tokens],
+    slot_valid [B, K, S]. own_units: of a persona, whose latents are the last of the prompt."""
     layout = UnitLayout.of(config)
     batch, prompt = prompt_valid.shape
     units = text_valid.shape[1]
@@ -104,7 +112,9 @@ def conversation_mask(
     units_mask = past | (same & own)
 
     mask = torch.zeros(batch, total, total, dtype=torch.bool)
-    mask[:, :prompt, :prompt] = torch.ones(prompt, prompt, dtype=torch.bool).tril()
+    words = prompt - own_units * noisy
+    step = torch.cat((torch.arange(words), words + torch.arange(own_units).repeat_interleave(noisy)))
+    mask[:, :prompt, :prompt] = step[None, :] <= step[:, None]  # the latents of a persona's unit see each other
     mask[:, prompt:, :prompt] = True
     mask[:, prompt:, prompt:] = units_mask
 
@@ -124,17 +134,25 @@ def forward(
     """Runs B conversations of K units in one pass; `mask` may be given when it was built before (training)."""
     c, t = model.config, conversation
     layout, pad = UnitLayout.of(c), c.language.pad_id
-    batch, prompt = t.prompt.shape
+    batch, words = t.prompt.shape
     units, d = t.z_video.shape[1], c.backbone.hidden_size
     span, noisy = layout.span, layout.latents
 
-    prompt_valid = t.prompt != pad
-    if mask is None:
-        mask = conversation_mask(c, prompt_valid, t.text != pad, t.slots != pad, visible)
-
     def latents(video: Tensor, audio: Tensor) -> Tensor:
         flat = model.embed_latents(video.flatten(0, 1), audio.flatten(0, 1))
-        return flat.view(batch, units, noisy, d)
+        return flat.view(batch, -1, noisy, d)
+
+    prefix, prompt_valid = model.model.embed_tokens(t.prompt), t.prompt != pad
+    prefix_positions = torch.arange(words).expand(batch, -1)
+    own_units = 0
+    if t.own_video is not None and t.own_audio is not None:
+        own_units, own = t.own_video.shape[1], latents(t.own_video, t.own_audio).flatten(1, 2)
+        own_positions = prompt_valid.sum(dim=1, keepdim=True) + torch.arange(own.shape[1])
+        prefix, prefix_positions = torch.cat((prefix, own), dim=1), torch.cat((prefix_positions, own_positions), dim=1)
+        prompt_valid = torch.cat((prompt_valid, torch.ones(own.shape[:2], dtype=torch.bool)), dim=1)
+    prompt = prefix.shape[1]
+    if mask is None:
+        mask = conversation_mask(c, prompt_valid, t.text != pad, t.slots != pad, visible, own_units)
 
     def previous(z: Tensor) -> Tensor:  # z_{k-1}, zeros before the first unit
         return torch.cat((torch.zeros_like(z[:, :1]), z[:, :-1]), dim=1)
@@ -152,7 +170,7 @@ def forward(
     )
     x = torch.cat(
         (
-            model.model.embed_tokens(t.prompt),
+            prefix,
             blocks.flatten(1, 2),
             latents(t.x_video, t.x_audio).flatten(1, 2),
         ),
@@ -162,7 +180,7 @@ def forward(
     origin = prompt_valid.sum(dim=1, keepdim=True)
     clean_positions = origin + torch.arange(units * span)
     noisy_positions = (torch.arange(1, units + 1)[:, None] * span + torch.arange(noisy)).flatten() + origin
-    positions = torch.cat((torch.arange(prompt).expand(batch, -1), clean_positions, noisy_positions), dim=1)
+    positions = torch.cat((prefix_positions, clean_positions, noisy_positions), dim=1)
     cos, sin = (torch.from_numpy(table).to(x.dtype) for table in rope_tables(c.backbone, positions.numpy()))
 
     modulations = [m.repeat_interleave(noisy, dim=1) for m in model.modulation(t.tau)]

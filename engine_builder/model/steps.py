@@ -1,4 +1,4 @@
-"""The four step functions, and only these four, that are exported and served (DESIGN 3).
+"""The four step functions that are exported and served (DESIGN 3), and `encode`, which a persona's references take.
 
 Each is a module over the shared `DuplexModel` with tensor-only inputs and outputs in a fixed order. History arrives
 as pages: the KV pool [L, pages, page, G, D] and, per row, the ids of its pages and the visible range of each.
@@ -68,6 +68,31 @@ class PerceiveStep(nn.Module):
     def start(self) -> Tensor:
         """State [Sp] of a session before its first unit."""
         return torch.cat((self.model.audio_encoder.start(), self.model.video_encoder.start()))
+
+
+class EncodeStep(nn.Module):
+    """pcm [B, N], frames uint8 [B, 4, H, W, 3], state [B, Se] -> z_video, z_audio, state_out: media as the agent's own.
+
+    Called while a session opens, for the picture and the voice that it is to have.
+    """
+
+    def __init__(self, model: DuplexModel) -> None:
+        super().__init__()
+        self.model = model
+        self.audio_state = model.audio_codec.encoder_size
+
+    @property
+    def state_size(self) -> int:
+        return self.audio_state + self.model.video_codec.encoder_size
+
+    def forward(self, pcm: Tensor, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z_audio, audio_state = self.model.audio_codec.encode(pcm, state[:, : self.audio_state])
+        z_video, video_state = self.model.video_codec.encode(frames, state[:, self.audio_state :])
+        return z_video, z_audio, torch.cat((audio_state, video_state), dim=1)
+
+    def start(self) -> Tensor:
+        """State [Se] before the first unit."""
+        return torch.cat((self.model.audio_codec.start()[0], self.model.video_codec.start()[0]))
 
 
 class ThinkStep(nn.Module):
@@ -186,10 +211,11 @@ class StepSpec:
 
 
 def step_specs(model: DuplexModel, batch: int = 2, pages: int = 3, page_tokens: int = 16) -> dict[str, StepSpec]:
-    """The four steps with zero-valued example inputs; `pages` pages a row out of a pool of `2 * pages`."""
+    """The steps with zero-valued example inputs; `pages` pages a row out of a pool of `2 * pages`."""
     c = model.config
     b, v, a = c.backbone, c.video, c.audio
     perceive, think, perform, render = PerceiveStep(model), ThinkStep(model), PerformStep(model), RenderStep(model)
+    encode = EncodeStep(model)
     half = b.head_dim // 2
     pool = torch.zeros(b.layers, 2 * pages, page_tokens, b.kv_heads, b.head_dim, dtype=model.kv_dtype)
     table = torch.zeros(batch, pages, dtype=torch.int64)
@@ -207,17 +233,14 @@ def step_specs(model: DuplexModel, batch: int = 2, pages: int = 3, page_tokens: 
     def rope(tokens: int) -> dict[str, Tensor]:
         return {"rope_cos": torch.ones(batch, tokens, half), "rope_sin": torch.zeros(batch, tokens, half)}
 
+    def media(state: int) -> dict[str, Tensor]:
+        frames = torch.zeros(batch, FRAMES_PER_UNIT, v.height, v.width, 3, dtype=torch.uint8)
+        return {"pcm": torch.zeros(batch, a.unit_samples), "frames": frames, "state": torch.zeros(batch, state)}
+
+    of_media = {"pcm": rows, "frames": rows, "state": rows}
     return {
         "perceive": StepSpec(
-            "perceive",
-            perceive,
-            {
-                "pcm": torch.zeros(batch, a.unit_samples),
-                "frames": torch.zeros(batch, FRAMES_PER_UNIT, v.height, v.width, 3, dtype=torch.uint8),
-                "state": torch.zeros(batch, perceive.state_size),
-            },
-            ("e_audio", "e_video", "state_out"),
-            {"pcm": rows, "frames": rows, "state": rows},
+            "perceive", perceive, media(perceive.state_size), ("e_audio", "e_video", "state_out"), of_media
         ),
         "think": StepSpec(
             "think",
@@ -276,12 +299,13 @@ def step_specs(model: DuplexModel, batch: int = 2, pages: int = 3, page_tokens: 
             ("pcm", "frames", "state_out"),
             {"z_video": rows, "z_audio": rows, "state": rows},
         ),
+        "encode": StepSpec("encode", encode, media(encode.state_size), ("z_video", "z_audio", "state_out"), of_media),
     }
 
 
 def codec_parts(step: str, config: ModelConfig) -> tuple[str, ...]:
-    """The parts of a `DuplexModel` whose weights perceive or render uses."""
-    if step == "render":
+    """The parts of a `DuplexModel` whose weights perceive, render or encode uses."""
+    if step in ("render", "encode"):
         return ("audio_codec", "video_codec")
     streams = {"audio": config.audio, "video": config.video}
     shared = tuple(f"{stream}_codec" for stream, c in streams.items() if c.perceive == "codec")
@@ -289,13 +313,16 @@ def codec_parts(step: str, config: ModelConfig) -> tuple[str, ...]:
 
 
 def state_sizes(config: ModelConfig) -> dict[str, int]:
-    """Floats of per-session state of the two stateful steps, from the config alone (meta tensors, no memory)."""
+    """Floats of state of the stateful steps, from the config alone (meta tensors, no memory)."""
     with torch.device("meta"):
-        model = DuplexModel(config)
-    return {"perceive": PerceiveStep(model).state_size, "render": RenderStep(model).state_size}
+        return {step: module.state_size for step, module in _stateful(DuplexModel(config)).items()}
 
 
 def start_states(model: DuplexModel) -> dict[str, Tensor]:
     """State [S] of a session before its first unit, of the steps where it is not all zeros."""
-    states = {"perceive": PerceiveStep(model).start(), "render": RenderStep(model).start()}
+    states = {step: module.start() for step, module in _stateful(model).items()}
     return {step: state for step, state in states.items() if bool(state.any())}
+
+
+def _stateful(model: DuplexModel) -> dict[str, PerceiveStep | RenderStep | EncodeStep]:
+    return {"perceive": PerceiveStep(model), "render": RenderStep(model), "encode": EncodeStep(model)}

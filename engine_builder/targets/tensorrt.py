@@ -66,7 +66,7 @@ def profiles(config: ModelConfig, step: str, limits: Limits) -> list[Symbols]:
         "pool_pages": pool,
         "page_tokens": (limits.page_tokens,) * 3,
     }
-    if step in ("perceive", "render"):
+    if step in ("perceive", "render", "encode"):
         return [{"batch": rows}]
     if step == "perform":
         return [paged]

@@ -26,7 +26,7 @@ from ..model.steps import StepSpec, codec_parts, step_specs
 from .precision import dtype_of, to_fp8
 
 FILE_SUFFIX = ".safetensors"
-FILES = {"perceive": "perceive", "think": "backbone", "perform": "backbone", "render": "render"}
+FILES = {"perceive": "perceive", "think": "backbone", "perform": "backbone", "render": "render", "encode": "render"}
 SEED, PRECISION = "seed", "precision"
 FP8_MATRICES = ("qkv", "out", "gate_up", "down")
 POOLS = ("k_pool", "v_pool")
@@ -96,7 +96,7 @@ class WeightsBuilder:
         if path.exists():  # written for another step
             return path, self._layouts[path.name]
         metadata = None
-        if step in ("perceive", "render"):
+        if step in ("perceive", "render", "encode"):
             tensors = pack_modules(model, codec_parts(step, self.config))
         elif self.seed is not None:
             tensors, metadata = {}, {SEED: str(self.seed), PRECISION: self.precision}

@@ -26,7 +26,7 @@ def rehearse(engines: EngineSet, pool: Pool, solver: Solver | None) -> None:
             bank.rehearse()
             continue
         for rows in limits.all_rows():
-            if step in ("perceive", "render"):
+            if step in ("perceive", "render", "encode"):
                 engine.run(step_inputs(engines.config, engines.state_sizes, step, rows, 0))
                 continue
             for name in ("think", "slot") if step == "think" else (step,):

@@ -18,6 +18,7 @@ UInt8 = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 
 MAX_PROMPT_BYTES = 16_384  # of a persona prompt, checked before anything tokenises it
+MAX_PERSONA_UNITS = 13  # of a persona's voice: 2 s
 MAX_TEXT_BYTES = 4096  # typed text of one unit, UTF-8: more than anybody types in 160 ms, a paste of a page included
 MAX_QUEUED_TEXT = 1024  # typed tokens that may wait in the thinker for later units
 
@@ -72,13 +73,18 @@ class HistoryView(Message, frozen=True):
 
 
 class OpenJob(Message, frozen=True):
-    """Opens a session in the thinker: pages are reserved and the persona prompt is prefilled."""
+    """Opens a session in the thinker: pages are reserved and the persona is prefilled.
+
+    picture uint8 [H, W, 3] and voice float32 [units, N] are encoded as the agent's own past, after the prompt.
+    """
 
     session: Name
     epoch: Count
     prompt: Annotated[str, Meta(max_length=MAX_PROMPT_BYTES)] = ""
     seed: Annotated[int, Meta(ge=0)] = 0
     retention: Any = "full"  # JSON form; `retention.parse` validates it
+    picture: UInt8 | None = None
+    voice: Float32 | None = None
 
 
 class PerceiveJob(Message, frozen=True):

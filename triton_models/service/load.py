@@ -19,6 +19,7 @@ def load_engines(
     and the command that rebuilds it) or `EngineError` (a library or a GPU is missing, or does not take the file).
     """
     manifest = Manifest.load(engine_dir)
+    steps = manifest.having(steps)
     if manifest.target in GPU_TARGETS:
         from ..gpu.serving import load_engines as load  # a CPU needs nothing of it
 

@@ -21,6 +21,8 @@ from typing import Any
 
 from msgspec import structs
 
+from engine_builder.manifest import ENCODE
+
 from ..runtime.budget.costs import CostTable
 from ..runtime.duplex.contract import UnitRequest, UnitResponse
 from ..runtime.duplex.duplex import Duplex
@@ -103,7 +105,9 @@ class LocalRuntime:
         self._sessions: dict[str, LocalSession] = {}
         self._tokenizer = TextTokenizer.load(engines.tokenizer_path, config.language)
         given: dict[str, Any] = {
-            "limits": OptionLimits(solver_steps=config.solver.steps, max_solver_steps=config.solver.max_steps),
+            "limits": OptionLimits(
+                config.solver.steps, config.solver.max_steps, model=config, encodes=ENCODE in engines.engines
+            ),
             "degrade": False,
             "max_sessions": MAX_SESSIONS,
             "max_in_flight": 2,
@@ -142,9 +146,11 @@ class LocalRuntime:
         retention: object = "full",
         steps: int | None = None,
         name: str | None = None,
+        persona: object = None,
     ) -> LocalSession:
         """A session, which begins with its first unit; `steps` are solver steps a unit (None: the model's)."""
-        options = {"prompt": prompt, "seed": seed, "retention": retention, "hold_open": True}
+        options: dict[str, object] = {"seed": seed, "retention": retention, "hold_open": True}
+        options |= {"prompt": prompt} if persona is None else {"persona": persona}
         return LocalSession(self, name or f"local-{next(_numbers)}", options, steps or self.config.solver.steps)
 
     def converse(self, units: Iterable[UserUnit], **options: Any) -> list[AgentUnit]:

@@ -18,13 +18,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from client.stream import DuplexClient, DuplexError, DuplexSession, Resumed, UnitResponse, UnitShape, UserUnit
+from client.stream import (
+    DuplexClient,
+    DuplexError,
+    DuplexSession,
+    MediaError,
+    Resumed,
+    UnitResponse,
+    UnitShape,
+    UserUnit,
+)
 from client.stream.units import Float32, UInt8
 
 from ..rates import Bucket
 from .fence import Fence
 from .intake import Intake, Stamp
 from .outbox import Journal, Kind, Message, Outbox, OutboxFull
+from .personas import Personas
 from .prompts import Prompts
 from .unit_clock import UnitClock
 
@@ -74,11 +84,20 @@ class Dialect(Protocol):
 class Call:
     """One conversation. `key` is a capability: whoever knows it may take the conversation over."""
 
-    def __init__(self, client: DuplexClient, *, live: bool, limit_seconds: float, resumable: bool = True) -> None:
+    def __init__(
+        self,
+        client: DuplexClient,
+        *,
+        live: bool,
+        limit_seconds: float,
+        resumable: bool = True,
+        personas: Personas | None = None,
+    ) -> None:
         self.key = secrets.token_urlsafe(18)
         self.shape: UnitShape = client.shape
         self.model: dict[str, Any] = {"name": client.model, "server": client.server, "parameters": client.parameters}
         self.prompts = Prompts.of(client.parameters)
+        self.personas = personas or Personas()
         self.delegation = client.parameters.get("delegation", "")  # what the model writes to hand work over
         text_bytes = _whole(client.parameters.get("text_bytes", ""))
         self.intake = Intake(client.shape, live=live, limit_seconds=limit_seconds, text_bytes=text_bytes)
@@ -175,8 +194,13 @@ class Call:
 
     # -- the model ---------------------------------------------------------------------------------------------
     def start(self, options: Mapping[str, Any] | None = None) -> None:
-        """Opens the session, once; errors come through `Dialect.on_end`."""
+        """Opens the session, once; errors come through `Dialect.on_end`. `voice` of the options names a persona."""
         if self.started or self.closed:
+            return
+        try:
+            options = self.personas.applied(options or {}, self.shape)
+        except MediaError as error:
+            self._finish(DuplexError("UNAVAILABLE", str(error)))
             return
         session = self._client.session(None, options, timeout=ANSWER_SECONDS, reconnect=True, on_resume=self._mended)
         self._task = asyncio.create_task(self._run(session), name=f"call-{self.key[:6]}")

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from ..call.call import Call
 from ..call.call_book import CallBook
+from ..call.personas import Personas
 from ..rates import Rates
 from .access import Access, Refused, bearer
 from .metrics import Metrics
@@ -19,10 +20,11 @@ from .upstream import Upstream
 class Desk:
     """Shared by all handlers of one application."""
 
-    def __init__(self, access: Access, upstream: Upstream, book: CallBook) -> None:
+    def __init__(self, access: Access, upstream: Upstream, book: CallBook, personas: Personas | None = None) -> None:
         self.access = access
         self.upstream = upstream
         self.book = book
+        self.personas = personas or Personas()
         self.refused: Counter[str] = Counter()  # requests turned away, by reason
         self.metrics = Metrics(self.stats)
         self.busy: set[Any] = set()  # connections with a request under way
@@ -49,7 +51,7 @@ class Desk:
         """A conversation that has not begun. Raises DuplexError: BookFull, or the model is not there."""
         self.book.check_room()
         link = await self.upstream.take()
-        call = Call(link.client, live=live, limit_seconds=limit_seconds, resumable=resumable)
+        call = Call(link.client, live=live, limit_seconds=limit_seconds, resumable=resumable, personas=self.personas)
         try:
             self.book.add(call)
         except BaseException:

@@ -62,7 +62,9 @@ class LiveCommands(EventReader):
         session = self._session
         if session.config is not None:
             raise EventError("session_already_started", "session.start: this connection has its session", "type")
-        session.start(LiveConfig.read(event.get("session"), session.call.prompts.choose), event.get("event_id"))
+        call = session.call
+        config = LiveConfig.read(event.get("session"), call.prompts.choose, call.personas.names)
+        session.start(config, event.get("event_id"))
 
     def _begun(self, event: Event) -> LiveConfig:
         if self._session.config is None:

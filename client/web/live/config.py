@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..call.call import Call
 from ..events import wrong
-from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, of_model, text
+from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, of_model, text, voice
 from ..media import G711_RATE, Format
 
 PCM_RATES = (16_000, 24_000)
@@ -29,6 +29,7 @@ class LiveConfig:
     """What is in force. delegation: its type as asked for.  no_effect: what was asked for and changes nothing."""
 
     instructions: str = ""
+    voice: str = ""
     form: Format = field(default_factory=Format)
     delegation: str = "client"
     video: bool = False
@@ -36,8 +37,11 @@ class LiveConfig:
     no_effect: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, given: Any, choose: Callable[[str], str]) -> LiveConfig:
-        """choose: the prompt in force for what was asked. Raises EventError for the first field that is wrong."""
+    def read(cls, given: Any, choose: Callable[[str], str], voices: Collection[str] = ()) -> LiveConfig:
+        """choose: the prompt in force for what was asked.  voices: names that there are.
+
+        Raises EventError for the first field that is wrong.
+        """
         if not isinstance(given, dict):
             raise wrong("session", "an object", given)
         if "model" not in given:
@@ -54,6 +58,9 @@ class LiveConfig:
         asked = values.get("instructions", "")
         in_force = choose(asked)
         no_effect = [f"session.{path}: {why}" for path, why in _NO_EFFECT.items() if values.get(path)]
+        if (asked_voice := values.get("audio.output.voice", "")) and asked_voice not in voices:
+            known = f"one of {', '.join(voices)}, or its own" if voices else "one voice, its own"
+            no_effect.append(f"session.audio.output.voice: the model has {known}")
         if asked and asked != in_force:
             no_effect.append(f"session.instructions: the checkpoint knows its own prompts; {in_force!r} is in force")
         delegation = values.get("delegation", "client")
@@ -61,6 +68,7 @@ class LiveConfig:
             no_effect.append(f"session.delegation: no {delegation} backend is here; the application answers")
         return cls(
             instructions=in_force,
+            voice=asked_voice,
             form=values.get("audio.format", Format()),
             delegation=delegation,
             video=values.get("wan.video.output", False),
@@ -70,7 +78,8 @@ class LiveConfig:
 
     def model_options(self) -> dict[str, Any]:
         """Options of the start request."""
-        return {**({"prompt": self.instructions} if self.instructions else {}), **self.options}
+        own = {"prompt": self.instructions, "voice": self.voice}
+        return {**{name: value for name, value in own.items() if value}, **self.options}
 
     def show(self, call: Call, model: str, expires_at: int) -> dict[str, Any]:
         """The session resource."""
@@ -83,7 +92,7 @@ class LiveConfig:
             "instructions": self.instructions,
             "audio": {
                 "format": {"type": f"audio/{self.form.kind}", "rate": self.form.rate},
-                "output": {"voice": "model"},
+                "output": {"voice": call.personas.in_force(self.voice)},
             },
             "delegation": {"type": "client"},
             "store": False,
@@ -149,7 +158,7 @@ def _format(where: str, value: Any) -> Format:
 
 
 def _voice(where: str, value: Any) -> str:
-    return text(where, _only(where, value, ("id",)).get("id") if isinstance(value, dict) else value)
+    return voice(where, _only(where, value, ("id",)) if isinstance(value, dict) else value)
 
 
 def _delegation(where: str, value: Any) -> str:
@@ -210,7 +219,6 @@ _FIELDS: dict[str, Read] = {
 _GROUPS = groups_of(_FIELDS)
 _UPDATES = ("delegation", "triggers")
 _NO_EFFECT = {
-    "audio.output.voice": "the model has one voice, its own",
     "input": "the model knows what it has lived through, and no history before that",
     "store": "nothing is stored",
     "safety_identifier": "nobody reads it",

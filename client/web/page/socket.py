@@ -21,7 +21,7 @@ TOKEN_PROTOCOL = "wan-token."
 HELLO_SECONDS = 10.0
 MAX_MESSAGE = 1 << 20  # bytes; a strip of four 480p frames as JPEG has a quarter of that
 LIVE_SECONDS = 0.4  # of a microphone may wait; older sound is dropped
-OPTIONS = ("prompt", "seed", "solver_steps", "retention")  # of the model's, which a page may choose
+OPTIONS = ("prompt", "voice", "seed", "solver_steps", "retention")  # of the model's, which a page may choose
 
 
 async def page_socket(request: web.Request) -> web.StreamResponse:
@@ -105,6 +105,7 @@ def welcome(desk: Desk, call: Call, session: PageSession, missed: int) -> str:
         },
         "model": call.model,
         "prompt": {"in_force": session.options.get("prompt", ""), "known": call.prompts.known},
+        "voice": {"in_force": call.personas.in_force(session.options.get("voice")), "known": call.personas.names},
         "token": desk.renewed_token(),
         "grace_s": desk.book.grace,
     }

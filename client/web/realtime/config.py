@@ -8,7 +8,7 @@ from typing import Any
 
 from ..call.call import Call
 from ..events import EventError, wrong
-from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, of_model, text
+from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, of_model, text, voice
 from ..media import G711_RATE, HIGHEST_RATE, LOWEST_RATE, Format
 from .wording import Wording
 
@@ -27,7 +27,8 @@ CAPABILITIES = {
     "resume": "session.resume with session_id and last_event_id, after session.created of the new socket",
     "transcription": "what the model itself writes down of what it heard, where the checkpoint does; on unless set to "
     "null, and no other model or language can be asked for",
-    "not_supported": ["tools", "voices", "responses outside the conversation"],
+    "voice": "one of wan.voices, which this gateway offers; any other leaves the model's own, 'model'",
+    "not_supported": ["tools", "responses outside the conversation"],
 }
 # As OpenAI fills in what a client leaves out: clients act on these, though nothing here listens to the thresholds.
 _DETECTION: dict[str, dict[str, Any]] = {
@@ -51,6 +52,7 @@ class SessionConfig:
     )
     transcription: dict[str, Any] | None = field(default_factory=lambda: dict(_TRANSCRIPTION))
     video: bool = False
+    voice: str = ""  # as it was asked for; see Personas.in_force
     options: dict[str, Any] = field(default_factory=dict)  # seed, solver_steps, retention
     ignored: tuple[str, ...] = ()  # what clients gave that nothing here answers to
 
@@ -79,6 +81,8 @@ class SessionConfig:
                 value = read(where, value)
                 if name == "instructions":
                     value = self.instructions if started else choose(value)
+                if name == "voice" and started:
+                    value = self.voice
                 if name != "options":
                     new = replace(new, **{name: value} if name else {})
                 elif started and value != self.options.get(path.removeprefix("wan.")):
@@ -91,10 +95,13 @@ class SessionConfig:
 
     def model_options(self) -> dict[str, Any]:
         """Options of the start request."""
-        return {**({"prompt": self.instructions} if self.instructions else {}), **self.options}
+        own = {"prompt": self.instructions, "voice": self.voice}
+        return {**{name: value for name, value in own.items() if value}, **self.options}
 
     def show(self, call: Call, model: str, wording: Wording, grace: float) -> dict[str, Any]:
         """The session object of session.created and session.updated."""
+        in_force = call.personas.in_force(self.voice)
+        ignored = {*self.ignored, *(["audio.output.voice"] if self.voice not in ("", in_force) else [])}
         common: dict[str, Any] = {
             "id": call.key,
             "object": "realtime.session",
@@ -105,7 +112,7 @@ class SessionConfig:
             "wan": {
                 **of_model(call, self.video),
                 "resume_grace_s": grace,
-                "ignored": list(self.ignored),
+                "ignored": sorted(ignored),
                 "capabilities": CAPABILITIES,
                 **self.options,
             },
@@ -113,7 +120,7 @@ class SessionConfig:
         if wording.beta:
             return common | {
                 "modalities": wording.modalities(self.modality),
-                "voice": "model",
+                "voice": in_force,
                 "input_audio_format": _BETA[self.input.kind],
                 "output_audio_format": _BETA[self.output.kind],
                 "input_audio_transcription": self.transcription,
@@ -128,7 +135,11 @@ class SessionConfig:
             "max_output_tokens": "inf",
             "audio": {
                 "input": {"format": _show_format(self.input), **hears},
-                "output": {"format": _show_format(self.output), "voice": "model", "speed": 1.0},
+                "output": {
+                    "format": _show_format(self.output),
+                    "voice": in_force,
+                    "speed": 1.0,
+                },
             },
         }
 
@@ -203,6 +214,8 @@ _FIELDS: dict[str, tuple[str, Read]] = {
     "input_audio_transcription": ("transcription", _transcription),
     "audio.input.transcription": ("transcription", _transcription),
     "wan.video.output": ("video", jpeg_or_null),
+    "voice": ("voice", voice),
+    "audio.output.voice": ("voice", voice),
     **{path: ("options", read) for path, read in MODEL_OPTIONS.items()},
 }
 _GROUPS = groups_of(_FIELDS)

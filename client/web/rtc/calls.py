@@ -97,7 +97,7 @@ async def live_call(request: web.Request) -> web.Response:
     session = LiveSession(call, desk.upstream.model)
     call.dialect = session
     try:
-        config = LiveConfig.read(body.get("session"), call.prompts.choose)
+        config = LiveConfig.read(body.get("session"), call.prompts.choose, call.personas.names)
         if config.form != Format():
             raise EventError("unsupported_parameter", "session.audio.format: WebRTC negotiates its own")
     except EventError as error:

@@ -41,6 +41,7 @@ function start(resume = null) {
   notice("");
   const options = { seed: Number(at("seed").value) || 0 };
   if (at("prompt").value.trim()) options.prompt = at("prompt").value.trim();
+  if (at("voice").value.trim()) options.voice = at("voice").value.trim();
   link = new Link(options, at("webrtc").checked);
   const mine = ++serving;
   for (const [type, handle] of Object.entries({ phase, message, audio, video })) {
@@ -71,6 +72,11 @@ async function begin(welcome) {
   const { in_force: prompt, known } = welcome.prompt;
   if (known.length && at("prompt").value.trim() && at("prompt").value.trim() !== prompt) {
     notice(`This model knows the prompts ${known.join(", ")}; in force is ${prompt}.`);
+  }
+  const names = welcome.voice.known;
+  at("voices").replaceChildren(...names.map((name) => new Option(name, name)));
+  if (at("voice").value.trim() && at("voice").value.trim() !== welcome.voice.in_force) {
+    notice(names.length ? `The faces and voices here are ${names.join(", ")}.` : "This gateway offers the model's own voice only.");
   }
   if (!fresh) {
     if (webrtc) {

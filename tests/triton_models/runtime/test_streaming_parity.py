@@ -61,6 +61,8 @@ class Script:
     seed: int
     steps: int
     texts: dict[int, str]
+    picture: np.ndarray | None = None  # of a persona
+    voice: np.ndarray | None = None
 
 
 SCRIPTS = (
@@ -118,7 +120,7 @@ class Duo:
     """Thinker and performer over recording engines; `run` takes sessions through UNITS units in step."""
 
     def __init__(self, engine_dir: Path, pages: int = 400) -> None:
-        whole = load_engines(engine_dir, ("perceive", "think", "perform", "render"))
+        whole = load_engines(engine_dir, ("perceive", "think", "perform", "render", "encode"))
         self.config = whole.config
         self.blocks = BlockManager(pages, PAGE_TOKENS)
         self.names: list[str] = []
@@ -152,7 +154,7 @@ class Duo:
         self.names = [script.name for script in scripts]
         logs = {script.name: Log(self.tokenizer.encode(script.prompt)) for script in scripts}
         for script in scripts:
-            self.thinker.open(OpenJob(script.name, 1, script.prompt, script.seed, policy))
+            self.thinker.open(OpenJob(script.name, 1, script.prompt, script.seed, policy, script.picture, script.voice))
         self.think.rows.clear()
         for unit in range(units):
             thoughts = self.thinker.think([self._hear(script, unit) for script in scripts])

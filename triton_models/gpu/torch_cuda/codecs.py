@@ -13,7 +13,7 @@ from torch import nn
 
 from engine_builder.config import ModelConfig
 from engine_builder.model.duplex import DuplexModel, MediaParts
-from engine_builder.model.steps import PerceiveStep, RenderStep, codec_parts
+from engine_builder.model.steps import EncodeStep, PerceiveStep, RenderStep, codec_parts
 
 from .weights import WeightsError, read_tensors
 
@@ -41,7 +41,12 @@ def render_module(config: ModelConfig, device: torch.device) -> RenderStep:
     return RenderStep(cast(DuplexModel, _Parts("render", config))).to(device).eval()
 
 
-def load_module(step: PerceiveStep | RenderStep, path: Path) -> None:
+def encode_module(config: ModelConfig, device: torch.device) -> EncodeStep:
+    """The encode step with untrained weights."""
+    return EncodeStep(cast(DuplexModel, _Parts("encode", config))).to(device).eval()
+
+
+def load_module(step: PerceiveStep | RenderStep | EncodeStep, path: Path) -> None:
     """Copies the weights of a file into a step. `WeightsError` lists what does not fit."""
     tensors, targets = read_tensors(path, "cpu"), step.model.state_dict()
     wrong = sorted(set(targets) ^ set(tensors))

@@ -70,20 +70,35 @@ def _engine(
         render = codecs.render_module(config, lane.device)
         codecs.load_module(render, path)
         return render_engine(config, render, limits, lane)
+    if step == "encode":
+        encode = codecs.encode_module(config, lane.device)
+        codecs.load_module(encode, path)
+        return media_engine(config, encode, ("z_video", "z_audio", "state_out"), limits, lane)
     if backbone is None:
-        raise EngineError(f"step {step}: expected perceive, think, perform or render")
+        raise EngineError(f"step {step}: expected perceive, think, perform, render or encode")
     return ThinkEngine(backbone, limits, lane) if step == "think" else PerformEngine(backbone, limits, lane)
 
 
 def perceive_engine(config: ModelConfig, module: codecs.PerceiveStep, limits: Limits, lane: Lane) -> StatefulStep:
     """The engine of a perceive step that lies on the lane's device."""
+    return media_engine(config, module, ("e_audio", "e_video", "state_out"), limits, lane)
+
+
+def media_engine(
+    config: ModelConfig,
+    module: codecs.PerceiveStep | codecs.EncodeStep,
+    outputs: tuple[str, ...],
+    limits: Limits,
+    lane: Lane,
+) -> StatefulStep:
+    """The engine of a step that takes a unit of sound and pictures."""
     v = config.video
     shapes = {
         "pcm": ((config.audio.unit_samples,), "float32"),
         "frames": ((FRAMES_PER_UNIT, v.height, v.width, 3), "uint8"),
         "state": ((module.state_size,), "float32"),
     }
-    return StatefulStep(module, shapes, ("e_audio", "e_video", "state_out"), limits, lane)
+    return StatefulStep(module, shapes, outputs, limits, lane)
 
 
 def render_engine(config: ModelConfig, module: codecs.RenderStep, limits: Limits, lane: Lane) -> StatefulStep:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine_builder.model.steps import PerceiveStep, RenderStep
+from engine_builder.model.steps import EncodeStep, PerceiveStep, RenderStep
 from triton_models.runtime.engines.engine import EngineError
 from triton_models.runtime.kv.pool import Pool
 from triton_models.runtime.thinker.choice import Choice
@@ -56,14 +56,14 @@ class Step:
 
 
 class StatefulStep(Step):
-    """`perceive` or `render`: a module over rows, without history. `shapes`: its inputs in order, without the batch.
+    """A codec's step: a module over rows, without history. `shapes`: its inputs in order, without the batch.
 
-    `run` takes states of the host and gives them back; who serves sessions takes a `bank`.
+    `run` takes states of the host and gives them back; who serves units takes a `bank`.
     """
 
     def __init__(
         self,
-        module: PerceiveStep | RenderStep,
+        module: PerceiveStep | RenderStep | EncodeStep,
         shapes: Mapping[str, tuple[tuple[int, ...], str]],
         outputs: tuple[str, ...],
         limits: Limits,
@@ -76,6 +76,7 @@ class StatefulStep(Step):
     def bank(self, start: np.ndarray, sessions: int) -> StateBank:
         """Room for the states of so many sessions on the device."""
         media = {name: shape for name, shape in self._shapes.items() if name != "state"}
+        assert not isinstance(self._module, EncodeStep), "it runs before its session has any"
         self.kept = StateBank(self._module, media, self._outputs, self._limits, self._lane, sessions, start)
         return self.kept
 

@@ -150,7 +150,8 @@ class Duplex:
         if not request.start:
             return text, None, interrupts(request.options, self._limits)
         start = SessionOptions.parse(request.options, self._limits)
-        return text, replace(start, prompt_tokens=self._tokens(start.prompt)), False
+        tokens = self._tokens(start.prompt) + start.persona.units * self._config.latent_tokens
+        return text, replace(start, prompt_tokens=tokens), False
 
     def _tokens(self, text: str) -> int:
         return self._count_tokens(text) if text else 0

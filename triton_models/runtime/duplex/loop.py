@@ -93,7 +93,9 @@ class UnitLoop:
             talk.rest(ahead / 1e9)
         if work.accepted.started:
             retention = options.retention.to_json()
-            self._call(work, self._call_thinker, OpenJob(name, epoch, options.prompt, options.seed, retention))
+            picture, voice = options.persona.picture, options.persona.voice
+            job = OpenJob(name, epoch, options.prompt, options.seed, retention, picture, voice)
+            self._call(work, self._call_thinker, job)
 
         talk.wait_for("thought", unit - 1)
         heard: PerceiveJob | None = PerceiveJob(name, epoch, unit, request.pcm, request.frames)

@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
-from engine_builder.config import RECENT_UNITS, SINK_UNITS
-from engine_builder.manifest import Manifest
+from engine_builder.config import RECENT_UNITS, SINK_UNITS, ModelConfig
+from engine_builder.manifest import ENCODE, Manifest
 
 from ..kv import retention as policies
 from ..kv.retention import Retention, Window
 from ..messages import MAX_TEXT_BYTES, SessionError
+from .persona import Persona, largest
 
 MAX_HOME = 2048  # characters of a home token; ours have a few hundred
 MAX_SEED = 2**63 - 1  # fits every JSON reader's and Triton's signed 64-bit integer
@@ -24,8 +25,10 @@ class OptionLimits:
     solver_steps: int = 4  # default
     max_solver_steps: int = 16
     max_prompt_bytes: int = 16_384
-    max_json_bytes: int = 65_536
+    max_json_bytes: int = 65_536  # beside the references of a persona
     text_bytes: int = MAX_TEXT_BYTES  # typed in one unit; a checkpoint may have learnt to read less
+    model: ModelConfig = field(default_factory=ModelConfig)  # whose sizes references have
+    encodes: bool = False  # and whether its engines take any
     # Its cost is flat however long a session lasts.
     retention: Retention = field(default_factory=lambda: Window(SINK_UNITS, RECENT_UNITS))
 
@@ -36,8 +39,13 @@ class OptionLimits:
         Raises ValueError for a retention that no policy knows.
         """
         solver, given = manifest.model.solver, manifest.defaults.get("retention")
-        text_bytes = min(manifest.defaults.get("text_bytes", MAX_TEXT_BYTES), MAX_TEXT_BYTES)
-        limits = cls(solver_steps=solver.steps, max_solver_steps=solver.max_steps, text_bytes=text_bytes)
+        limits = cls(
+            solver_steps=solver.steps,
+            max_solver_steps=solver.max_steps,
+            text_bytes=min(manifest.defaults.get("text_bytes", MAX_TEXT_BYTES), MAX_TEXT_BYTES),
+            model=manifest.model,
+            encodes=ENCODE in manifest.engines,
+        )
         return limits if given is None else replace(limits, retention=policies.parse(given))
 
 
@@ -45,7 +53,8 @@ class OptionLimits:
 class SessionOptions:
     """Validated options of one session.
 
-    prompt        persona prompt, prefilled before unit 0
+    prompt        persona prompt, prefilled before unit 0; may be given as that of `persona`
+    persona       picture and voice, prefilled after it
     seed          of the noise: same seed and same input give the same output
     retention     what the history keeps
     solver_steps  evaluations of the velocity field a unit, before any degradation
@@ -53,7 +62,7 @@ class SessionOptions:
     resume        a lost connection keeps the session for the grace time instead of ending it
     home          with `resume`: the token of the first answer, where the server is one of a fleet
     given         the fields that the client named
-    prompt_tokens of the prompt, for whoever has counted them
+    prompt_tokens of prompt and persona, for whoever has counted them
     """
 
     prompt: str
@@ -65,6 +74,7 @@ class SessionOptions:
     home: str = ""
     given: frozenset[str] = frozenset()
     prompt_tokens: int = 0
+    persona: Persona = field(default_factory=Persona)
 
     @classmethod
     def parse(cls, raw: str | bytes | None, limits: OptionLimits) -> SessionOptions:
@@ -77,7 +87,14 @@ class SessionOptions:
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise _invalid("options", f"only the fields {', '.join(known)}", unknown)
-        prompt = given.get("prompt", "")
+        prompt, persona = given.get("prompt", ""), Persona()
+        if "persona" in given:
+            try:
+                persona, prompt = Persona.parse(given["persona"], limits.model, limits.encodes)
+            except ValueError as error:
+                raise SessionError("INVALID_ARGUMENT", f"options.{error}") from None
+            if "prompt" in given:
+                raise _invalid("options.prompt", "it in the persona or beside it, not twice", given["prompt"])
         if not isinstance(prompt, str):
             raise _invalid("options.prompt", "a string", prompt)
         try:
@@ -98,6 +115,7 @@ class SessionOptions:
             resume=_flag(given, "resume"),
             home=_short(given, "home"),
             given=frozenset(given),
+            persona=persona,
         )
 
 
@@ -121,7 +139,7 @@ def _load(raw: str | bytes | None, limits: OptionLimits) -> dict[str, object]:
     """The JSON object of `raw`, its fields not yet validated."""
     if not raw:
         return {}
-    _check_size("options", len(raw), limits.max_json_bytes)
+    _check_size("options", len(raw), limits.max_json_bytes + (largest(limits.model) if limits.encodes else 0))
     try:
         given = json.loads(raw)
     except (ValueError, RecursionError) as error:  # ValueError covers JSON and UTF-8 alike

@@ -19,7 +19,7 @@ from .target import HostTarget, Target
 
 Tensors = Mapping[str, np.ndarray]
 
-THINKER_STEPS = ("perceive", "think")
+THINKER_STEPS = ("perceive", "think", "encode")  # the last one where the directory has it
 PERFORMER_STEPS = ("perform", "render")
 TARGET = "onnxruntime"  # what runs here; GPU targets are loaded by `triton_models.gpu`
 
@@ -90,7 +90,7 @@ class EngineSet:
 
     config: ModelConfig
     engines: Mapping[str, Engine]
-    state_sizes: Mapping[str, int]  # floats of per-session state of "perceive" and "render"
+    state_sizes: Mapping[str, int]  # floats of per-session state of "perceive", "render" and, if there, "encode"
     max_batch: int  # rows that one call may have
     tokenizer_path: Path
     manifest: Manifest | None = None  # None: made by hand, as tests do

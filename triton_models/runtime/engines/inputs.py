@@ -22,11 +22,11 @@ def step_inputs(config: ModelConfig, states: Mapping[str, int], name: str, batch
         shapes = (batch, rows * video.tokens, video.latent_dim), (batch, rows * audio.tokens, audio.latent_dim)
         return rng.standard_normal(shapes[0], dtype=np.float32), rng.standard_normal(shapes[1], dtype=np.float32)
 
-    if name == "perceive":
+    if name in ("perceive", "encode"):
         return {
             "pcm": rng.standard_normal((batch, audio.unit_samples), dtype=np.float32) * np.float32(0.1),
             "frames": rng.integers(0, 256, (batch, FRAMES_PER_UNIT, video.height, video.width, 3), dtype=np.uint8),
-            "state": np.zeros((batch, states["perceive"]), np.float32),
+            "state": np.zeros((batch, states[name]), np.float32),
         }
     if name == "render":
         z_video, z_audio = latents(1)

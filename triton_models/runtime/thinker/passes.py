@@ -62,19 +62,47 @@ class ThinkPass:
         self._masks = [self._block_mask(count)[None] for count in typed]
         self._committed = [self._block_tokens(count) for count in typed]
 
-    def prefill(self, session: ThinkerSession, start: int, count: int) -> None:
-        """Commits prompt tokens from `start` on, at most `count`: causal, the earlier ones seen as history.
+    def prefill(self, session: ThinkerSession, count: int) -> None:
+        """Commits the next tokens of the prompt, at most `count`: causal, the earlier ones seen as history.
 
         Raises SessionError: INTERNAL if the result is not finite, RESOURCE_EXHAUSTED if no page is left.
         """
+        start = session.prefilled
         ids = np.array([session.prompt[start : start + count]], dtype=np.int64)
         tokens = ids.shape[1]
         cos, sin = rope_tables(self.config.backbone, np.arange(start, start + tokens)[None])
         out = self._run([session.table], self._words(ids, (cos, sin), np.tri(tokens, dtype=bool)[None]))
+        self._commit_prompt(session, out, tokens)
+
+    def prefill_own(self, session: ThinkerSession, z_video: Float32, z_audio: Float32) -> None:
+        """Commits latents [n_v, c_v], [n_a, c_a] as the next unit of the agent's past: they see each other, and all
+        that was prefilled before. A context block of which nothing else is kept, so that engines know its shape.
+
+        Raises SessionError as `prefill` does.
+        """
+        lay, d = self.layout, self.config.backbone.hidden_size
+        own = np.zeros((lay.slot_offset, lay.slot_offset), dtype=bool)
+        own[: lay.latents, : lay.latents] = True
+        np.fill_diagonal(own, True)
+        cos, sin = rope_tables(self.config.backbone, np.arange(lay.slot_offset)[None] + session.prefilled)
+        inputs = {
+            "z_video": z_video[None],
+            "z_audio": z_audio[None],
+            "e_video": np.zeros((1, self.config.video.perceive_tokens, d), np.float32),
+            "e_audio": np.zeros((1, self.config.audio.perceive_tokens, d), np.float32),
+            "ids": self._untyped,
+            "rope_cos": cos,
+            "rope_sin": sin,
+            "block_mask": own[None],
+        }
+        self._commit_prompt(session, self._run([session.table], inputs), lay.latents)
+
+    def _commit_prompt(self, session: ThinkerSession, out: Tensors, tokens: int) -> None:
         if not _finite_rows(out, 1)[0]:
             raise SessionError("INTERNAL", f"prompt of session {session.id!r}: the think engine gave NaN or Inf")
         spans = session.table.append("prompt", -1, tokens)
         self._pool.write(spans, out["k_new"][:, 0], out["v_new"][:, 0], np.arange(tokens))
+        session.prefilled += tokens
 
     def think(self, rows: Sequence[ThinkRow]) -> None:
         """Block and slots of each row: fills `row.slots` (the state first) or `row.error`."""

@@ -42,7 +42,9 @@ class ThinkerSession:
     e_video: Float32  # e of unit `perceived`, [n_ev, d]
     e_audio: Float32  # [n_ea, d]
     typed: deque[int] = field(default_factory=deque)  # at most MAX_QUEUED_TEXT
-    ready: bool = False  # the prompt is in the history
+    persona_units: int = 0  # of the agent's past, which the references give
+    prefilled: int = 0  # tokens of prompt and persona that are in the history
+    ready: bool = False  # all of them are
     perceived: int = -1
     thought: int = -1
     perceive_ms: float = 0.0
@@ -83,8 +85,8 @@ class ThinkerSession:
 
     @property
     def origin(self) -> int:
-        """RoPE position at which unit 0 begins: the number of prompt tokens."""
-        return len(self.prompt)
+        """RoPE position at which unit 0 begins: the number of tokens of prompt and persona."""
+        return len(self.prompt) + self.persona_units * (len(self.z_video) + len(self.z_audio))
 
     def check_perceive(self, unit: int) -> None:
         """ValueError unless `unit` is the one to perceive: e has one place, so think(unit - 1) comes first."""
@@ -134,7 +136,7 @@ class ThinkerSessions:
     def get(self, session: str) -> ThinkerSession | None:
         return self._sessions.get(session)
 
-    def new(self, job: OpenJob) -> ThinkerSession:
+    def new(self, job: OpenJob, persona_units: int = 0) -> ThinkerSession:
         """A session that is not ready yet. Raises SessionError ALREADY_EXISTS, RESOURCE_EXHAUSTED, INVALID_ARGUMENT."""
         if job.session in self._sessions:
             raise SessionError("ALREADY_EXISTS", f"session {job.session!r} is open; end it before starting it again")
@@ -145,7 +147,8 @@ class ThinkerSessions:
         except ValueError as error:
             raise SessionError("INVALID_ARGUMENT", str(error)) from None
         prompt = self._tokenizer.encode(job.prompt)
-        need = retention.pages_needed(policy, self._config, len(prompt), self._blocks.page_tokens, None)
+        tokens = len(prompt) + persona_units * self._config.latent_tokens
+        need = retention.pages_needed(policy, self._config, tokens, self._blocks.page_tokens, None)
         if self._max_pages is not None and need is not None and need > self._max_pages:
             raise TooManyPages(job.session, need, self._max_pages)
         table = PageTable(self._blocks, job.session, policy, self._max_pages)
@@ -159,6 +162,7 @@ class ThinkerSessions:
             table=table,
             text_stream=self._tokenizer.stream(),
         )
+        session.persona_units = persona_units
         self._sessions[session.id] = session
         return session
 

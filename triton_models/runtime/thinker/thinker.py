@@ -28,6 +28,7 @@ from ..kv.pool import Pool
 from ..messages import CloseJob, OpenJob, PerceiveJob, PerformJob, SessionError, ThinkJob, ThinkResult
 from ..metrics import Metrics
 from .passes import ThinkPass, ThinkRow
+from .references import References
 from .sessions import ThinkerSession, ThinkerSessions
 
 # Prompt tokens of one think call: about the cost of a few blocks, so an opening delays nobody long. The longer the
@@ -68,38 +69,45 @@ class Thinker:
         self._hand_over, self._seal = hand_over, seal
         self._pass = ThinkPass(engines, pool)
         self._encoder = CodecStep(engines, "perceive", ("e_audio", "e_video", "state_out"), self.metrics, max_sessions)
+        self._references = References(engines, self.metrics)
         self._sessions = ThinkerSessions(engines, pool, blocks, tokenizer, self._encoder.states, max_sessions)
 
     # -- opening and closing -----------------------------------------------------------------------------------
     def open(self, job: OpenJob) -> None:
-        """Opens a session and prefills its prompt. Raises SessionError."""
+        """Opens a session and prefills its persona. Raises SessionError."""
         for _ in self.open_stepwise(job):
             pass
 
     def open_stepwise(self, job: OpenJob) -> Iterator[None]:
-        """`open`, but yields before each chunk of the prompt, so that other sessions are served in between.
+        """`open`, but yields before each chunk of prompt and references, so that other sessions are served in between.
 
         Raises SessionError: ALREADY_EXISTS, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, INTERNAL, or ABORTED if the session
         was closed meanwhile. After an error, or when the iterator is dropped, the session holds nothing.
         """
-        session = self._sessions.new(job)
+        session = self._sessions.new(job, self._references.units(job))
         self.metrics.count("opened")
         try:
-            start = 0
-            while start < session.origin:
+            for prefill in self._prefills(session, job):
                 yield
                 if self._sessions.get(session.id) is not session:
                     raise SessionError("ABORTED", f"session {session.id!r} was closed while it was opening")
-                begin, count = time.perf_counter(), min(prompt_chunk(start), session.origin - start)
-                crashed = self._guarded("prompt", partial(self._pass.prefill, session, start, count))
+                begin, done = time.perf_counter(), session.prefilled
+                crashed = self._guarded("prompt", prefill)
                 if crashed:
                     raise crashed
-                self._timed("prompt", begin, count)
-                start += count
+                self._timed("prompt", begin, session.prefilled - done)
             session.ready = True
         finally:
             if not session.ready:
                 self._drop(session)
+
+    def _prefills(self, session: ThinkerSession, job: OpenJob) -> Iterator[Callable[[], None]]:
+        """What an opening does, call by call: the prompt in chunks, then the agent's own past, a unit at a time."""
+        while (left := len(session.prompt) - session.prefilled) > 0:
+            yield partial(self._pass.prefill, session, min(prompt_chunk(session.prefilled), left))
+        latents = self._references.latents(job)
+        for _ in range(session.persona_units):
+            yield lambda: self._pass.prefill_own(session, *next(latents))
 
     def close(self, job: CloseJob) -> None:
         """Frees and scrubs the pages of a session; an unknown session or an older epoch is no error."""

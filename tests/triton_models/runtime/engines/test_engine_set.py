@@ -25,12 +25,12 @@ def copied(mini_engines: Path, tmp_path: Path) -> Path:
 
 def test_a_role_loads_its_steps_and_what_goes_with_them(mini_engines: Path) -> None:
     engines = load_engines(mini_engines, THINKER_STEPS)
-    assert set(engines.engines) == {"perceive", "think"}
+    assert set(engines.engines) == {"perceive", "think", "encode"}
     assert engines.config.name == "mini"
     assert engines.max_batch == 4
     assert engines.tokenizer_path.is_file()
-    assert set(engines.state_sizes) == {"perceive", "render"}
-    with pytest.raises(EngineError, match="step perform: expected one of perceive, think, which were loaded"):
+    assert set(engines.state_sizes) == {"perceive", "render", "encode"}
+    with pytest.raises(EngineError, match="step perform: expected one of perceive, think, encode, which were loaded"):
         engines["perform"]
 
 
