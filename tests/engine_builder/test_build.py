@@ -11,7 +11,7 @@ import torch
 from engine_builder.__main__ import main
 from engine_builder.build import BuildOptions, build_engines, verify_engines
 from engine_builder.checkpoint import load_checkpoint
-from engine_builder.manifest import STEPS, ManifestError
+from engine_builder.manifest import ENCODE, STEPS, ManifestError
 from engine_builder.model.steps import step_specs
 
 pytestmark = pytest.mark.engine
@@ -25,14 +25,14 @@ def copy(tiny_engines, tmp_path):
 def test_build_writes_what_the_manifest_says(tiny_engines, tiny_checkpoint):
     manifest = verify_engines(tiny_engines)
     assert manifest.model == load_checkpoint(tiny_checkpoint).config
-    assert set(manifest.engines) == set(STEPS)
+    assert set(manifest.engines) == {*STEPS, ENCODE}
     assert "random (seed 0)" in manifest.weights
     think = {t.name: t for t in manifest.engines["think"].inputs}
     assert think["block_mask"].shape == ("batch", "tokens", "tokens")
     assert think["ids"].dtype == "int64"
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [*STEPS, ENCODE])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_engines_compute_what_the_steps_compute(tiny_engines, tiny_checkpoint, step, batch):
     spec = step_specs(load_checkpoint(tiny_checkpoint), batch=batch, pages=4)[step]
@@ -93,7 +93,7 @@ def test_foreign_directory_is_not_overwritten(tiny_checkpoint, tmp_path):
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [*STEPS, ENCODE])
 def test_one_altered_byte_is_refused(copy, step):
     path = copy / f"{step}.onnx"
     data = bytearray(path.read_bytes())

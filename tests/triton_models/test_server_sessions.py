@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -70,6 +71,21 @@ def test_a_session_replays_bit_for_bit(server: Any) -> None:
     assert not np.array_equal(other[-1].pcm, runs[0][-1].pcm)
     for key in (1, 2, 3):
         stream.ask(key, 4, end=True)
+
+
+def test_a_persona_is_heeded_and_a_bad_one_refused(server: Any) -> None:
+    stream, config = server.stream(), server.manifest.model
+    face = np.full((config.video.height, config.video.width, 3), 200, np.uint8)
+    voice = (9000 * np.sin(np.arange(3 * config.audio.unit_samples) / 7)).astype("<i2")
+    given = {name: base64.b64encode(part.tobytes()).decode() for name, part in (("picture", face), ("voice", voice))}
+    refused = stream.refused(1, 0, options={"persona": {**given, "picture": "AAAA"}})
+    assert "INVALID_ARGUMENT: options.persona.picture: expected" in refused
+    chosen: tuple[dict[str, Any], ...] = ({"persona": given}, {}, {"persona": given})
+    with_it, without, again = (
+        stream.ask(key, 0, options={"seed": 3, **options}, end=True) for key, options in enumerate(chosen, 2)
+    )
+    assert np.array_equal(with_it.pcm, again.pcm)
+    assert not np.array_equal(with_it.pcm, without.pcm)
 
 
 def test_interleaved_sessions_equal_each_alone(server: Any) -> None:

@@ -27,6 +27,7 @@ class Engines:
 
     model, target, defaults = TINY, "onnxruntime", {}
     limits = {"max_batch": 8, "page_tokens": 16}  # noqa: RUF012
+    engines = ()
 
 
 def ask(costs: CostTable | None, monkeypatch: pytest.MonkeyPatch) -> int:

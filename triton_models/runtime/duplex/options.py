@@ -12,7 +12,7 @@ from engine_builder.manifest import ENCODE, Manifest
 from ..kv import retention as policies
 from ..kv.retention import Retention, Window
 from ..messages import MAX_TEXT_BYTES, SessionError
-from .persona import Persona, largest
+from .persona import NOBODY, Persona, largest
 
 MAX_HOME = 2048  # characters of a home token; ours have a few hundred
 MAX_SEED = 2**63 - 1  # fits every JSON reader's and Triton's signed 64-bit integer
@@ -74,7 +74,7 @@ class SessionOptions:
     home: str = ""
     given: frozenset[str] = frozenset()
     prompt_tokens: int = 0
-    persona: Persona = field(default_factory=Persona)
+    persona: Persona = NOBODY
 
     @classmethod
     def parse(cls, raw: str | bytes | None, limits: OptionLimits) -> SessionOptions:
@@ -87,7 +87,7 @@ class SessionOptions:
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise _invalid("options", f"only the fields {', '.join(known)}", unknown)
-        prompt, persona = given.get("prompt", ""), Persona()
+        prompt, persona = given.get("prompt", ""), NOBODY
         if "persona" in given:
             try:
                 persona, prompt = Persona.parse(given["persona"], limits.model, limits.encodes)

@@ -51,6 +51,9 @@ class Persona:
         return made, given.get("prompt", "")
 
 
+NOBODY = Persona()
+
+
 def largest(config: ModelConfig) -> int:
     """Bytes of base64 of the largest references."""
     pixels, samples = config.video.height * config.video.width * 3, MAX_PERSONA_UNITS * config.audio.unit_samples
