@@ -121,7 +121,6 @@ def variant_parts(talks: int, only: Sequence[str] = ()) -> list[Part]:
         replace(base, name="degraded: a third of the units late", way="degraded"),
         replace(base, name="PyTorch float32, no engines", way="torch"),
         replace(base, name="PyTorch bfloat16, as in GPU engines", way="torch", precision="bfloat16"),
-        replace(base, name="PyTorch float16, as in GPU engines", way="torch", precision="float16"),
         replace(base, name="PyTorch FP8, as in GPU engines", way="torch", precision="fp8"),
     ]
     wanted = [part for part in varied if not only or any(name in part.name for name in only)]

@@ -14,11 +14,10 @@ IPC_HANDLE_BYTES = 64  # CUDA_IPC_HANDLE_SIZE
 # programming guide, interprocess communication): what is shared fills its blocks.
 IPC_BLOCK_BYTES = 2 << 20
 MAX_PITCH = 2**31 - 1  # cudaDeviceProp.memPitch; layers of a large pool lie further apart
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 # Array interfaces know no bfloat16: its bits travel as integers and the receiver names the type.
 _TYPE_STRINGS = {
     "float32": "<f4",
-    "float16": "<f2",
     "bfloat16": "<i2",
     "int64": "<i8",
     "int32": "<i4",

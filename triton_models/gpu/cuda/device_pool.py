@@ -253,8 +253,6 @@ def to_bits(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """float32 values in a pool's precision; bfloat16, which numpy lacks, as its 16 bits rounded to nearest even."""
     if dtype == "float32":
         return values
-    if dtype == "float16":
-        return values.astype(np.float16)
     bits = np.ascontiguousarray(values).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 

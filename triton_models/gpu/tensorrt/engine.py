@@ -31,7 +31,6 @@ ON_DEVICE = ("k_new", "v_new")  # outputs that no host needs
 RAGGED = ("page_table", "page_range")
 _DTYPES = {
     "FLOAT": "float32",
-    "HALF": "float16",
     "BF16": "bfloat16",
     "INT32": "int32",
     "INT64": "int64",
