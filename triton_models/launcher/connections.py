@@ -3,11 +3,12 @@ read, and takes as many starts as come.
 
 The launcher reads the kernel's counters of each connection (TCP_INFO) on a copy of tritonserver's socket that is closed
 at once (pidfd_getfd(2)). Whoever breaks a rule is cut off: its streams end, as if it had gone away, and so do their
-sessions; all others go on. A client may come again.
+sessions; all others go on. A client may come again, after a flood not at once (`door.py`).
 
     unread   for UNREAD_SECONDS it has sent on and taken no answer
     flood    all together send more than twice what the server's sessions send in real time: the greediest goes, one a
-             look. Who shares an address is one client, but for loopback, where all do.
+             look, and the port is shut for its address: a second, and longer each time that it goes on. Who shares an
+             address is one client, but for localhost, which all programs of this machine share.
     crowd    more connections than there are descriptors for: the longest silent go
 """
 
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ipaddress
 import os
 import resource
 import socket
@@ -26,11 +26,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from . import door
+
 Rule = Literal["unread", "flood", "crowd"]
 RULES: tuple[Rule, ...] = ("unread", "flood", "crowd")
 
-LOOK_SECONDS = 0.5
-HURRY_SECONDS, HURRIES = 0.15, 10.0  # between two looks, for so long after a flood: whoever floods comes again
+LOOK_SECONDS = 0.25
+HURRY_SECONDS, HURRIES = 0.04, 10.0  # between two looks, for so long after a flood: whoever floods comes again
+SHUT_SECONDS = 1.0, 2.0, 4.0, 8.0  # for an address that floods again within HURRIES of the door's opening
+SHARED, SHARED_SHUT_SECONDS = ("127.0.0.1", "::1"), 0.3  # less than an honest newcomer's kernel waits to try again
+MOST_SHUT = 64  # addresses; the first goes
 UNREAD_SECONDS = 5.0  # two units of a session wait in health, and an honest client waits with them
 UNITS_PER_SECOND = 6.25
 AHEAD_UNITS = 8  # that a session may be early, which is a burst
@@ -39,6 +44,12 @@ FLOOD = 2.0  # times real time
 _GETFD = 438  # the number of pidfd_getfd on all architectures
 _BYTES = struct.Struct("120xQQ")  # of struct tcp_info: bytes_acked, bytes_received
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass
+class _Shut:
+    until: float = 0.0
+    times: int = 0  # in a row
 
 
 @dataclass(eq=False)
@@ -65,16 +76,24 @@ class Connections:
         self._port, self._unit, self._clock = port, unit_bytes, clock
         self._rate = FLOOD * sessions * UNITS_PER_SECOND * unit_bytes  # bytes a second
         self._burst = self._rate + 2 * sessions * AHEAD_UNITS * unit_bytes
+        self._least = 2 * sessions * unit_bytes  # after a flood: what all may send at once
         self._left, self._looked = self._burst, clock()
         self._hurries = 0.0  # until then it looks more often
         self._most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._seen: dict[str, _Seen] = {}
+        self._shut: dict[str, _Shut] = {}  # by address
+        self._known: tuple[int, frozenset[str]] | None = None  # what the listening sockets of which process were told
+
+    @property
+    def pause(self) -> float:
+        """Until the next look."""
+        return HURRY_SECONDS if self._clock() < self._hurries else LOOK_SECONDS
 
     def look(self, pid: int) -> list[str]:
-        """One look at the process that serves the port, at most every LOOK_SECONDS; who was cut off, in words."""
+        """One look at the process that serves the port, at most every `pause` seconds; who was cut off, in words."""
         now = self._clock()
         passed = now - self._looked
-        if passed < (HURRY_SECONDS if now < self._hurries else LOOK_SECONDS) or self.problem is not None:
+        if passed < self.pause or self.problem is not None:
             return []
         self._looked, seen = now, {}
         ended: dict[str, Rule] = {}
@@ -93,6 +112,7 @@ class Connections:
             self._seen = seen
             active = {inode: state for inode, state in seen.items() if not state.over}
             ended |= self._crowd(active) | self._flood(active, passed)
+            self._tell_door(pid)
             return self._cut(pid, ended) if ended else []
         except PermissionError as error:
             self.problem = f"{error.strerror}: clients that flood or never read are not cut off"
@@ -112,13 +132,30 @@ class Connections:
     def _flood(self, active: dict[str, _Seen], passed: float) -> dict[str, Rule]:
         groups: dict[str, list[str]] = defaultdict(list)
         for inode, state in active.items():
-            groups[inode if ipaddress.ip_address(state.peer).is_loopback else state.peer].append(inode)
+            groups[inode if state.peer in SHARED else state.peer].append(inode)
         grown = {name: sum(active[inode].grown for inode in group) for name, group in groups.items()}
         self._left = min(self._burst, self._left + passed * self._rate) - sum(grown.values())
         if self._left >= 0:
             return {}
-        self._left, self._hurries = 0.0, self._looked + HURRIES
-        return dict.fromkeys(groups[max(grown, key=grown.__getitem__)], "flood")
+        self._left, self._hurries = self._least, self._looked + HURRIES
+        greediest = groups[max(grown, key=grown.__getitem__)]
+        self._shut_for(active[greediest[0]].peer)
+        return dict.fromkeys(greediest, "flood")
+
+    def _shut_for(self, peer: str) -> None:
+        shut = self._shut.pop(peer, _Shut())
+        seconds = SHARED_SHUT_SECONDS if peer in SHARED else SHUT_SECONDS[min(shut.times, len(SHUT_SECONDS) - 1)]
+        self._shut[peer] = _Shut(self._looked + seconds, shut.times + 1)
+        while len(self._shut) > MOST_SHUT:
+            del self._shut[next(iter(self._shut))]
+
+    def _tell_door(self, pid: int) -> None:
+        """Lets the listening sockets know for whom they are shut now."""
+        self._shut = {peer: shut for peer, shut in self._shut.items() if self._looked < shut.until + HURRIES}
+        shut = frozenset(peer for peer, shut in self._shut.items() if self._looked < shut.until)
+        if self._known != (pid, shut) and (shut or self._known is not None):
+            door.shut((listener for _, listener in _sockets(pid, self._port, listening=True)), shut)
+            self._known = pid, shut
 
     def _crowd(self, active: dict[str, _Seen]) -> dict[str, Rule]:
         surplus = max(0, len(active) - self._most)
@@ -137,8 +174,9 @@ class Connections:
         return [f"{count} connections of {peer} cut off: {rule}" for (rule, peer), count in cut.items()]
 
 
-def _sockets(pid: int, port: int) -> Iterator[tuple[str, socket.socket]]:
-    """Copies of a process's connections to its `port`, by inode; each is closed when the next is asked for.
+def _sockets(pid: int, port: int, listening: bool = False) -> Iterator[tuple[str, socket.socket]]:
+    """Copies of a process's connections to its `port`, or of those that listen there, by inode; each is closed when the
+    next is asked for.
 
     PermissionError where this process may not have them.
     """
@@ -157,10 +195,17 @@ def _sockets(pid: int, port: int) -> Iterator[tuple[str, socket.socket]]:
                     raise PermissionError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
                 continue
             with socket.socket(fileno=fd) as connection:
-                if connection.family in (socket.AF_INET, socket.AF_INET6) and _connected(connection, port):
+                if connection.family not in (socket.AF_INET, socket.AF_INET6):
+                    continue
+                if _listens(connection, port) if listening else _connected(connection, port):
                     yield inode, connection
     finally:
         os.close(pidfd)
+
+
+def _listens(listener: socket.socket, port: int) -> bool:
+    listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return bool(listens) and listener.getsockname()[1] == port
 
 
 def _connected(connection: socket.socket, port: int) -> bool:

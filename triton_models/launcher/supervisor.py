@@ -144,7 +144,8 @@ class Supervisor:
 
     def _watch(self) -> str | None:
         """Returns the fault when there is one, None when an end is asked for."""
-        while not self._stop.wait(TICK_SECONDS):
+        pause = TICK_SECONDS
+        while not self._stop.wait(pause):
             fault = self._health.check()
             self._readiness.show(self._health.models)
             if fault is not None:
@@ -153,6 +154,7 @@ class Supervisor:
             if self._connections is not None:
                 for cut in self._connections.look(self._server.pid):
                     self._say(cut)
+                pause = self._connections.pause
             if self._awake is not None:
                 self._awake.follow(self._health.models["duplex"]["sessions"])
         return None

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 BEAT_SECONDS = 0.25
-DEAD_SECONDS = 10.0  # without a beat: the kernel ends the process
 NOTICE = "notice"
 RECORD_BYTES = 16_384
 
@@ -66,9 +65,9 @@ class Heartbeat:
 
     `beat` is `time.monotonic()`. A snapshot that raises stops the beat: what cannot describe itself is out of order; a
     write that fails does not. The thread also ends this process when its parent is gone (killed, so that nobody told
-    it), which Triton's own stub may not live up to while threads of ours wait for an answer. Nor can this thread, where
-    another waits for the dead parent and keeps the interpreter's lock: then an alarm that no beat puts off any more
-    ends it, which asks no Python.
+    it), which Triton's own stub may not live up to while threads of ours wait for an answer. (A launcher's server has a
+    guard besides, `launcher/child.py`: this thread comes to nothing where another waits for the dead parent and keeps
+    the interpreter's lock.)
     """
 
     def __init__(
@@ -82,13 +81,11 @@ class Heartbeat:
         self._records: dict[str, Record] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._alarm = signal.getsignal(signal.SIGALRM) is signal.SIG_DFL  # else somebody has other plans with it
 
     def start(self) -> None:
         for name, snapshot in self._snapshots.items():
             self._records[name] = Record(self._directory / name)
             self._records[name].write(_status(snapshot))
-        self._put_off_alarm()  # a parent may end before the first beat
         self._thread.start()
 
     def stop(self) -> None:
@@ -97,20 +94,13 @@ class Heartbeat:
         self._thread.join(2.0)
         for record in self._records.values():
             record.close()
-        if self._alarm:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         for name in self._records:
             with contextlib.suppress(OSError):
                 (self._directory / name).unlink()
 
-    def _put_off_alarm(self) -> None:
-        if self._alarm:
-            signal.setitimer(signal.ITIMER_REAL, DEAD_SECONDS)
-
     def _beat(self) -> None:
         complained = False
         while not self._stop.wait(BEAT_SECONDS):
-            self._put_off_alarm()
             if os.getppid() != self._parent:
                 os.kill(os.getpid(), signal.SIGKILL)
             try:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 import pytest
 
 from triton_models.launcher import connections
-from triton_models.launcher.connections import HURRY_SECONDS, LOOK_SECONDS, UNREAD_SECONDS, Connections
+from triton_models.launcher.connections import (
+    HURRIES,
+    HURRY_SECONDS,
+    LOOK_SECONDS,
+    SHARED_SHUT_SECONDS,
+    SHUT_SECONDS,
+    UNREAD_SECONDS,
+    Connections,
+)
 
 pytestmark = pytest.mark.unit
 UNIT = 1000
@@ -26,11 +34,20 @@ class Port:
     pairs: list[tuple[socket.socket, socket.socket]] = field(default_factory=list)
     watch: Connections | None = None
 
-    def connect(self) -> tuple[socket.socket, socket.socket]:
+    def connect(self, address: str = "127.0.0.1") -> tuple[socket.socket, socket.socket]:
         """Client's and server's end."""
-        client = socket.create_connection(self.listener.getsockname())
+        client = socket.create_connection(self.listener.getsockname(), source_address=(address, 0))
         self.pairs.append((client, self.listener.accept()[0]))
         return self.pairs[-1]
+
+    def is_shut(self, address: str) -> bool:
+        """Whether who comes from there is left waiting."""
+        try:
+            socket.create_connection(self.listener.getsockname(), 0.1, source_address=(address, 0)).close()
+        except TimeoutError:
+            return True
+        self.listener.accept()[0].close()
+        return False
 
     def look(self, after: float = LOOK_SECONDS) -> list[str]:
         assert self.watch is not None
@@ -107,10 +124,53 @@ def test_a_flood_ends_the_greediest_and_not_its_neighbour(port: Port) -> None:
         said += port.look()
     assert said == ["1 connections of 127.0.0.1 cut off: flood"]
     assert [is_open(client) for client, _ in (usual, greedy)] == [True, False]
-    again = port.connect()  # and is looked at sooner
-    again[0].send(bytes(60 * UNIT))
-    again[1].recv(60 * UNIT)
-    assert port.look(HURRY_SECONDS) == said
+
+
+def flood(port: Port, address: str) -> list[str]:
+    client, server = port.connect(address)
+    client.send(bytes(120 * UNIT))
+    server.recv(120 * UNIT)
+    return port.look(LOOK_SECONDS)
+
+
+def test_who_floods_again_waits_longer(port: Port) -> None:
+    """Its SYNs are dropped in the kernel; other addresses come in as ever."""
+    there, address = port.connect("127.0.0.3"), "127.0.0.2"
+    port.look()
+    assert flood(port, address) == [f"1 connections of {address} cut off: flood"]
+    for seconds in SHUT_SECONDS:
+        port.look(seconds - 0.1)
+        assert port.is_shut(address)
+        assert not port.is_shut("127.0.0.3")
+        port.look(0.2)
+        assert not port.is_shut(address)
+        assert flood(port, address) == [f"1 connections of {address} cut off: flood"]
+    port.look(HURRIES + SHUT_SECONDS[-1] + 1)
+    assert not port.is_shut(address)
+    flood(port, address)
+    port.look(SHUT_SECONDS[0] + 0.1)
+    assert not port.is_shut(address), "forgotten"
+    assert is_open(there[0])
+
+
+def test_programs_of_this_machine_wait_a_moment_for_one_that_floods(port: Port) -> None:
+    """They share an address."""
+    honest = port.connect()
+    assert flood(port, "127.0.0.1")
+    assert port.is_shut("127.0.0.1")
+    port.look(SHARED_SHUT_SECONDS + 0.1)
+    assert not port.is_shut("127.0.0.1")
+    assert is_open(honest[0])
+
+
+def test_after_a_flood_nobody_is_blamed_for_a_unit(port: Port) -> None:
+    """However soon the next look comes, and all sessions at once."""
+    honest = [port.connect() for _ in range(2)]
+    port.look()
+    assert flood(port, "127.0.0.2")
+    for client, _ in honest:
+        client.send(bytes(2 * UNIT))
+    assert port.look(HURRY_SECONDS) == []
 
 
 def test_too_many_connections_end_the_longest_silent(port: Port) -> None:

@@ -18,7 +18,14 @@ import pytest
 from triton_models.launcher import health, server_process
 from triton_models.launcher.checks import reserve_ports
 from triton_models.launcher.health import Health
-from triton_models.launcher.server_process import CHILD, ServerPlan, ServerProcess, process_lives, wait_until_gone
+from triton_models.launcher.server_process import (
+    CHILD,
+    ServerPlan,
+    ServerProcess,
+    members,
+    process_lives,
+    wait_until_gone,
+)
 from triton_models.launcher.supervisor import Supervisor, SupervisorOptions
 from triton_models.service import status
 from triton_models.service.status import RECORD_BYTES, Heartbeat, Record, read_status
@@ -187,36 +194,39 @@ def test_a_group_is_killed_once_and_while_its_number_is_ours(
     assert killed == [pid]
 
 
+SLEEPERS = {"usual": "time.sleep(600)", "Python's lock is held": "ctypes.PyDLL(None).sleep(600)"}
+
+
+@pytest.mark.parametrize("stub", SLEEPERS.values(), ids=list(SLEEPERS))
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
-def test_a_server_ends_with_its_launcher(number: int) -> None:
-    """Whatever the launcher dies of."""
+def test_a_server_and_its_stubs_end_with_the_launcher(number: int, stub: str, tmp_path: Path) -> None:
+    """Whatever the launcher dies of, and wherever a stub waits."""
+    stub = f"import ctypes, os, pathlib, time; pathlib.Path('{tmp_path}/stub').write_text(str(os.getpid())); {stub}"
+    server = f'"{sys.executable}" -c "{stub}" & exec sleep 600'
     start = (
         "import os, signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # ignored under nohup
-        "command = [sys.executable, '-I', '-S', sys.argv[1], str(os.getpid()), '9', '/bin/sleep', '600']\n"
+        "command = [sys.executable, '-I', '-S', sys.argv[1], str(os.getpid()), '9', '/bin/sh', '-c', sys.argv[2]]\n"
         "print(subprocess.Popen(command, start_new_session=True).pid, flush=True)\n"
         "time.sleep(600)"
     )
-    launcher = subprocess.Popen([sys.executable, "-c", start, str(CHILD)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", start, str(CHILD), server]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert launcher.stdout is not None
     child = int(launcher.stdout.readline())
-    until(lambda: Path(f"/proc/{child}/comm").read_text() == "sleep\n", "the command")
+    until(lambda: (tmp_path / "stub").exists() and (tmp_path / "stub").read_text() != "", "the stub")
+    group = members(child)
+    assert len(group) == 3, "with the guard"
     launcher.send_signal(number)
     launcher.wait()
-    assert wait_until_gone([child], 5)
+    assert wait_until_gone(group, 5)
 
 
-@pytest.mark.parametrize(
-    "wait",
-    ["time.sleep(600)", "time.sleep(0.5); ctypes.PyDLL(None).sleep(600)", "ctypes.PyDLL(None).sleep(600)"],
-    ids=["usual", "lock held", "lock held before the first beat"],
-)
-def test_a_model_ends_with_its_server(wait: str, tmp_path: Path) -> None:
-    """A stub whose tritonserver was killed has nobody to wait for, even if it waits inside C with Python's lock."""
+def test_a_model_ends_with_its_server(tmp_path: Path) -> None:
+    """A stub whose tritonserver was killed has nobody to wait for."""
     model = (
-        "import ctypes, sys, time; from pathlib import Path; from triton_models.service import status\n"
-        "status.DEAD_SECONDS = 0.6\n"
-        f"status.Heartbeat(Path(sys.argv[1]), {{'stage': dict}}).start(); {wait}"
+        "import sys, time; from pathlib import Path; from triton_models.service.status import Heartbeat\n"
+        "Heartbeat(Path(sys.argv[1]), {'stage': dict}).start(); time.sleep(600)"
     )
     server = subprocess.Popen(["/bin/sh", "-c", f'"{sys.executable}" -c "{model}" "{tmp_path}" & wait'])
     until(lambda: read_status(tmp_path, "stage") is not None, "a beat")
