@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -25,13 +26,53 @@ SECONDS = 6.0
 PAGES = HistoryView(np.arange(1, 65), np.tile(np.array([[0, 8]]), (64, 1)))
 
 
+class Elsewhere:
+    """A port of which the server sees another address than that of this machine's other programs."""
+
+    def __init__(self, server: str, address: str = "127.0.0.66") -> None:
+        host, port = server.split(":")
+        self._server, self._source = (host, int(port)), (address, 0)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "{}:{}".format(*self._listener.getsockname())
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                client = self._listener.accept()[0]
+                threading.Thread(target=self._connect, args=[client], daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        with (
+            client,
+            contextlib.suppress(OSError),  # refused, cut off
+            socket.create_connection(self._server, SECONDS, self._source) as server,
+        ):
+            server.settimeout(None)
+            threading.Thread(target=self._pass, args=[server, client], daemon=True).start()
+            self._pass(client, server)
+
+    @staticmethod
+    def _pass(of: socket.socket, to: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while part := of.recv(1 << 18):
+                to.sendall(part)
+        for end in (of, to):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
 class Attacker:
     """gRPC connections of its own."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, elsewhere: bool = False) -> None:
         video, audio = house.main.manifest.model.video, house.main.manifest.model.audio
         self.shape = UnitShape(audio.unit_samples, video.height, video.width)
-        self.address: str = house.main.info["grpc"]
+        self._elsewhere = Elsewhere(house.main.info["grpc"]) if elsewhere else None
+        self.address: str = self._elsewhere.address if self._elsewhere else house.main.info["grpc"]
         self.met: Counter[str] = Counter()
         self._channels: list[grpc.Channel] = []
 
@@ -41,6 +82,8 @@ class Attacker:
     def __exit__(self, *_: object) -> None:
         for channel in self._channels:
             channel.close()
+        if self._elsewhere:
+            self._elsewhere.close()
 
     def stub(self) -> Any:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
@@ -107,10 +150,10 @@ def never_read(house: House) -> str:
     return f"{ended} of 4 cut off within {took:.0f} s"
 
 
-def flood_of_starts(house: House) -> str:
+def flood_of_starts(elsewhere: bool, house: House) -> str:
     """H35: 1,000 starts a second, on connections that come again."""
     end = time.monotonic() + SECONDS
-    with Attacker(house) as attacker:
+    with Attacker(house, elsewhere) as attacker:
         while time.monotonic() < end:
 
             def starts() -> Iterator[Any]:
@@ -128,9 +171,9 @@ def flood_of_starts(house: House) -> str:
         return attacker.said()
 
 
-def storm_of_cancels(house: House) -> str:
+def storm_of_cancels(elsewhere: bool, house: House) -> str:
     """H28: 1,000 sessions started and cancelled at once."""
-    with Attacker(house) as attacker:
+    with Attacker(house, elsewhere) as attacker:
         stubs, gone = [attacker.stub() for _ in range(20)], threading.Event()
 
         def one(number: int) -> Iterator[Any]:
@@ -211,8 +254,10 @@ def half_open(house: House) -> str:
 ATTACKS: dict[str, Callable[[House], str]] = {
     "jobs to a stage, without its secret": strangers,
     "4 clients that never read": never_read,
-    "1,000 starts a second": flood_of_starts,
-    "1,000 sessions started and cancelled": storm_of_cancels,
+    "1,000 starts a second, of one address": partial(flood_of_starts, True),
+    "1,000 starts a second, of this machine": partial(flood_of_starts, False),
+    "1,000 sessions started and cancelled, of one address": partial(storm_of_cancels, True),
+    "1,000 sessions started and cancelled, of this machine": partial(storm_of_cancels, False),
     "6 prompts of 4 kB at once": long_prompts,
     "units and options that are none": bad_units,
     "800 silent connections": half_open,

@@ -87,8 +87,9 @@ class House:
         recovery = judged.silence if judged.errors else None
         if judged.changed:
             wrong.append(f"answers changed: units {judged.changed[:5]}")
-        if not outage and judged.errors:
-            wrong.append(f"the session was lost: {judged.errors[0][:160]}")
+        lost = [error for error in judged.errors if not error.startswith("RESOURCE_EXHAUSTED")]  # a start, put off
+        if not outage and lost:
+            wrong.append(f"the session was lost: {lost[0][:160]}")
         restarted = self.main.health()[1].get("restarts", 0) - restarts
         if not outage and restarted:
             wrong.append(f"{restarted} restarts")

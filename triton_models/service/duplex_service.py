@@ -15,7 +15,6 @@ from ..runtime.budget.probe import load_costs
 from ..runtime.duplex.contract import Call, Reply, UnitRequest
 from ..runtime.duplex.duplex import Duplex
 from ..runtime.duplex.guard import load_guard
-from ..runtime.duplex.home import Home
 from ..runtime.duplex.options import OptionLimits
 from ..runtime.duplex.tracing import Tracer
 from ..runtime.engines.tokenizer import TextTokenizer
@@ -63,7 +62,7 @@ class DuplexService:
             admission=books,
             degrade=settings.degrade,
             tracer=self._tracer,
-            home=Home(settings.home, settings.home_key.encode()) if settings.home_key else None,
+            home=_home(settings.home, settings.home_key),
             limits=limits,
             max_sessions=settings.max_sessions,
             max_in_flight=settings.max_in_flight,
@@ -122,3 +121,12 @@ class DuplexService:
     def status(self) -> dict[str, Any]:
         """Called in the heartbeat's thread: a watch that hangs shows in `loop_s`."""
         return {**self._state, "loop_s": round(time.monotonic() - self._turned, 3)}
+
+
+def _home(name: str, key: str) -> Any:
+    """None where there is one server."""
+    if not key:
+        return None
+    from ..runtime.duplex.home import Home  # what it needs takes a tenth of a start
+
+    return Home(name, key.encode())

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine_builder.config import ModelConfig
 
@@ -27,12 +27,14 @@ from ..messages import MAX_QUEUED_TEXT, CloseJob, SessionError
 from .contract import Call, Reply, UnitRequest, UnitResponse
 from .conversation import Conversation, Farewell, UnitWork
 from .guard import Guard, GuardPost, GuardSettings
-from .home import Home
 from .loop import UnitLoop
 from .meter import DuplexMeter
 from .options import OptionLimits, SessionOptions, interrupts
 from .table import SECOND_NS, Accepted, Session, SessionTable
 from .tracing import Tracer
+
+if TYPE_CHECKING:  # what it needs takes a tenth of a start, and only a fleet needs it
+    from .home import Home
 
 STALL_SECONDS = 10.0  # a call that takes longer will not come back: its process died under it, or hangs
 MAX_READING = 8192  # prompt tokens of sessions that are opening; one prompt may be longer, while nobody else reads
