@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -32,10 +32,11 @@ TOKENIZER = "tokenizer.json"
 NOTE = "WEIGHTS"
 DEFAULTS = "defaults.json"
 SHARD_BYTES = 4 * 2**30
+MOST_LINES = 12  # of an error
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that does not fit; the message lists everything that is wrong with it."""
+    """A checkpoint that does not fit; the message says all that is wrong with it, up to a dozen lines."""
 
 
 class _Seed(msgspec.Struct):
@@ -199,7 +200,13 @@ def copy_tensors(model: nn.Module, tensors: Iterator[tuple[str, Tensor]], where:
     if not partial:
         wrong += [f"missing {name} {list(targets[name].shape)}" for name in targets if name not in seen]
     if wrong:
-        raise CheckpointError(f"{where}: {len(wrong)} tensors do not fit the config:\n  " + "\n  ".join(sorted(wrong)))
+        raise CheckpointError(f"{where}: {len(wrong)} tensors do not fit the config:\n  " + some(wrong))
+
+
+def some(lines: Collection[str]) -> str:
+    """The first of many lines of an error, which have one cause."""
+    more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+    return "\n  ".join([*sorted(lines)[:MOST_LINES], *more])
 
 
 def read_weights_note(checkpoint: Path) -> str:

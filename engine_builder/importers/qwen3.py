@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ..checkpoint import TOKENIZER, CheckpointError, copy_tensors, pointer, random_model, read_tensors
+from ..checkpoint import TOKENIZER, CheckpointError, copy_tensors, pointer, random_model, read_tensors, some
 from ..config import BackboneConfig, ModelConfig, from_json
 from ..model.duplex import DuplexModel
 
@@ -45,10 +45,10 @@ def backbone_config(hf: dict[str, Any], where: str) -> BackboneConfig:
         "hidden_size": hf["hidden_size"],
         "layers": hf["num_hidden_layers"],
         "heads": hf["num_attention_heads"],
-        "kv_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"],
+        "kv_heads": hf.get("num_key_value_heads", 32) or hf["num_attention_heads"],
         "head_dim": hf.get("head_dim") or 128,
         "intermediate_size": hf["intermediate_size"],
-        "rope_theta": rope.get("rope_theta", hf.get("rope_theta", 1_000_000.0)),
+        "rope_theta": rope.get("rope_theta", hf.get("rope_theta", 10_000.0)),
         "rms_eps": hf.get("rms_norm_eps", 1e-6),
         "tied_head": hf.get("tie_word_embeddings", False),
     }
@@ -97,7 +97,7 @@ def import_qwen3(source: Path, template: ModelConfig, seed: int) -> tuple[Duplex
     """Builds a model with the audio and video geometry of `template` around the backbone found in `source`.
 
     Returns the model and the path of the tokenizer, without which words would get the ids of other tokens. Raises
-    `CheckpointError` with all tensors that do not fit.
+    `CheckpointError` with what does not fit.
     """
     where, config_file, tokenizer = str(source), source / "config.json", source / TOKENIZER
     if not config_file.exists():
@@ -128,6 +128,11 @@ def import_qwen3(source: Path, template: ModelConfig, seed: int) -> tuple[Duplex
                 yield name, tensor.float()
 
     copy_tensors(model, tensors(), where, partial=True)
+    if missing == {"lm_head.weight"}:
+        raise CheckpointError(
+            f"{where}: no lm_head.weight, though its embedding table is no head (tie_word_embeddings is false in "
+            "config.json); if the model was trained with one table for both, say true there"
+        )
     if missing:
-        raise CheckpointError(f"{where}: missing backbone tensors:\n  " + "\n  ".join(sorted(missing)))
+        raise CheckpointError(f"{where}: missing backbone tensors:\n  " + some(missing))
     return model, tokenizer

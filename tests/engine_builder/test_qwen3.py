@@ -11,7 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from engine_builder.__main__ import main
 from engine_builder.checkpoint import CheckpointError
-from engine_builder.importers.qwen3 import import_qwen3
+from engine_builder.importers.qwen3 import backbone_config, import_qwen3
 from engine_builder.layout import rope_tables
 from engine_builder.presets import preset
 from engine_builder.tokenizer import write_tiny_tokenizer
@@ -82,6 +82,59 @@ def test_what_the_backbone_lacks_is_refused(hf, tmp_path):
             import_qwen3(tmp_path, preset("tiny"), seed=0)
     with pytest.raises(CheckpointError, match="no such file"):
         import_qwen3(tmp_path / "absent", preset("tiny"), seed=0)
+
+
+def test_what_a_config_does_not_say_is_as_in_transformers():
+    """Old or hand-made ones leave out what was a default."""
+    said = {
+        "model_type": "qwen3",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 32,
+        "intermediate_size": 96,
+        "vocab_size": 600,
+    }
+    theirs, ours = Qwen3Config.from_dict(said), backbone_config(said, "here")
+    assert (ours.kv_heads, ours.head_dim) == (theirs.num_key_value_heads, theirs.head_dim)
+    assert (ours.rms_eps, ours.rope_theta) == (theirs.rms_norm_eps, theirs.rope_parameters["rope_theta"])
+    assert ours.tied_head == theirs.tie_word_embeddings
+    assert backbone_config(said | {"num_key_value_heads": None, "num_attention_heads": 4}, "here").kv_heads == 4
+
+
+def test_weights_that_are_not_what_the_config_says(hf, tmp_path, capsys):
+    """One sentence with the cause, and no list of all tensors."""
+    _, directory = hf
+    config = json.loads((directory / "config.json").read_text())
+    whole = (directory / "model.safetensors").read_bytes()
+    shutil.copy(directory / "tokenizer.json", tmp_path)
+    cases = [
+        ({}, b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer: `git lfs pull`"),
+        ({}, whole[: len(whole) // 2], "not a safetensors file, or cut short"),
+        ({"vocab_size": 608}, whole, r"misshapen model.embed_tokens.weight: expected \[608, 64\], got \[600, 64\]"),
+        ({"head_dim": 16}, whole, r"tensors do not fit the config:\n(.*\n){12}.*and \d+ more"),
+        ({"num_hidden_layers": 9}, whole, r"missing backbone tensors:\n(.*\n){12}.*and \d+ more"),
+        ({"model_type": "qwen3_vl", "text_config": config}, whole, "expected model_type 'qwen3', got 'qwen3_vl'"),
+    ]
+    if config["tie_word_embeddings"]:
+        cases.append(({"tie_word_embeddings": False}, whole, "no lm_head.weight, though .* say true there"))
+    for change, weights, message in cases:
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        assert main(["import-qwen3", str(tmp_path), str(tmp_path / "c"), "--preset", "tiny"]) == 1
+        said = capsys.readouterr().err
+        assert re.search(message, said), said
+        assert said.count("\n") < 16
+
+
+@pytest.mark.parametrize("rows", [597, 601])
+def test_tables_of_any_length(rows, tmp_path):
+    """Such as the 151,669 of a tokenizer without its padding."""
+    config = Qwen3Config(vocab_size=rows, hidden_size=64, intermediate_size=96, num_hidden_layers=1, head_dim=32)
+    config.num_attention_heads = config.num_key_value_heads = 2
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    write_tiny_tokenizer(tmp_path / "tokenizer.json")
+    ours, _ = import_qwen3(tmp_path, preset("tiny"), seed=0)
+    assert ours.model.embed_tokens.weight.shape[0] == rows
 
 
 def test_names_without_their_prefix_and_a_source_that_stays(hf, tmp_path, capsys):

@@ -34,7 +34,7 @@ RULES: tuple[Rule, ...] = ("unread", "flood", "crowd")
 LOOK_SECONDS = 0.25
 HURRY_SECONDS, HURRIES = 0.04, 10.0  # between two looks, for so long after a flood: whoever floods comes again
 SHUT_SECONDS = 1.0, 2.0, 4.0, 8.0  # for an address that floods again within HURRIES of the door's opening
-SHARED, SHARED_SHUT_SECONDS = ("127.0.0.1", "::1"), 0.3  # less than an honest newcomer's kernel waits to try again
+SHARED, SHARED_SHUT_SECONDS = ("127.0.0.1", "::1"), 0.1  # most newcomers never meet it, the rest wait 1 s
 MOST_SHUT = 64  # addresses; the first goes
 UNREAD_SECONDS = 5.0  # two units of a session wait in health, and an honest client waits with them
 UNITS_PER_SECOND = 6.25
@@ -75,7 +75,7 @@ class Connections:
         self.problem: str | None = None  # why nobody can be watched
         self._port, self._unit, self._clock = port, unit_bytes, clock
         self._rate = FLOOD * sessions * UNITS_PER_SECOND * unit_bytes  # bytes a second
-        self._burst = self._rate + 2 * sessions * AHEAD_UNITS * unit_bytes
+        self._burst = FLOOD * sessions * AHEAD_UNITS * unit_bytes
         self._least = 2 * sessions * unit_bytes  # after a flood: what all may send at once
         self._left, self._looked = self._burst, clock()
         self._hurries = 0.0  # until then it looks more often

@@ -108,6 +108,28 @@ async def test_a_prompt_is_fixed_once_the_model_has_begun(connect):
     assert fake.seen[0].options == {"hold_open": True, "resume": True, "prompt": "a", "seed": 9}
 
 
+async def test_items_before_the_instructions_do_not_begin_the_model(connect):
+    """Frameworks hand over their context first, a system message and what was said, and then the persona."""
+    fake, socket = await connect()
+    for role, kind, text in (
+        ("system", "input_text", "You are kind."),
+        ("user", "input_text", "hello"),
+        ("assistant", "output_text", "hello to you"),
+        ("user", "input_text", "count"),
+    ):
+        item = {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}
+        await socket.send({"type": "conversation.item.create", "item": item})
+        await socket.until("conversation.item.done")
+    await asyncio.sleep(0.5)
+    assert not fake.seen
+    await socket.send({"type": "session.update", "session": {"instructions": "be brief", "wan": {"seed": 9}}})
+    assert (await socket.until("session.updated"))["session"]["instructions"] == "be brief"
+    await socket.send({"type": "response.create"})
+    while not fake.seen:
+        await asyncio.sleep(0.02)
+    assert fake.seen[0].options == {"hold_open": True, "resume": True, "prompt": "be brief", "seed": 9}
+
+
 async def test_audio_of_another_rate_arrives_at_the_models_rate_however_it_was_cut_and_coded(connect):
     fake, socket = await connect()
     rate, tone = 48_000, 440
