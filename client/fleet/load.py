@@ -80,33 +80,45 @@ async def run(members: list[Member], balancer: Balancer, visits: Visits, say: Ca
 
 
 async def _act(story: Story, members: list[Member], seconds: float, say: Callable[[str], None]) -> None:
-    """A quarter in, one is killed; at two fifths, one drains and is replaced; at seven tenths, one more joins."""
-    _, second, third, joining = members
+    """A quarter in, the fullest is killed; at two fifths, the next drains and is replaced; at seven tenths, one more
+    joins."""
+    *running, joining = members
 
     async def until(share: float) -> None:
         await asyncio.sleep(max(0.0, story.began + share * seconds - time.monotonic()))
 
+    async def fullest() -> Member:
+        rooms = await _rooms(running)
+        return max(running, key=lambda member: (rooms[member.name] or {}).get("admitted", -1))
+
     await until(0.25)
-    second.kill()
-    story.happened(f"{second.name} is killed", say)
+    killed = await fullest()
+    killed.kill()
+    story.happened(f"{killed.name} is killed", say)
+    running.remove(killed)
     await until(0.4)
-    third.drain()
-    story.happened(f"{third.name} drains", say)
-    code = await asyncio.to_thread(third.wait, 60.0)
-    story.happened(f"{third.name} is empty, and ends (exit code {code})", say)
-    third.start()
-    await asyncio.to_thread(third.wait_ready)
-    story.happened(f"{third.name} is back", say)
+    drained = await fullest()
+    drained.drain()
+    story.happened(f"{drained.name} drains", say)
+    code = await asyncio.to_thread(drained.wait, 60.0)
+    story.happened(f"{drained.name} is empty, and ends (exit code {code})", say)
+    drained.start()
+    await asyncio.to_thread(drained.wait_ready)
+    story.happened(f"{drained.name} is back", say)
     await until(0.7)
     joining.start()
     await asyncio.to_thread(joining.wait_ready)
     story.happened(f"{joining.name} joins", say)
 
 
+async def _rooms(members: list[Member]) -> dict[str, dict[str, Any] | None]:
+    said = await asyncio.gather(*(asyncio.to_thread(member.said) for member in members))
+    return {m.name: answer and answer.get("room") for m, answer in zip(members, said, strict=True)}
+
+
 async def _look(story: Story, members: list[Member], over: asyncio.Event) -> None:
     while not over.is_set():
-        said = await asyncio.gather(*(asyncio.to_thread(member.said) for member in members))
-        rooms = {m.name: answer and answer.get("room") for m, answer in zip(members, said, strict=True)}
+        rooms = await _rooms(members)
         story.looks.append(Look(time.monotonic() - story.began, rooms))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(over.wait(), LOOK_SECONDS)
