@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +26,7 @@ from .rtc.calls import PEERS, hang_up, live_call, no_trickle, offer_addresses, p
 log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0  # for the head of a request to be complete
+TRIM_SECONDS = 60.0  # between two returns of freed memory, which conversations scatter
 FULL_SECONDS = 1.0  # between two looks at who holds descriptors without a request
 STATIC = Path(__file__).parent / "static"
 HEADERS = {
@@ -107,12 +110,22 @@ def spare_descriptors(runner: web.AppRunner) -> None:
 
 
 async def _lifecycle(app: web.Application) -> AsyncIterator[None]:
+    trimming = asyncio.create_task(_trim())
     yield
+    trimming.cancel()
     for peer in app[PEERS]:
         peer.cancel()
     await asyncio.gather(*app[PEERS], return_exceptions=True)
     await app[DESK].book.close()
     await app[DESK].upstream.close()
+
+
+async def _trim() -> None:
+    """In a thread, so that no conversation waits for it; where the C library is not glibc, the task ends."""
+    with contextlib.suppress(AttributeError):
+        while True:
+            await asyncio.sleep(TRIM_SECONDS)
+            await asyncio.to_thread(ctypes.CDLL(None).malloc_trim, 0)
 
 
 @web.middleware

@@ -11,6 +11,7 @@ beat of a process in health; a checksum tells the reader that came in mid-write.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -24,10 +25,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 BEAT_SECONDS = 0.25
+TRIM_SECONDS = 60.0  # between two returns of freed memory, or units and sessions of all sizes scatter it ever further
 NOTICE = "notice"
 RECORD_BYTES = 16_384
 
 _log = logging.getLogger(__name__)
+_trim: Callable[[int], int] = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)  # glibc's alone
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,10 @@ class Heartbeat:
     calls `also`.
 
     `beat` is `time.monotonic()`. A snapshot that raises stops the beat: what cannot describe itself is out of order; a
-    write that fails does not. The thread also ends this process when its parent is gone (killed, so that nobody told
-    it), which Triton's own stub may not live up to while threads of ours wait for an answer. (A launcher's server has a
-    guard besides, `launcher/child.py`: this thread comes to nothing where another waits for the dead parent and keeps
-    the interpreter's lock.)
+    write that fails does not. The thread gives freed memory back to the system, and ends this process when its parent
+    is gone (killed, so that nobody told it), which Triton's own stub may not live up to while threads of ours wait for
+    an answer. (A launcher's server has a guard besides, `launcher/child.py`: this thread comes to nothing where another
+    waits for the dead parent and keeps the interpreter's lock.)
     """
 
     def __init__(
@@ -99,8 +102,11 @@ class Heartbeat:
                 (self._directory / name).unlink()
 
     def _beat(self) -> None:
-        complained = False
+        complained, trimmed = False, time.monotonic()
         while not self._stop.wait(BEAT_SECONDS):
+            if time.monotonic() - trimmed >= TRIM_SECONDS:
+                trimmed = time.monotonic()
+                _trim(0)
             if os.getppid() != self._parent:
                 os.kill(os.getpid(), signal.SIGKILL)
             try:

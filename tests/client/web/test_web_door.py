@@ -8,6 +8,8 @@ import logging
 import os
 import resource
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError
@@ -193,3 +195,12 @@ async def test_silent_sockets_do_not_keep_a_gateway_full(start_fake, start_gate,
         kinds = [(await silent[0].receive(timeout=10)).type for _ in range(3)]
         assert kinds[-1] is WSMsgType.CLOSE
     assert not fake.seen, "a page and sockets that say nothing cost the model nothing"
+
+
+async def test_freed_memory_goes_back(start_gate, monkeypatch):
+    """A soak's gateway grew by it."""
+    returned = threading.Event()
+    monkeypatch.setattr("client.web.gateway.TRIM_SECONDS", 0.01)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(malloc_trim=lambda _: returned.set()))
+    await start_gate("127.0.0.1:1")
+    assert await asyncio.to_thread(returned.wait, 5)

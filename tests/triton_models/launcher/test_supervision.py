@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,3 +236,14 @@ def test_a_model_ends_with_its_server(tmp_path: Path) -> None:
     server.kill()
     server.wait()
     assert wait_until_gone([pid], 5)
+
+
+def test_freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A soak's processes grew by it."""
+    returned = threading.Event()
+    monkeypatch.setattr(status, "TRIM_SECONDS", 0.0)
+    monkeypatch.setattr(status, "_trim", lambda _: returned.set())
+    beat = Heartbeat(tmp_path, {"stage": dict})
+    beat.start()
+    assert returned.wait(5)
+    beat.stop()
