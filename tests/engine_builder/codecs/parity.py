@@ -1,7 +1,7 @@
 """Every family as presets use it, 24 units, against its oracle -> tests/bench/results/codec_parity.csv.
 
-    make codec-parity                                                         all; about forty minutes of one core
-    python tests/engine_builder/codecs/parity.py --families wan21 --size 64x112          smaller pictures: three
+    make codec-parity                          # all; wan21 takes the better part of an hour of one core
+    make codec-parity PARITY_FLAGS='--families wan21 --size 32x64'                  # two minutes
 
 A row tells the largest difference between what the codec gives unit by unit and what the oracle gives when the whole
 stream is given to it at once (sound in [-1, 1], pixels in [0, 1], latents of about unit variance), what a random later
