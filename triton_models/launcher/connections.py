@@ -8,7 +8,7 @@ sessions; all others go on. A client may come again, after a flood not at once (
     unread   for UNREAD_SECONDS it has sent on and taken no answer
     flood    all together send more than twice what the server's sessions send in real time: the greediest goes, one a
              look, and the port is shut for its address: a second, and longer each time that it goes on. Who shares an
-             address is one client, but for localhost, which all programs of this machine share.
+             address is one client, but for the programs of this machine, among them the launcher.
     crowd    more connections than there are descriptors for: the longest silent go
 """
 
@@ -34,7 +34,7 @@ RULES: tuple[Rule, ...] = ("unread", "flood", "crowd")
 LOOK_SECONDS = 0.25
 HURRY_SECONDS, HURRIES = 0.04, 10.0  # between two looks, for so long after a flood: whoever floods comes again
 SHUT_SECONDS = 1.0, 2.0, 4.0, 8.0  # for an address that floods again within HURRIES of the door's opening
-SHARED, SHARED_SHUT_SECONDS = ("127.0.0.1", "::1"), 0.1  # most newcomers never meet it, the rest wait 1 s
+HERE_SHUT_SECONDS = 0.1  # for programs of this machine: most newcomers never meet it, the rest wait 1 s
 MOST_SHUT = 64  # addresses; the first goes
 UNREAD_SECONDS = 5.0  # two units of a session wait in health, and an honest client waits with them
 UNITS_PER_SECOND = 6.25
@@ -57,6 +57,7 @@ class _Seen:
     """A connection as it was at the last look."""
 
     peer: str
+    here: bool = False  # it comes from this machine, to the same address
     received: int = 0
     grown: int = 0  # received between the last two looks
     taken: int = 0  # of what the server sent, when it last took an answer
@@ -99,7 +100,8 @@ class Connections:
         ended: dict[str, Rule] = {}
         try:
             for inode, connection in _sockets(pid, self._port):
-                state = self._seen.get(inode) or _Seen(connection.getpeername()[0].removeprefix("::ffff:"), heard=now)
+                peer, own = connection.getpeername()[0], connection.getsockname()[0]
+                state = self._seen.get(inode) or _Seen(peer.removeprefix("::ffff:"), here=peer == own, heard=now)
                 seen[inode] = state
                 if state.over:
                     continue
@@ -132,20 +134,21 @@ class Connections:
     def _flood(self, active: dict[str, _Seen], passed: float) -> dict[str, Rule]:
         groups: dict[str, list[str]] = defaultdict(list)
         for inode, state in active.items():
-            groups[inode if state.peer in SHARED else state.peer].append(inode)
+            groups[inode if state.here else state.peer].append(inode)
         grown = {name: sum(active[inode].grown for inode in group) for name, group in groups.items()}
         self._left = min(self._burst, self._left + passed * self._rate) - sum(grown.values())
         if self._left >= 0:
             return {}
         self._left, self._hurries = self._least, self._looked + HURRIES
         greediest = groups[max(grown, key=grown.__getitem__)]
-        self._shut_for(active[greediest[0]].peer)
+        self._shut_for(active[greediest[0]])
         return dict.fromkeys(greediest, "flood")
 
-    def _shut_for(self, peer: str) -> None:
-        shut = self._shut.pop(peer, _Shut())
-        seconds = SHARED_SHUT_SECONDS if peer in SHARED else SHUT_SECONDS[min(shut.times, len(SHUT_SECONDS) - 1)]
-        self._shut[peer] = _Shut(self._looked + seconds, shut.times + 1)
+    def _shut_for(self, flooding: _Seen) -> None:
+        shut = self._shut.pop(flooding.peer, _Shut())
+        longer = SHUT_SECONDS[min(shut.times, len(SHUT_SECONDS) - 1)]
+        seconds = HERE_SHUT_SECONDS if flooding.here else longer
+        self._shut[flooding.peer] = _Shut(self._looked + seconds, shut.times + 1)
         while len(self._shut) > MOST_SHUT:
             del self._shut[next(iter(self._shut))]
 
@@ -154,8 +157,9 @@ class Connections:
         self._shut = {peer: shut for peer, shut in self._shut.items() if self._looked < shut.until + HURRIES}
         shut = frozenset(peer for peer, shut in self._shut.items() if self._looked < shut.until)
         if self._known != (pid, shut) and (shut or self._known is not None):
-            door.shut((listener for _, listener in _sockets(pid, self._port, listening=True)), shut)
             self._known = pid, shut
+            with contextlib.suppress(OSError):  # a kernel that takes no filter: who floods is cut off all the same
+                door.shut((listener for _, listener in _sockets(pid, self._port, listening=True)), shut)
 
     def _crowd(self, active: dict[str, _Seen]) -> dict[str, Rule]:
         surplus = max(0, len(active) - self._most)

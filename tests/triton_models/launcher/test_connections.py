@@ -12,10 +12,10 @@ import pytest
 
 from triton_models.launcher import connections
 from triton_models.launcher.connections import (
+    HERE_SHUT_SECONDS,
     HURRIES,
     HURRY_SECONDS,
     LOOK_SECONDS,
-    SHARED_SHUT_SECONDS,
     SHUT_SECONDS,
     UNREAD_SECONDS,
     Connections,
@@ -158,9 +158,17 @@ def test_programs_of_this_machine_wait_a_moment_for_one_that_floods(port: Port) 
     honest = port.connect()
     assert flood(port, "127.0.0.1")
     assert port.is_shut("127.0.0.1")
-    port.look(SHARED_SHUT_SECONDS + 0.1)
+    port.look(HERE_SHUT_SECONDS + 0.1)
     assert not port.is_shut("127.0.0.1")
     assert is_open(honest[0])
+
+
+def test_where_the_kernel_takes_no_filter_who_floods_is_cut_off(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(92, "Protocol not available")
+
+    monkeypatch.setattr(connections.door, "shut", refused)
+    assert flood(port, "127.0.0.2") == ["1 connections of 127.0.0.2 cut off: flood"]
 
 
 def test_after_a_flood_nobody_is_blamed_for_a_unit(port: Port) -> None:
