@@ -87,7 +87,9 @@ class House:
         recovery = judged.silence if judged.errors else None
         if judged.changed:
             wrong.append(f"answers changed: units {judged.changed[:5]}")
-        lost = [error for error in judged.errors if not error.startswith("RESOURCE_EXHAUSTED")]  # a start, put off
+        # A start that is put off, or does not get through, loses no session: the table says when the next answer came.
+        put_off = ("RESOURCE_EXHAUSTED", "was not ready within")
+        lost = [error for error in judged.errors if not any(words in error for words in put_off)]
         if not outage and lost:
             wrong.append(f"the session was lost: {lost[0][:160]}")
         restarted = self.main.health()[1].get("restarts", 0) - restarts
