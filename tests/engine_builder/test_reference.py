@@ -91,7 +91,7 @@ def test_slots_are_token_causal_and_seen_by_the_performer(model):
 
 def test_padding_changes_nothing(model):
     base = conversation()
-    alone = replace(base, **{name: getattr(base, name)[1:] for name in base.__dict__})
+    alone = replace(base, **{name: value[1:] for name, value in base.__dict__.items() if value is not None})
     alone = replace(alone, prompt=base.prompt[1:, :2])  # the second row without its padding
     with torch.no_grad():
         both, one = forward(model, base), forward(model, alone)
