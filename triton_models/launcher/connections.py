@@ -76,7 +76,7 @@ class Connections:
         self.problem: str | None = None  # why nobody can be watched
         self._port, self._unit, self._clock = port, unit_bytes, clock
         self._rate = FLOOD * sessions * UNITS_PER_SECOND * unit_bytes  # bytes a second
-        self._burst = FLOOD * sessions * AHEAD_UNITS * unit_bytes
+        self._burst = self._rate + FLOOD * sessions * AHEAD_UNITS * unit_bytes
         self._least = 2 * sessions * unit_bytes  # after a flood: what all may send at once
         self._left, self._looked = self._burst, clock()
         self._hurries = 0.0  # until then it looks more often
