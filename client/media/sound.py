@@ -39,6 +39,11 @@ def read_audio(path: Path, rate: int, seconds: float | None = None, notes: list[
         return _mono(np.memmap(file, np.float32, "r").reshape(-1, 2)[:limit])
 
 
+def to_pcm16(pcm: Float32) -> bytes:
+    """float32 [n] -> 16-bit little-endian mono; louder than full scale is clipped, not wrapped."""
+    return (np.clip(np.nan_to_num(pcm), -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+
+
 def scratch(count: int) -> Float32:
     """`count` samples of silence on disk."""
     with tempfile.TemporaryFile() as file:

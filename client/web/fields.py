@@ -61,6 +61,12 @@ def as_given(where: str, value: Any) -> Any:
     return value
 
 
+def start_options(prompt: str, voice: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the model's start request; what is empty is left to the server."""
+    named = {"prompt": prompt, "voice": voice}
+    return {**{name: value for name, value in named.items() if value}, **options}
+
+
 def of_model(call: Call, video: bool) -> dict[str, Any]:
     """What a session object says of the model under `wan`, whatever the dialect. video: pictures are on."""
     return {

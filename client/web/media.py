@@ -18,6 +18,7 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from PIL import Image
 
+from client.media.sound import to_pcm16
 from client.stream import UnitShape
 from client.stream.units import FRAMES_PER_UNIT, Float32, UInt8
 
@@ -88,11 +89,6 @@ def from_pcm16(data: bytes) -> Float32:
     if len(data) % 2:
         raise ValueError(f"audio: expected an even number of bytes (16-bit samples), got {len(data)}")
     return np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768.0
-
-
-def to_pcm16(pcm: Float32) -> bytes:
-    """float32 [n] -> 16-bit little-endian mono; louder than full scale is clipped, not wrapped."""
-    return (np.clip(np.nan_to_num(pcm), -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
 
 
 class Resampler:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine_builder.manifest import ENCODE
+
 from ..runtime.engines.engine import EngineSet
 from ..runtime.engines.inputs import step_inputs
 from ..runtime.engines.solver import Solver
@@ -25,8 +27,8 @@ def rehearse(engines: EngineSet, pool: Pool, solver: Solver | None) -> None:
         if (bank := getattr(engine, "kept", None)) is not None:
             bank.rehearse()
             continue
-        for rows in limits.all_rows():
-            if step in ("perceive", "render", "encode"):
+        for rows in (1,) if step == ENCODE else limits.all_rows():  # references are encoded one by one
+            if step in ("perceive", "render", ENCODE):
                 engine.run(step_inputs(engines.config, engines.state_sizes, step, rows, 0))
                 continue
             for name in ("think", "slot") if step == "think" else (step,):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from client.media.persona import with_references
+from client.media.persona import joined, references
 from client.stream import MediaError, UnitShape
 
 KINDS = {
@@ -24,7 +24,7 @@ class Personas:
     def __init__(self, folder: Path | None = None) -> None:
         """Tries every file. Raises ValueError for a folder without any, MediaError for one that cannot be used."""
         self._files: dict[str, dict[str, Path]] = {}
-        self._made: dict[tuple[str, UnitShape], dict[str, Any]] = {}
+        self._made: dict[tuple[str, UnitShape], dict[str, str]] = {}
         for path in sorted(folder.iterdir()) if folder is not None else ():
             for kind, endings in KINDS.items():
                 if path.suffix.lower() in endings:
@@ -34,8 +34,9 @@ class Personas:
                 f"personas: expected 1 to {MOST} of NAME.png, .wav or .txt in {folder}, got {len(self._files)}"
             )
         for name in self._files:
-            self._options(name, SHAPE)
+            self._references(name, SHAPE)
         self._made.clear()
+        self._prompts = {name: _prompt(files["prompt"]) for name, files in self._files.items() if "prompt" in files}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,23 +55,17 @@ class Personas:
         name = self.in_force(options.get("voice"))
         if name not in self._files:
             return rest
-        made = dict(self._options(name, shape))
-        if "prompt" in rest:
-            made["prompt"] = rest.pop("prompt")
-        if "persona" not in made:
-            return {**made, **rest}
-        prompt = made.pop("prompt", None)
-        persona = made["persona"] if prompt is None else {**made["persona"], "prompt": prompt}
-        return {**rest, "persona": persona}
+        return joined({**self._prompts.get(name, {}), **rest}, self._references(name, shape))
 
-    def _options(self, name: str, shape: UnitShape) -> dict[str, Any]:
+    def _references(self, name: str, shape: UnitShape) -> dict[str, str]:
         if (name, shape) not in self._made:
             files = self._files[name]
-            made = with_references({}, shape, files.get("picture"), files.get("voice"))
-            if "prompt" in files:
-                try:
-                    made["prompt"] = files["prompt"].read_text(encoding="utf-8").strip()
-                except UnicodeDecodeError:
-                    raise MediaError(f"{files['prompt']}: expected text in UTF-8") from None
-            self._made[name, shape] = made
+            self._made[name, shape] = references(shape, files.get("picture"), files.get("voice"))
         return self._made[name, shape]
+
+
+def _prompt(path: Path) -> dict[str, str]:
+    try:
+        return {"prompt": path.read_text(encoding="utf-8").strip()}
+    except UnicodeDecodeError:
+        raise MediaError(f"{path}: expected text in UTF-8") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..call.call import Call
 from ..events import wrong
-from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, of_model, text, voice
+from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, of_model, start_options, text, voice
 from ..media import G711_RATE, Format
 
 PCM_RATES = (16_000, 24_000)
@@ -78,8 +78,7 @@ class LiveConfig:
 
     def model_options(self) -> dict[str, Any]:
         """Options of the start request."""
-        own = {"prompt": self.instructions, "voice": self.voice}
-        return {**{name: value for name, value in own.items() if value}, **self.options}
+        return start_options(self.instructions, self.voice, self.options)
 
     def show(self, call: Call, model: str, expires_at: int) -> dict[str, Any]:
         """The session resource."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..call.call import Call
 from ..events import EventError, wrong
-from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, of_model, text, voice
+from ..fields import MODEL_OPTIONS, Read, groups_of, jpeg_or_null, leaves, of_model, start_options, text, voice
 from ..media import G711_RATE, HIGHEST_RATE, LOWEST_RATE, Format
 from .wording import Wording
 
@@ -95,8 +95,7 @@ class SessionConfig:
 
     def model_options(self) -> dict[str, Any]:
         """Options of the start request."""
-        own = {"prompt": self.instructions, "voice": self.voice}
-        return {**{name: value for name, value in own.items() if value}, **self.options}
+        return start_options(self.instructions, self.voice, self.options)
 
     def show(self, call: Call, model: str, wording: Wording, grace: float) -> dict[str, Any]:
         """The session object of session.created and session.updated."""

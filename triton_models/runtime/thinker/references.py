@@ -42,15 +42,15 @@ class References:
             raise SessionError("INVALID_ARGUMENT", f"persona.{error}") from None
         return units
 
-    def latents(self, job: OpenJob) -> Iterator[tuple[Float32, Float32]]:
-        """z_video [n_v, c_v] and z_audio [n_a, c_a] of unit after unit, zeros for what was not given.
+    def latents(self, job: OpenJob, units: int) -> Iterator[tuple[Float32, Float32]]:
+        """z_video [n_v, c_v] and z_audio [n_a, c_a] of each of so many `units`, zeros for what was not given.
 
         Each is encoded when it is asked for. Raises SessionError.
         """
         video, state = self._config.video, self._start
         still = np.zeros((video.height, video.width, 3), np.uint8) if job.picture is None else job.picture
         frames = np.repeat(still[None], FRAMES_PER_UNIT, axis=0)
-        for unit in range(self.units(job)):
+        for unit in range(units):
             pcm = np.zeros(self._config.audio.unit_samples, np.float32) if job.voice is None else job.voice[unit]
             out = self._encode({"pcm": pcm[None], "frames": frames[None], "state": state[None]})
             if not all(validate.finite(array) for array in out.values()):

@@ -105,7 +105,7 @@ class Thinker:
         """What an opening does, call by call: the prompt in chunks, then the agent's own past, a unit at a time."""
         while (left := len(session.prompt) - session.prefilled) > 0:
             yield partial(self._pass.prefill, session, min(prompt_chunk(session.prefilled), left))
-        latents = self._references.latents(job)
+        latents = self._references.latents(job, session.persona_units)
         for _ in range(session.persona_units):
             yield lambda: self._pass.prefill_own(session, *next(latents))
 
