@@ -15,6 +15,7 @@ SERVE_FLAGS ?=
 WEB_FLAGS ?=
 DEMO_FLAGS ?=
 SPEECH ?= build/data/fsdd
+CROWD ?= build/data/speech_commands
 FLEET_FLAGS ?=
 WORKERS ?= 2
 PYTEST_FLAGS ?=
@@ -27,7 +28,7 @@ help:  ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16 | sed 's/^/  make /'
 	@echo
 	@echo "variables: PRESET, SEED (checkpoint); CHECKPOINT, OUTPUT, TARGET, BUILD_FLAGS (engine); ENGINES, SERVE_FLAGS (serve);"
-	@echo "           SPEECH (recordings of real people: demo, train, eval);"
+	@echo "           SPEECH, CROWD (recordings of real people: demo, train, eval);"
 	@echo "           WORKERS, PYTEST_FLAGS (test). Example: make engine TARGET=tensorrt-rtx BUILD_FLAGS='--compute-capability 8.9'"
 
 .PHONY: setup
@@ -98,12 +99,13 @@ train: $(VENV)/.ready  ## Train the number tutor from scratch (CPU, one to three
 	build/system_packages.sh --optional espeak-ng
 	build/system_packages.sh --optional libtcmalloc-minimal4
 	OMP_WAIT_POLICY=PASSIVE LD_PRELOAD="$$(ls /usr/lib/*/libtcmalloc_minimal.so.4 2>/dev/null | head -n 1)" \
-		$(PY) -m engine_builder.training train --run build/runs/train --speech $(SPEECH) $(TRAIN_FLAGS)
+		$(PY) -m engine_builder.training train --run build/runs/train --speech $(SPEECH) \
+		$(if $(wildcard $(CROWD)),--crowd $(CROWD)) $(TRAIN_FLAGS)
 
 .PHONY: eval
 eval: $(ENGINES)/manifest.json  ## Judge ENGINES in closed loop on held-out voices: build/runs/eval/
 	build/system_packages.sh --optional espeak-ng
-	$(PY) -m tests.eval --engines $(ENGINES) --out build/runs/eval --speech $(SPEECH) $(EVAL_FLAGS)
+	$(PY) -m tests.eval --engines $(ENGINES) --out build/runs/eval --speech $(SPEECH) --crowd $(CROWD) $(EVAL_FLAGS)
 
 # perf_analyzer comes with this tritonclient only, which needs other versions of everything: an environment of its own.
 .venv-perf/bin/perf_analyzer: | $(VENV)/.ready

@@ -19,7 +19,7 @@ from .learn.ears import with_new_ears
 from .learn.trainer import Trainer, TrainingPlan
 from .world.conversation import Studio
 from .world.scenario import DENSE
-from .world.speech import synths
+from .world.speech import crowd, synths
 from .world.speech.people import DEFAULT, HOME, People, PeopleMissing
 
 
@@ -30,6 +30,8 @@ def _train(arguments: argparse.Namespace) -> None:
     plan = TrainingPlan(**{name: getattr(arguments, name) for name in names})
     console.print(f"rendering voices into {arguments.cache} (once) ...")
     people = None if str(arguments.speech) == "none" else People.load(arguments.speech, tuple(arguments.without))
+    if people is not None and arguments.crowd is not None:
+        people = people.and_crowd(arguments.crowd)
     for synth in synths.TRAINED_WITH:
         if synth not in synths.installed():
             console.print(f"{synth} is not here and will not be trained with: {synths.HOW_TO_GET[synth]}")
@@ -74,6 +76,13 @@ def main(argv: list[str] | None = None) -> int:
         metavar="DIR",
         help=f"recordings of real people: a clone of {HOME} (default: {DEFAULT}); 'none': synthesisers alone",
     )
+    train.add_argument(
+        "--crowd",
+        type=Path,
+        metavar="DIR",
+        help=f"digits by many more people, in the layout of Speech Commands ({crowd.ARCHIVE}); a quarter of them, who "
+        "judge, is left out",
+    )
     train.add_argument("--without", action="append", default=[], metavar="SPEAKER", help="leave this person out")
     train.add_argument(
         "--from", type=Path, dest="start", metavar="CHECKPOINT", help="go on from these weights instead of from chance"
@@ -104,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         arguments.action(arguments)
-    except (PeopleMissing, CheckpointError, ConfigError, OSError) as error:
+    except (PeopleMissing, crowd.CrowdMissing, CheckpointError, ConfigError, OSError) as error:
         parser.error(str(error))
     return 0
 

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from client.own_server import ServerFailed
 from client.stream.errors import DuplexError
 from engine_builder.training.judges.figures import Tally
-from engine_builder.training.world.speech import people, synths
+from engine_builder.training.world.speech import crowd, people, synths
 
 from . import crew, parts, plots, report, served
 from .ears import Ears
@@ -36,11 +36,15 @@ class Evaluation:
     def __init__(self, a: argparse.Namespace, console: Console) -> None:
         self.out: Path = a.out
         speech = a.speech if (a.speech / "recordings").is_dir() else None
-        self.sources = Sources(a.engines, a.checkpoint, a.cache, speech=speech)
-        self.speakers = parts.speaker_parts(-(-a.talks // 2), speech is not None, "flite" in synths.installed())
+        others = a.crowd if a.crowd.is_dir() else None
+        self.sources = Sources(a.engines, a.checkpoint, a.cache, speech=speech, crowd=others)
+        flite = "flite" in synths.installed()
+        self.speakers = parts.speaker_parts(-(-a.talks // 2), speech is not None, flite, others is not None)
         if speech is None:
             console.print(f"{a.speech}: no recordings; real people are not asked. They are at {people.HOME}")
-        if "flite" not in synths.installed():
+        if others is None:
+            console.print(f"{a.crowd}: not there; strangers are not asked. Unpack {crowd.ARCHIVE} there")
+        if not flite:
             console.print(f"flite: not here; an unheard synthesiser is not asked. {synths.HOW_TO_GET['flite']}")
         self.console, self.minutes, self.processes = console, a.minutes, a.processes
         self.main = parts.main_parts(a.talks, a.quiet, a.sessions, a.minutes)
@@ -114,7 +118,13 @@ class Evaluation:
                 "Lee and Marco, which the split leaves out": results.figures("left-out voices"),
                 "all twelve": results.figures("main", "dense", "left-out voices"),
             }
-        for group, row in (("people", "real people"), ("foreign_synth", "Flite"), ("echo", "loudspeaker, -12 dB")):
+        rows = {
+            "people": "real people",
+            "strangers": "strangers",
+            "foreign_synth": "Flite",
+            "echo": "loudspeaker, -12 dB",
+        }
+        for group, row in rows.items():
             if results.template(group):
                 by_speaker[row] = results.figures(group)
         total = pooled(results.template(*AS_SERVED))
@@ -168,6 +178,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/runs/eval"))
     parser.add_argument("--cache", type=Path, default=Path("build/cache"))
     parser.add_argument("--speech", type=Path, default=people.DEFAULT, metavar="DIR", help="recordings of real people")
+    parser.add_argument(
+        "--crowd", type=Path, default=crowd.DEFAULT, metavar="DIR", help="people who were never trained with, if any"
+    )
     parser.add_argument("--talks", type=int, default=64, help="conversations of 24 s; half as many of rare events")
     parser.add_argument("--quiet", type=int, default=96, help="silent or noisy stretches of 10 s")
     parser.add_argument("--sessions", type=int, default=6, help="long conversations")

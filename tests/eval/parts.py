@@ -89,9 +89,9 @@ def main_parts(talks: int, quiet: int, sessions: int, minutes: int) -> list[Part
     return [part for part in parts if part.talks and part.units]
 
 
-def speaker_parts(talks: int, people: bool, foreign: bool) -> list[Part]:
-    """English digits by real people and by a synthesiser that training never heard, where there are such."""
-    wanted = [("people", people, 9000), ("foreign_synth", foreign, 9500)]
+def speaker_parts(talks: int, people: bool, foreign: bool, strangers: bool) -> list[Part]:
+    """English digits by real people, by people and by a synthesiser that training never heard, where there are such."""
+    wanted = [("people", people, 9000), ("foreign_synth", foreign, 9500), ("strangers", strangers, 9800)]
     return [
         Part(name, talks, 120, _FIRST_SEED + seed, group=name, cast=name, habits=_DIGITS, language="en")
         for name, there, seed in wanted

@@ -41,6 +41,7 @@ class Sources:
     cache: Path
     voices: int = HELD_OUT_VOICES
     speech: Path | None = None  # recordings of real people
+    crowd: Path | None = None  # and of many more, of whom a quarter judges
 
 
 @dataclass
@@ -70,12 +71,18 @@ def flite_voices(count: int, seed: int = 5) -> list[Voice]:
 
 def cast(name: str, sources: Sources) -> Cast:
     """Who speaks in a part: 'held_out' voices, those 'left_out' of them, a 'foreign_synth' never trained with, or
-    'people', of whom English digits are known."""
+    'people', of whom English digits are known, or 'strangers', other people, whose voices were never trained with."""
     if name == "people":
         if sources.speech is None:
             raise ValueError("speech: expected a folder of recordings for a part with people")
         bank = VoiceBank.load(user_voices("held_out", sources.voices), sources.cache)
         return Cast(bank, People.load(sources.speech))
+    if name == "strangers":
+        if sources.crowd is None:
+            raise ValueError("crowd: expected a folder of recordings for a part with strangers")
+        return Cast(
+            VoiceBank.load(user_voices("held_out", sources.voices), sources.cache), People.strangers(sources.crowd)
+        )
     chosen = {
         "held_out": lambda: user_voices("held_out", sources.voices),
         "left_out": lambda: left_out_voices(sources.voices),

@@ -123,14 +123,16 @@ def collate(model: DuplexModel, conversations: list[Conversation], memories: lis
     )
 
 
-def batches(model: DuplexModel, studio: Studio, size: int, units: int, first: int = 0) -> Generator[Batch]:
+def batches(model: DuplexModel, studio: Studio, size: int, units: int, seed: int, first: int = 0) -> Generator[Batch]:
     """Batches `first`, `first` + 1, ..., made ahead.
 
-    Batch i is made of conversations i * size ... (i + 1) * size - 1, whatever the thread's timing.
+    Batch i is made of the seed's conversations i * size ... (i + 1) * size - 1, whatever the thread's timing: a run
+    that goes on from another's weights, under another seed, hears nothing twice.
     """
+    offset = seed << 32
 
     def make(number: int) -> Batch:
-        talks = [_stretch(studio, number * size + i, units) for i in range(size)]
+        talks = [_stretch(studio, offset + number * size + i, units) for i in range(size)]
         rng = np.random.default_rng([4, number])
         return collate(model, talks, [Memory.drawn(rng, talk) for talk in talks])
 

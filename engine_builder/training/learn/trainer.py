@@ -133,7 +133,8 @@ class Trainer:
         rows = log.read_text().splitlines()[1:] if log.exists() else []
         kept = [row for row in rows if int(row.split(",", 1)[0]) <= self.step_number]
         log.write_text("\n".join([",".join(LOG_FIELDS), *kept]) + "\n")
-        source = batches(self.model, self.studio, self.plan.batch, self.plan.units, self.step_number)
+        plan = self.plan
+        source = batches(self.model, self.studio, plan.batch, plan.units, plan.seed, self.step_number)
         with closing(source), log.open("a", buffering=1) as stream:
             while self.step_number < self.plan.steps:
                 batch = next(source)

@@ -16,7 +16,7 @@ class Echo:
     """share: of conversations that have one.  level: dB against the agent's voice as sent.  delay: seconds from the
     moment at which a unit can first be heard.  residue: share of echoes that an echo canceller has been at."""
 
-    share: float = 0.5
+    share: float = 0.6
     level: tuple[float, float] = (-40.0, -6.0)
     delay: tuple[float, float] = (0.04, 0.3)
     residue: float = 0.3

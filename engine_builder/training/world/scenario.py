@@ -16,8 +16,8 @@ from .speech.voices import Pcm
 from .words import BACKCHANNELS, LANGUAGES, Meaning, answer, spoken
 
 LISTEN, SPEAK = 0, 1
-# An answer starts in the first unit in which this much has been heard after the word: 100 ms.
-HEARD = 1600
+# An answer starts in the first unit in which this much has been heard after the word: 60 ms.
+HEARD = 960
 # A stop comes in the first unit with this much new speech: 130 ms tell a murmur from a word, and leave the stop within
 # 1.8 units of the first sound.
 STOP_HEARD = 2080

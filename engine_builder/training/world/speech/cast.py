@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from ..words import DIGITS
 from . import warps
-from .people import People
+from .people import CROWD, People
 from .voices import Pcm, VoiceBank
 
 NOBODY = -1
 _PEOPLE_SHARE = 0.6  # of training conversations: their English digits are a real person's
+_CROWD_SHARE = 0.5  # of those: strangers are many, and those who said all digits few
 _TAKES = 300  # ways in which a person says a digit in training: each a recording, warped; 200 MB for four people
+_CROWD_TAKES = 900
 _WARPED = 0.3  # share of a synthetic voice's words that are warped in training
 _PLAIN_SHARE = 0.6  # of speakers who are eSpeak's; the others are of any other synthesiser that was found
 
@@ -49,14 +51,18 @@ class Cast:
             voice = int(rng.integers(len(self.bank)))
         if self.people is None or rng.random() >= self._share:
             return Speaker(voice)
-        return Speaker(voice, int(rng.integers(len(self.people.speakers))))
+        known = [i for i, name in enumerate(self.people.speakers) if name != CROWD]
+        if len(known) < len(self.people.speakers) and (not known or rng.random() < _CROWD_SHARE):
+            return Speaker(voice, self.people.speakers.index(CROWD))
+        return Speaker(voice, known[int(rng.integers(len(known)))])
 
     def word(self, rng: np.random.Generator, speaker: Speaker, language: str, text: str) -> Pcm:
         """float32 at 16 kHz, peak 0.5: an English digit is the person's, everything else the voice's."""
         if speaker.person != NOBODY and self.people is not None and language == "en" and text in DIGITS["en"]:
             digit = DIGITS["en"].index(text)
             if self.training:
-                return self._warped(self.people, speaker.person, digit, int(rng.integers(_TAKES)))
+                takes = _CROWD_TAKES if self.people.speakers[speaker.person] == CROWD else _TAKES
+                return self._warped(self.people, speaker.person, digit, int(rng.integers(takes)))
             return self.people.clip(speaker.person, digit, int(rng.integers(self.people.takes(speaker.person, digit))))
         voice = speaker.voice
         if not self.bank.knows(voice, language, text):

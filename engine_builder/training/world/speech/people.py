@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from .crowd import crowd
 from .synths import read_wave
 from .voices import Pcm, normalise, resample, trim
 
 HOME = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 DEFAULT = Path("build/data/fsdd")
+CROWD = "crowd"  # a speaker who is many: every recording is another person's
 _DIGITS = 10
 
 
@@ -28,6 +30,15 @@ class People:
     def __init__(self, clips: dict[str, list[list[Pcm]]]) -> None:
         self._clips = clips
         self.speakers = tuple(clips)
+
+    @classmethod
+    def strangers(cls, folder: Path) -> People:
+        """The judges of a crowd, in whose voices nothing was trained. CrowdMissing if there is none."""
+        return cls({CROWD: crowd(folder, judges=True)[0]})
+
+    def and_crowd(self, folder: Path) -> People:
+        """These people and a crowd's voices for training, as one more speaker."""
+        return People({**self._clips, CROWD: crowd(folder, judges=False)[0]})
 
     @classmethod
     def load(cls, folder: Path, without: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> People:

@@ -13,8 +13,10 @@ from engine_builder.training.world.echo import Echo
 from engine_builder.training.world.speech import warps
 from engine_builder.training.world.speech.agent_voice import UNIT
 from engine_builder.training.world.speech.cast import NOBODY, Cast, Speaker
-from engine_builder.training.world.speech.people import People, PeopleMissing
+from engine_builder.training.world.speech.crowd import CrowdMissing, crowd, held_out
+from engine_builder.training.world.speech.people import CROWD, People, PeopleMissing
 from engine_builder.training.world.speech.voices import SAMPLE_RATE, Pcm, VoiceBank, resample, user_voices
+from engine_builder.training.world.words import DIGITS
 
 pytestmark = pytest.mark.unit
 
@@ -43,10 +45,66 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for digit in range(10):
             for take in range(2):
                 pcm = np.concatenate([np.zeros(800), tone(base + 40 * digit, 0.3 + 0.05 * take, 8000), np.zeros(800)])
-                with wave.open(str(root / "recordings" / f"{digit}_{who}_{take}.wav"), "wb") as file:
-                    file.setparams((1, 2, 8000, 0, "NONE", ""))
-                    file.writeframes(np.round(pcm * 32767).astype("<i2").tobytes())
+                write(root / "recordings" / f"{digit}_{who}_{take}.wav", pcm, 8000)
     return root
+
+
+def write(path: Path, pcm: Pcm, rate: int) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(np.round(pcm * 32767).astype("<i2").tobytes())
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve strangers who say one digit each, in a noisy second, in both layouts; and what is to be left out."""
+    root = tmp_path_factory.mktemp("crowd")
+    rng = np.random.default_rng(0)
+    (root / "_unknown_").mkdir()
+    for digit, word in enumerate(DIGITS["en"]):
+        (root / word).mkdir()
+        for who in range(12):
+            pcm = (0.01 * rng.standard_normal(SAMPLE_RATE)).astype(np.float32)
+            pcm[4000:9000] += 0.8 * tone(300 + 40 * digit, 5000 / SAMPLE_RATE)
+            place = (
+                root / word / f"{who:08x}_nohash_0.wav"
+                if who % 2
+                else root / "_unknown_" / f"{word}_{who:08x}_nohash_0.wav"
+            )
+            write(place, pcm, SAMPLE_RATE)
+        write(root / word / "0000aaaa_nohash_1.wav", tone(300, 1.0), SAMPLE_RATE)  # no beginning, no end
+    write(root / "_unknown_" / "tree_00000001_nohash_0.wav", tone(300, 0.5), SAMPLE_RATE)
+    return root
+
+
+def test_a_crowd_is_split_by_speaker_and_trimmed_in_noise(many: Path) -> None:
+    judges = sum(held_out(f"{who:08x}") for who in range(12))
+    assert 0 < judges < 12
+    for side, speakers in ((True, judges), (False, 12 - judges)):
+        clips, found = crowd(many, judges=side)
+        assert found == speakers
+        assert [len(said) for said in clips] == [speakers] * 10
+        for digit, said in enumerate(clips):
+            assert all(clip.size == pytest.approx(5000, abs=900) for clip in said)
+            assert peak(said[0]) == pytest.approx(300 + 40 * digit, abs=5)
+
+
+def test_half_of_the_people_of_training_are_strangers(folder: Path, many: Path, tmp_path: Path) -> None:
+    people = People.load(folder).and_crowd(many)
+    assert people.speakers == ("ada", "bob", CROWD)
+    cast = Cast(
+        VoiceBank(user_voices("train", 4), [], np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int16)), people, True
+    )
+    rng = np.random.default_rng(1)
+    drawn = [cast.speaker(rng).person for _ in range(2000)]
+    assert drawn.count(2) / 2000 == pytest.approx(0.3, abs=0.04)
+    assert drawn.count(0) / 2000 == pytest.approx(0.15, abs=0.04)
+    clip = cast.word(rng, Speaker(0, 2), "en", "three")
+    assert np.isfinite(clip).all()
+    alone = Cast(cast.bank, People.strangers(many))
+    assert alone.speaker(rng).person == 0
+    with pytest.raises(CrowdMissing, match="CROWD=DIR"):
+        People.strangers(tmp_path)
 
 
 def test_people_are_read_resampled_and_trimmed(folder: Path) -> None:
