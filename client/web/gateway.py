@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,7 +26,7 @@ from .rtc.calls import PEERS, hang_up, live_call, no_trickle, offer_addresses, p
 log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0  # for the head of a request to be complete
-TRIM_SECONDS = 60.0  # between two returns of freed memory, which conversations scatter
+TIDY_SECONDS = 60.0  # between two returns of memory that conversations left behind
 FULL_SECONDS = 1.0  # between two looks at who holds descriptors without a request
 STATIC = Path(__file__).parent / "static"
 HEADERS = {
@@ -110,9 +110,9 @@ def spare_descriptors(runner: web.AppRunner) -> None:
 
 
 async def _lifecycle(app: web.Application) -> AsyncIterator[None]:
-    trimming = asyncio.create_task(_trim())
+    tidying = asyncio.create_task(_tidy())
     yield
-    trimming.cancel()
+    tidying.cancel()
     for peer in app[PEERS]:
         peer.cancel()
     await asyncio.gather(*app[PEERS], return_exceptions=True)
@@ -120,12 +120,15 @@ async def _lifecycle(app: web.Application) -> AsyncIterator[None]:
     await app[DESK].upstream.close()
 
 
-async def _trim() -> None:
-    """In a thread, so that no conversation waits for it; where the C library is not glibc, the task ends."""
-    with contextlib.suppress(AttributeError):
-        while True:
-            await asyncio.sleep(TRIM_SECONDS)
-            await asyncio.to_thread(ctypes.CDLL(None).malloc_trim, 0)
+async def _tidy() -> None:
+    """Sockets and cancelled tasks of aiohttp and asyncio refer to themselves, and hold what was said: 50 kB a visit,
+    which Python by itself looks for after some 400 of them. Here, for what it frees belongs to this thread; the return
+    (glibc's alone) in another, so that no conversation waits for it."""
+    back = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
+    while True:
+        await asyncio.sleep(TIDY_SECONDS)
+        gc.collect()
+        await asyncio.to_thread(back, 0)
 
 
 @web.middleware
