@@ -1,8 +1,10 @@
 """`make soak`: people come and go for an hour, through a real server and its gateway -> build/runs/soak/figures.json.
 
-Their conversations have random lengths; some leave without a word, some lose their stream and resume, some interrupt,
+First all send as fast as they may: pools of threads never shrink, and reach here what they will ever need. Their
+further conversations have random lengths; some leave without a word, some lose their stream and resume, some interrupt,
 some type, some come by the gateway's page. Resident memory, descriptors, threads, pages and shared memory at the end
 are compared with those of minute 5 (of a short run: of its first half), both while nobody talks: no drift above 2%.
+What every minute was like, while they talk, stands in minutes.csv.
 
     python -m tests.soak --engines build/engines/tutor --minutes 60
 """
@@ -12,11 +14,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import csv
 import json
 import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -44,6 +48,9 @@ class Crowd:
     def __init__(self, address: str, gateway: str, seed: int) -> None:
         self.address, self.gateway, self.random = address, gateway, random.Random(seed)
         self.met: Counter[str] = Counter()
+
+    async def hurry(self) -> None:
+        await asyncio.gather(*(self._conversation(10, "hurries") for _ in range(PEOPLE + 1)), return_exceptions=True)
 
     async def talk_until(self, end: float) -> None:
         people = [self._person(end) for _ in range(PEOPLE)]
@@ -75,11 +82,17 @@ class Crowd:
                     last = k == units - 1 and manner != "leaves"
                     yield UserUnit(k, said.pcm, said.frames, text, last, manner == "interrupts" and k % 9 == 8)
 
-            sending = asyncio.create_task(session.play(user(), pacer))
+            async def hurry() -> None:
+                for unit in user():
+                    await session.send(unit)
+
+            sending = asyncio.create_task(hurry() if manner == "hurries" else session.play(user(), pacer))
             try:
                 async for answer in session:
                     heard += 1
-                    self.met["late"] += answer.received > pacer.deadline(answer.unit_index) and not answer.lost
+                    self.met["late"] += (
+                        manner != "hurries" and answer.received > pacer.deadline(answer.unit_index) and not answer.lost
+                    )
                     if manner == "leaves" and heard == units:
                         break
                     if manner == "resumes" and heard == units // 2:
@@ -105,7 +118,7 @@ class Crowd:
 
 
 def figures(server: Server, gateway: int) -> dict[str, float]:
-    """Of everything that runs, while nobody talks."""
+    """Of everything that runs."""
     info = server.info
     pids = {"launcher": info["launcher_pid"], "tritonserver": info["server_pid"], "gateway": gateway}
     pids |= {"duplex": info["model_pids"]["duplex"], "stage": info["model_pids"]["thinker"]}
@@ -119,6 +132,17 @@ def figures(server: Server, gateway: int) -> dict[str, float]:
     sizes = [os.stat(f"/dev/shm/{name}") for name in server.shared_memory()]
     found["shared_memory_mb"] = round(sum(size.st_blocks * 512 for size in sizes) / 2**20, 1)
     return found
+
+
+def watch(server: Server, gateway: int, path: Path, over: threading.Event) -> None:
+    """A row a minute, while people talk."""
+    with path.open("w", newline="") as file:
+        while not over.wait(60):
+            row = figures(server, gateway)
+            if not file.tell():
+                csv.writer(file).writerow(["time", *row])
+            csv.writer(file).writerow([time.strftime("%H:%M:%S"), *row.values()])
+            file.flush()
 
 
 def drift(first: dict[str, float], last: dict[str, float]) -> dict[str, float]:
@@ -142,10 +166,14 @@ def main() -> int:
     command += ["--connects-per-minute", "100000"]
     with (args.out / "gateway.log").open("w+") as log:
         gateway = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": "."})
+        over = threading.Event()
         try:
             address = _address(args.out / "gateway.log")
             crowd = Crowd(server.info["grpc"], address, args.seed)
             begin = time.monotonic()
+            rows = threading.Thread(target=watch, args=(server, gateway.pid, args.out / "minutes.csv", over))
+            rows.start()
+            asyncio.run(crowd.hurry())
             asyncio.run(crowd.talk_until(begin + 60 * warm))
             time.sleep(SETTLE_SECONDS)
             first = figures(server, gateway.pid)
@@ -153,6 +181,7 @@ def main() -> int:
             time.sleep(SETTLE_SECONDS)
             last = figures(server, gateway.pid)
         finally:
+            over.set()
             gateway.terminate()
             gateway.wait(20)
             restarts = server.health()[1].get("restarts")
