@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from engine_builder.training.world.echo import Echo
 from engine_builder.training.world.speech import warps
@@ -49,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def write(path: Path, pcm: Pcm, rate: int) -> None:
+def write(path: Path, pcm: NDArray[np.floating], rate: int) -> None:
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, rate, 0, "NONE", ""))
         file.writeframes(np.round(pcm * 32767).astype("<i2").tobytes())
