@@ -26,7 +26,7 @@ ENCODE = "encode"  # the step that takes a persona's references; directories of 
 TENSORRT_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # target -> Python module
 GPU_TARGETS = (*TENSORRT_MODULES, "torch-cuda")
 TARGETS = ("onnxruntime", *GPU_TARGETS)
-PRECISIONS = ("float32", "bfloat16", "float16", "fp8")
+PRECISIONS = ("float32", "bfloat16", "fp8")
 _KEYS = {
     "limits": ("max_batch", "max_pages", "pool_pages", "page_tokens"),
     "state": ("perceive", "render"),
