@@ -19,19 +19,19 @@ from openai import AsyncOpenAI
 
 INSTRUCTIONS = "You are a friendly number tutor. Answer in English, and be brief."
 WEATHER = {"type": "function", "name": "get_weather", "description": "The weather.", "parameters": {"type": "object"}}
-CHUNK_SECONDS, TAIL_SECONDS = 0.02, 4.0
+CHUNK_SECONDS, TAIL_SECONDS = 0.02, 3.0
 RATE = 24_000  # of PCM in both APIs
 GAP_MS = 800  # between two things that the agent says (the Live API has no turns)
 
 
-async def live(client: AsyncOpenAI, args: argparse.Namespace, voice: bytearray) -> None:
+async def live(client: AsyncOpenAI, audio: str, texts: list[str], voice: bytearray) -> None:
     backend: Any = {"type": "responses", "responses": {"model": "none", "tools": [WEATHER]}}
     async with client.live.connect() as connection:
         await connection.session.start(session={"model": "duplex", "instructions": INSTRUCTIONS, "delegation": backend})
         said, end = "", 0
         async for event in connection:
             if event.type == "session.started":
-                talking = asyncio.create_task(talk_live(connection, args))
+                talking = asyncio.create_task(talk_live(connection, audio, texts))
             elif event.type == "session.output_audio.delta":  # every 160 ms, silence too
                 voice += base64.b64decode(event.delta)
             elif event.type == "session.output_transcript.delta":
@@ -48,20 +48,20 @@ async def live(client: AsyncOpenAI, args: argparse.Namespace, voice: bytearray) 
         await talking
 
 
-async def talk_live(connection: Any, args: argparse.Namespace) -> None:
-    async for chunk in microphone(args.audio):
+async def talk_live(connection: Any, audio: str, texts: list[str]) -> None:
+    async for chunk in microphone(audio):
         await connection.session.input_audio.append(audio=chunk)
-    for text in args.type:
+    for text in texts:
         await connection.session.commentary.append(content=text, delegation_id=None)
         await asyncio.sleep(TAIL_SECONDS)
     await connection.session.close()
 
 
-async def realtime(client: AsyncOpenAI, args: argparse.Namespace, voice: bytearray) -> None:
+async def realtime(client: AsyncOpenAI, audio: str, texts: list[str], voice: bytearray) -> None:
     async with client.realtime.connect(model="duplex") as connection:
         session: Any = {"type": "realtime", "instructions": INSTRUCTIONS, "tools": [WEATHER]}
         await connection.session.update(session=session)
-        talking = asyncio.create_task(talk_realtime(connection, args))
+        talking = asyncio.create_task(talk_realtime(connection, audio, texts))
         async for event in connection:
             if event.type == "response.output_audio.delta":
                 voice += base64.b64decode(event.delta)
@@ -76,10 +76,10 @@ async def realtime(client: AsyncOpenAI, args: argparse.Namespace, voice: bytearr
         await talking
 
 
-async def talk_realtime(connection: Any, args: argparse.Namespace) -> None:
-    async for chunk in microphone(args.audio):
+async def talk_realtime(connection: Any, audio: str, texts: list[str]) -> None:
+    async for chunk in microphone(audio):
         await connection.input_audio_buffer.append(audio=chunk)
-    for text in args.type:
+    for text in texts:
         content: Any = [{"type": "input_text", "text": text}]
         await connection.conversation.item.create(item={"type": "message", "role": "user", "content": content})
         await connection.response.create()
@@ -100,17 +100,20 @@ async def microphone(path: str) -> Any:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("audio", help="WAV file of what the user says: 16-bit mono, 24 kHz")
+    help_ = "WAV file of what the user says: 16-bit mono, 24 kHz; each is a conversation of its own"
+    parser.add_argument("audio", nargs="+", help=help_)
     parser.add_argument("--url", default="http://127.0.0.1:8080/v1", help="of the gateway (%(default)s)")
     parser.add_argument("--key", default="-", help="the gateway's secret or a token of it, where it has one")
     parser.add_argument("--api", choices=("live", "realtime"), default="live")
-    parser.add_argument("--type", action="append", default=[], metavar="TEXT", help="typed after the sound; repeat")
+    parser.add_argument("--type", action="append", default=[], metavar="TEXT", help="typed after the last; repeat")
     parser.add_argument("--save", metavar="WAV", help="what the agent says goes there")
     args = parser.parse_args()
     voice = bytearray()
     socket = args.url.replace("http", "ws", 1)
     async with AsyncOpenAI(base_url=args.url, websocket_base_url=socket, api_key=args.key) as client:
-        await (live if args.api == "live" else realtime)(client, args, voice)
+        for audio in args.audio:
+            texts = args.type if audio is args.audio[-1] else []
+            await (live if args.api == "live" else realtime)(client, audio, texts, voice)
     if args.save:
         with wave.open(args.save, "wb") as sound:
             sound.setparams((1, 2, RATE, 0, "NONE", ""))

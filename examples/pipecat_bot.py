@@ -50,7 +50,7 @@ class Microphone(BaseInputTransport):
 
     def __init__(self, params: TransportParams, path: str) -> None:
         super().__init__(params)
-        self.played = asyncio.Event()
+        self.begun, self.played = asyncio.Event(), asyncio.Event()
         with wave.open(path) as sound:
             assert (sound.getnchannels(), sound.getsampwidth()) == (1, 2), "16-bit mono"
             self._rate = sound.getframerate()
@@ -63,6 +63,7 @@ class Microphone(BaseInputTransport):
 
     async def _play(self) -> None:
         step, begin = 2 * round(CHUNK_SECONDS * self._rate), time.monotonic()
+        self.begun.set()
         for place in range(0, len(self._pcm), step):
             audio = self._pcm[place : place + step]
             await self.push_audio_frame(InputAudioRawFrame(audio=audio, sample_rate=self._rate, num_channels=1))
@@ -94,6 +95,7 @@ async def main() -> None:
     parser.add_argument(
         "--context", action="append", default=[], metavar="TEXT", help="said by the user before; repeat"
     )
+    parser.add_argument("--reconnect", type=float, metavar="SECONDS", help="a new session then, with the same context")
     parser.add_argument("--save", metavar="WAV", help="what the agent says goes there")
     args = parser.parse_args()
     params = TransportParams(audio_in_enabled=True, audio_out_enabled=True, audio_out_sample_rate=RATE)
@@ -109,6 +111,10 @@ async def main() -> None:
     runner = WorkerRunner(handle_sigint=False)
     await runner.add_workers(worker)
     running = asyncio.create_task(runner.run())
+    if args.reconnect is not None:
+        await microphone.begun.wait()
+        await asyncio.sleep(args.reconnect)
+        await llm.reset_conversation()
     await microphone.played.wait()
     await worker.queue_frames([EndFrame()])
     await running

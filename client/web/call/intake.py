@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ GREY = 128  # the model's picture of a user without a camera
 MAX_FRAMES = 16  # waiting pictures; the oldest goes
 MAX_TEXT_BYTES = 1024  # typed and not yet handed over: no more tokens than a server lets a session's text wait
 TRIM_UNITS = 4  # a live backlog that did not empty for this long is delay, not jitter
+BURST_SECONDS = 1.0  # ahead of real time: that is no microphone
+STALL_SECONDS = 2.0  # for which a microphone's network may stand still; it makes up for them at once
 PATIENCE_UNITS = 12  # for which a pause is waited for, which may be left out unheard
 PAUSE_DB = 20.0  # quieter than the loudest that waits
 
@@ -42,7 +45,8 @@ class Intake:
     """Audio, pictures and text of one user.
 
     live: a microphone: what is more than `limit_seconds` old is worth nothing, the oldest goes. Otherwise audio may
-    come faster than real time (a file in one burst) and what does not fit is refused, so that nothing is lost unseen.
+    come faster than real time (a file in one burst): that is kept whole, and what does not fit is refused. What comes
+    in real time is a microphone's here too, and catches up with a server that was slow by its pauses.
     """
 
     def __init__(self, shape: UnitShape, *, live: bool, limit_seconds: float, text_bytes: int | None = None) -> None:
@@ -57,6 +61,8 @@ class Intake:
         self._frames: deque[UInt8] = deque(maxlen=MAX_FRAMES)
         self._last = np.full((shape.height, shape.width, 3), GREY, dtype=np.uint8)
         self._text: list[str] = []
+        self._lasts = 0.0  # until when, by time.monotonic(), what came lasts in real time
+        self._burst = False  # it came too early for a microphone
         self._late = 0  # units for which the backlog has been delay
         self._least: deque[int] = deque(maxlen=TRIM_UNITS)  # samples left over after each of the last units
 
@@ -75,6 +81,9 @@ class Intake:
         if pcm.size:
             self._pcm.append((pcm, stamp))
             self._waiting += pcm.size
+            now = time.monotonic()
+            self._lasts = max(self._lasts, now - STALL_SECONDS) + pcm.size / self.shape.sample_rate
+            self._burst = self._burst or self._lasts > now + BURST_SECONDS
         if self._waiting > self.limit:
             self._drop(self._waiting - self.limit)
         self.changed.set()
@@ -95,7 +104,7 @@ class Intake:
     def clear_pcm(self) -> None:
         """Forgets the audio that has not been handed over."""
         self._pcm.clear()
-        self._waiting = 0
+        self._waiting, self._burst = 0, False
 
     def clear_text(self) -> None:
         self._text.clear()
@@ -119,7 +128,8 @@ class Intake:
             elif stamp is not None:
                 newest = stamp
         self._waiting -= filled
-        if self.live:
+        self._burst = self._burst and self.backlog >= 1.0
+        if self.live or not self._burst:
             self._trim()
         text = " ".join(self._text)
         self._text.clear()
@@ -146,7 +156,7 @@ class Intake:
             return
         self._late += 1
         dropped = self._drop_pauses(least)
-        if not dropped and self._late > PATIENCE_UNITS:
+        if self.live and not dropped and self._late > PATIENCE_UNITS:
             self._drop(least)
             dropped = True
         if dropped:

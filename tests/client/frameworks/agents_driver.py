@@ -1,4 +1,7 @@
-"""Runs in the environment of openai-agents: a RealtimeAgent hears a WAV file; prints the history at the end."""
+"""Runs in the environment of openai-agents: a RealtimeAgent hears WAV files, a conversation each; prints the histories.
+
+python agents_driver.py BASE_URL WAV,WAV TEXT...       (the texts are typed in the last)
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,20 @@ def get_weather() -> str:
     return "sunny"
 
 
-async def play(session: Any, path: str, page: str) -> None:
+async def play(session: Any, path: str, texts: list[str]) -> None:
     with wave.open(path) as sound:
         pcm = sound.readframes(sound.getnframes()) + bytes(2 * round(TAIL_SECONDS * RATE))
     step, begin = 2 * round(CHUNK_SECONDS * RATE), time.monotonic()
     for place in range(0, len(pcm), step):
         await session.send_audio(pcm[place : place + step])
         await asyncio.sleep(begin + place / 2 / RATE - time.monotonic())
-    await session.send_message(page)
-    await asyncio.sleep(TAIL_SECONDS)
-    await session.send_message("nine")
-    await asyncio.sleep(TAIL_SECONDS)
+    for text in texts:
+        await session.send_message(text)
+        await asyncio.sleep(TAIL_SECONDS)
     await session.close()
 
 
-async def main(url: str, path: str, page: str) -> None:
+async def main(url: str, path: str, texts: list[str]) -> None:
     instructions = "You are a friendly number tutor. Answer in English, and be brief."
     agent = RealtimeAgent(name="tutor", instructions=instructions, tools=[get_weather])
     session = await RealtimeRunner(agent).run(
@@ -42,7 +44,7 @@ async def main(url: str, path: str, page: str) -> None:
     )
     history: list[Any] = []
     async with session:
-        playing = asyncio.create_task(play(session, path, page))
+        playing = asyncio.create_task(play(session, path, texts))
         async for event in session:
             if event.type == "history_updated":
                 history = event.history
@@ -54,9 +56,12 @@ async def main(url: str, path: str, page: str) -> None:
                 print("error:", event.error, flush=True)
         await playing
     for item in history:
-        if item.type == "message" and item.role == "assistant":
-            print("agent:", "".join(getattr(c, "transcript", None) or "" for c in item.content), flush=True)
+        if item.type == "message" and item.role != "system":
+            said = "".join(getattr(part, "transcript", None) or "" for part in item.content)
+            print("agent:" if item.role == "assistant" else "user:", said, flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:4]))
+    paths = sys.argv[2].split(",")
+    for path in paths:
+        asyncio.run(main(sys.argv[1], path, sys.argv[3:] if path is paths[-1] else []))

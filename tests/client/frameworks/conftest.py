@@ -77,13 +77,13 @@ class Place:
     url: str
     tls_url: str
     ca: Path
-    user: Path
+    said: Path  # see write_user
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     work = tmp_path_factory.mktemp("clients")
-    write_user(work / "user.wav")
+    write_user(work)
     with contextlib.ExitStack() as stack:
         facts = stack.enter_context(server(_engines(), work / "server", "--admit-all"))
         urls = []
@@ -94,7 +94,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             assert gateway.stdout is not None
             lines = [gateway.stdout.readline() for _ in range(3)]
             urls.append(lines[1].split()[1])
-        yield Place(*urls, work / "tls/cert.pem", work / "user.wav")
+        yield Place(*urls, work / "tls/cert.pem", work)
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,19 @@ class Talk:
     @property
     def said(self) -> str:
         """All that the agent said, in order; frameworks cut it into turns as they like."""
-        return " ".join(" ".join(line.removeprefix("agent:") for line in self._lines("agent:")).split())
+        return self._words("agent:")
+
+    @property
+    def heard(self) -> str:
+        """The user's words in what a client keeps of the conversation."""
+        return self._words("user:")
 
     @property
     def errors(self) -> list[str]:
         return self._lines("error:") + [line for line in self.output.splitlines() if "| ERROR" in line]
+
+    def _words(self, start: str) -> str:
+        return " ".join(" ".join(line.removeprefix(start) for line in self._lines(start)).split())
 
     def _lines(self, start: str) -> list[str]:
         return [line for line in self.output.splitlines() if line.startswith(start)]
@@ -121,7 +129,7 @@ def _talk(run: Run, place: Place) -> Talk:
     with _installing[run.package]:
         folder = environment(run.package)
     url = place.tls_url if run.tls else place.url
-    command = run.command(folder, url, place.user)
+    command = run.command(folder, url, place.said)
     variables = {**os.environ, "WAN_URL": url, "NODE_EXTRA_CA_CERTS": str(place.ca), "PYTHONPATH": ""}
     try:
         done = subprocess.run(

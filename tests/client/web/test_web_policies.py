@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,6 +128,26 @@ def test_a_live_backlog_is_cut_in_its_pauses():
         heard.append(intake.take(unit).unit.pcm)
     assert intake.dropped == 2 * SHAPE.samples
     assert sum(float(part.max()) > 0.1 for part in heard) == 9, "every unit of a word"
+
+
+@pytest.mark.parametrize(("by_file", "late_units"), [(False, 0), (True, 5)])
+def test_who_comes_in_real_time_is_not_late_for_good(monkeypatch, by_file, late_units):
+    """Frameworks speak to `/v1/realtime` by microphones: every second that a server was slow was one for good."""
+    now = 100.0
+    monkeypatch.setattr("client.web.call.intake.time", SimpleNamespace(monotonic=lambda: now))
+    intake = Intake(SHAPE, live=False, limit_seconds=60.0)
+    word, pause = np.full(SHAPE.samples, 0.2, np.float32), np.full(SHAPE.samples, 1e-4, np.float32)
+    said, words = [word, word, *[pause] * 8] * 4, 0
+    for part in said if by_file else []:
+        intake.add_pcm(part)
+    for tick, part in enumerate(said):
+        now += UNIT_SECONDS
+        if not by_file:
+            intake.add_pcm(part)
+        if tick >= 5:  # the server stood still
+            words += float(intake.take(tick - 5).unit.pcm.max()) > 0.1
+    assert words == 8, "every unit of a word"
+    assert intake.backlog == late_units
 
 
 def test_pictures_are_spread_over_the_unit_and_the_last_one_stays():
