@@ -1,10 +1,11 @@
 """`make soak`: people come and go for an hour, through a real server and its gateway -> build/runs/soak/figures.json.
 
-First all send as fast as they may: pools of threads never shrink, and reach here what they will ever need. Their
-further conversations have random lengths; some leave without a word, some lose their stream and resume, some interrupt,
-some type, some come by the gateway's page. Resident memory, descriptors, threads, pages and shared memory at the end
-are compared with those of minute 5 (of a short run: of its first half), both while nobody talks: no drift above 2%.
-What every minute was like, while they talk, stands in minutes.csv.
+First so many come at once that some are refused, and send as fast as they may: pools of threads and pages, which never
+shrink, reach there what they will ever need. Then three or four are there, whose conversations have random lengths;
+some leave without a word, some lose their stream and resume, some interrupt, some type, some come by the gateway's
+page. Resident memory, descriptors, threads, pages and shared memory at the end are compared with those of minute 5 (of
+a short run: of its first half), both while nobody talks: no drift above 2%. What every minute was like, while they
+talk, stands in minutes.csv.
 
     python -m tests.soak --engines build/engines/tutor --minutes 60
 """
@@ -49,8 +50,10 @@ class Crowd:
         self.address, self.gateway, self.random = address, gateway, random.Random(seed)
         self.met: Counter[str] = Counter()
 
-    async def hurry(self) -> None:
-        await asyncio.gather(*(self._conversation(10, "hurries") for _ in range(PEOPLE + 1)), return_exceptions=True)
+    async def crowd_in(self) -> None:
+        visits = [self._pages(time.monotonic() + 10) for _ in range(PEOPLE)]
+        talks = [self._conversation(60, "hurries") for _ in range(4 * PEOPLE)]
+        await asyncio.gather(*visits, *talks, return_exceptions=True)  # some are refused: the server is full
 
     async def talk_until(self, end: float) -> None:
         people = [self._person(end) for _ in range(PEOPLE)]
@@ -173,7 +176,7 @@ def main() -> int:
             begin = time.monotonic()
             rows = threading.Thread(target=watch, args=(server, gateway.pid, args.out / "minutes.csv", over))
             rows.start()
-            asyncio.run(crowd.hurry())
+            asyncio.run(crowd.crowd_in())
             asyncio.run(crowd.talk_until(begin + 60 * warm))
             time.sleep(SETTLE_SECONDS)
             first = figures(server, gateway.pid)
