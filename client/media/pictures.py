@@ -91,7 +91,7 @@ class VideoFile:
             with Image.open(self.path, formats=IMAGES) as file:
                 for frame in ImageSequence.Iterator(file) if file.format in MOVING else (file,):
                     ImageOps.exif_transpose(frame, in_place=True)
-                    yield frame.convert("RGB"), due
+                    yield to_rgb(frame), due
                     due += Fraction((frame.info.get("duration") or GIF_SECONDS * 1e3) / 1e3).limit_denominator(1000)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             if not due:
@@ -131,6 +131,13 @@ class VideoFile:
         picture = toned(picture, transfer) if transfer in (PQ, HLG) else picture
         picture = picture.transpose(1, 0, 2) if transposed else picture
         return np.ascontiguousarray(picture[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1], dtype=np.uint8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Pillow cuts 16 bits of grey off at 255, which is white, instead of scaling them."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _is_image(path: Path) -> bool:

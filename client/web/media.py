@@ -18,6 +18,7 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from PIL import Image
 
+from client.media.pictures import to_rgb
 from client.media.sound import to_pcm16
 from client.stream import UnitShape
 from client.stream.units import FRAMES_PER_UNIT, Float32, UInt8
@@ -191,7 +192,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def _decoded(image: Image.Image) -> Image.Image:
     try:
-        return image.convert("RGB")
+        return to_rgb(image)
     except (OSError, ValueError, SyntaxError) as error:  # truncated or damaged data shows only when it is decoded
         raise ValueError(f"video: the image cannot be decoded ({error})") from None
 

@@ -140,6 +140,12 @@ def test_the_length_is_what_is_there_and_not_what_the_header_says(tmp_path):
     assert VideoFile(path, 64, 64).seconds == pytest.approx(2.0, abs=0.05)
 
 
+@pytest.mark.parametrize("name", ["scan.png", "scan.tif"])
+def test_grey_of_16_bits_is_grey(tmp_path, name):
+    Image.fromarray(np.full((64, 64), 100 << 8, np.uint16)).save(tmp_path / name)
+    assert levels([next(VideoFile(tmp_path / name, 64, 64).frames())]) == [100]
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photo_is_shown_as_a_viewer_shows_it(tmp_path, orientation):
     picture = np.zeros((64, 64, 3), np.uint8)

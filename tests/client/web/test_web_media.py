@@ -57,6 +57,12 @@ def test_what_is_left_and_right_of_the_frame_is_cut_off():
     assert media.fit_image(media.open_image(out.getvalue()), SHAPE).min() > 150
 
 
+def test_grey_of_16_bits_is_grey():
+    out = io.BytesIO()
+    Image.fromarray(np.full((64, 64), 100 << 8, np.uint16)).save(out, "PNG")
+    assert np.all(media.fit_image(media.open_image(out.getvalue()), SHAPE) == 100)
+
+
 @pytest.mark.parametrize("orientation", range(9))
 def test_a_photo_is_shown_as_a_viewer_shows_it(orientation):
     photo = np.zeros((200, 320, 3), np.uint8)
