@@ -26,7 +26,9 @@ from .installation import ServerError, find_server
 SHM = Path("/dev/shm")
 TREE = Path(__file__).parents[2]  # where this package lies
 _ERROR = re.compile(r"E\d{4} .*(?<!has not been initialized.\")$|error:")  # glog's E1122; no GPU is no error
-EXIT_TIMEOUT = 1  # seconds that Triton gives open streams at its end; our sessions were drained before
+# Seconds for Triton to unload its models, which takes 1.5, and for open streams; it looks once a second. Where they do
+# not suffice it ends under its own threads, and now and then by signal 11.
+EXIT_TIMEOUT = 3
 LOG_BYTES = 16 << 20
 LOOPBACK = "127.0.0.1"
 CHILD = Path(__file__).with_name("child.py")

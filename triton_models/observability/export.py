@@ -46,9 +46,12 @@ class Exporter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after a last look."""
+        """Ends the thread after a last look. What Triton holds goes now: a family that outlives its process's shared
+        memory, which ends with `finalize`, ends the process by signal 11."""
         self._stop.set()
         self._thread.join(2.0)
+        self._metrics.clear()
+        self._families.clear()
 
     def export(self) -> None:
         """One look: brings every metric up to the figures of now."""

@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,17 @@ def test_the_last_look_is_at_the_end(exporter: Any) -> None:
     metrics.count("steps.skipped", 4)
     made.stop()
     assert series("solver_steps_skipped_total")[""].value == 4
+
+
+def test_nothing_of_tritons_outlives_the_end(exporter: Any) -> None:
+    """A family that was destroyed after its process's shared memory ended every stub by signal 11."""
+    made = exporter("performer", dict, dict)
+    made.start()
+    left = [weakref.ref(each) for family in FakeFamily.made for each in (family, *family.metrics)]
+    FakeFamily.made.clear()
+    made.stop()
+    assert left
+    assert not [each for each in left if each() is not None]
 
 
 def test_an_export_that_fails_is_caught_up(exporter: Any) -> None:
