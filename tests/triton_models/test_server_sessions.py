@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,24 @@ def test_cores_stay_awake_while_somebody_talks(server: Any) -> None:
         server.wait(lambda: held(server.process.pid), 5, "a launcher that holds the device")
     assert not any(held(pid) for pid in server.pids()), "what inherits the file would hold it for ever"
     stream.ask("s", 1, end=True)
+
+
+def test_threads_share_their_memory(server: Any) -> None:
+    """A soak's `duplex` grew by 4% an hour: it filled 15 of glibc's arenas (64 MiB of addresses each)."""
+    streams = [server.stream() for _ in range(4)]
+    for unit in range(6):
+        for number, stream in enumerate(streams):
+            stream.send(f"share-{number}", unit, end=unit == 5)
+        for stream in streams:
+            assert stream.next().unit == unit
+    for pid in set(server.info["model_pids"].values()):
+        places = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+        rooms = [(*(int(end, 16) for end in place[0].split("-")), place[1]) for place in places if len(place) == 5]
+        arenas = sum(
+            begin % (64 << 20) == 0 and mode == "rw-p" and end == rest and until == begin + (64 << 20)
+            for (begin, end, mode), (rest, until, _) in pairwise(rooms)
+        )
+        assert arenas <= 2, pid
 
 
 def test_no_process_of_the_server_knows_torch(server: Any) -> None:

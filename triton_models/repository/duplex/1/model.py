@@ -18,6 +18,7 @@ from triton_models.service.duplex_service import DuplexService  # noqa: E402
 
 class TritonPythonModel:
     def initialize(self, args):
+        backend.begin()
         run = settings.load()
         callers = [backend.Caller(stage, run.key) for stage in run.stages]
         self._service = DuplexService(run, callers[0], callers[-1])

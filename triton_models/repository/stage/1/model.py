@@ -17,6 +17,7 @@ from triton_models.service.status import Heartbeat  # noqa: E402
 
 class TritonPythonModel:
     def initialize(self, args):
+        backend.begin()
         run = settings.load()
         self._stage = Stage.of(run.stages[args["model_name"]], run.key)
         self._jobs = backend.JobServer(self._stage.submit, run.key)
