@@ -23,7 +23,7 @@ import numpy as np
 from aiohttp import ClientSession
 
 from client.e2e.microphone import EVERY_SECONDS, LEAD_SECONDS, digit, speak, user
-from client.own_server import server
+from client.own_server import ends_with_us, server
 
 RATE, CHUNK = 24_000, 480  # samples: 20 ms
 
@@ -31,7 +31,7 @@ RATE, CHUNK = 24_000, 480  # samples: 20 ms
 @contextlib.contextmanager
 def gateway(tree: Path, url: str) -> Iterator[str]:
     """The gateway of `tree`, with this interpreter's packages. Yields its Realtime URL."""
-    command = [sys.executable, "-m", "client.web", "--url", url, "--port", "0"]
+    command = ends_with_us([sys.executable, "-m", "client.web", "--url", url, "--port", "0"])
     variables = {**os.environ, "PYTHONPATH": str(tree.resolve())}
     with subprocess.Popen(command, cwd=tree, env=variables, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -12,7 +12,7 @@ from client.stream.units import FPS, Float32, UInt8
 from ..call.fence import Fence
 
 RATE = 48_000  # of Opus
-LEAD = round(0.02 * RATE)  # after silence: units come every 160 ms, and not to the millisecond
+LEAD = round(0.01 * RATE)  # after silence: units come every 160 ms, and not to the millisecond
 MORE, MOST = round(0.02 * RATE), round(0.12 * RATE)  # lead after each unit that came too late, and at most
 CALM = 20 * RATE  # without one, after which the lead shrinks again
 LATE = round(0.4 * RATE)  # after so long it was a pause
@@ -32,6 +32,7 @@ class Playout:
         self._sound: deque[tuple[int | None, Float32]] = deque()
         self._waiting = 0
         self._dry: int | None = None  # since when nothing waits, where nobody wanted that
+        self._loud = False  # the unit before: a gap in silence is none
         self._trouble = 0  # when the lead was last changed
         self._least: deque[int] = deque(maxlen=WATCH)  # samples that waited when the last units came
         self._frames: deque[tuple[int, UInt8]] = deque(maxlen=MAX_FRAMES)
@@ -40,7 +41,7 @@ class Playout:
     def say(self, sound: Float32, epoch: int | None) -> None:
         """float32 [n] at RATE. Too much of it: the oldest goes."""
         if not self._waiting:
-            if self._dry is not None and self.taken - self._dry < LATE:
+            if self._dry is not None and self.taken - self._dry < LATE and (self._loud or _loud(sound)):
                 self.lead, self._trouble = min(MOST, self.lead + MORE), self.taken
             self._add(np.zeros(self.lead, np.float32), epoch)
             self._least.clear()
@@ -49,6 +50,7 @@ class Playout:
         if self.lead > LEAD and self.taken - self._trouble > CALM:
             self.lead, self._trouble = self.lead - MORE, self.taken
         self._add(sound, epoch)
+        self._loud = _loud(sound)
         while self._waiting > MAX_WAITING:
             self._waiting -= self._sound.popleft()[1].size
 
@@ -56,7 +58,7 @@ class Playout:
         """Pauses of the agent take up the delay that late units left behind."""
         self._least.append(self._waiting)
         spare = min(self._least) - self.lead
-        if len(self._least) < WATCH or spare <= 0 or float(level_db(sound, sound.size)[0]) > QUIET_DB:
+        if len(self._least) < WATCH or spare <= 0 or _loud(sound):
             return sound
         cut = min(spare, sound.size - 1)
         self._least = deque((waited - cut for waited in self._least), maxlen=WATCH)
@@ -101,3 +103,7 @@ class Playout:
         while self._frames and self._frames[0][0] <= self.taken:
             self._shown = self._frames.popleft()[1]
         return self._shown
+
+
+def _loud(sound: Float32) -> bool:
+    return sound.size > 0 and float(level_db(sound, sound.size)[0]) > QUIET_DB

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamTrack
-from av import AudioFrame, VideoFrame
+from av import AudioCodecContext, AudioFrame, Packet, VideoFrame
 
 from client.web.call.fence import Fence
 from client.web.rtc.calls import offer_addresses
+from client.web.rtc.peer import short_packets
 from client.web.rtc.playout import FRAME, LEAD, RATE, Playout
+from client.web.rtc.tracks import Voice
 
 pytestmark = pytest.mark.unit
 
@@ -301,6 +303,38 @@ def test_the_lead_follows_the_lateness_of_units():
     assert min(gaps[30:]) > 0, "then nothing is late any more"
     _play(playout, 45)
     assert playout.lead == LEAD
+
+
+def test_a_unit_that_is_late_in_a_pause_is_not_late():
+    """Nobody hears a gap in silence; what it cost was 20 ms of every answer in the next 20 s."""
+    playout = Playout(Fence())
+    _play(playout, 10, late=lambda unit: 0.05 * (unit % 5 == 4), level=0.0)
+    assert playout.lead == LEAD
+
+
+async def test_sound_leaves_in_packets_of_10_ms_as_soon_as_it_is_there():
+    """Packets of 20 ms, the look-ahead of a telephone's encoder and a longer lead all came on top of each answer."""
+    playout, ear = Playout(Fence()), AudioCodecContext.create("libopus", "r")
+    ear.format, ear.layout, ear.sample_rate = "flt", "mono", RATE
+    voice = Voice(playout)
+    heard: list[np.ndarray] = []
+    for place in range(8):
+        if place == 1:
+            playout.say(np.full(UNIT, 0.5, np.float32), 0)
+        packet = await voice.recv()
+        assert (packet.pts, packet.time_base, packet.duration) == (place * 480, fractions.Fraction(1, RATE), 480)
+        packet = Packet(bytes(packet))
+        heard += [frame.to_ndarray().reshape(-1) for frame in ear.decode(packet)]
+    first = int(np.argmax(np.abs(np.concatenate(heard)) > 0.25))
+    assert first - 480 <= LEAD + round(0.003 * RATE)
+
+
+def test_the_answer_asks_for_short_packets_of_sound_only():
+    lines = ["m=video 9 X 97", "a=rtcp-mux", "m=audio 9 X 111", "a=mid:0", "a=rtcp-mux", "m=application 9 X y", ""]
+    answer = "\r\n".join(["v=0", *lines])
+    asked = short_packets(answer)
+    assert asked.count("a=ptime:10\r\n") == 1
+    assert "m=audio 9 X 111\r\na=mid:0\r\na=rtcp-mux\r\na=ptime:10\r\n" in asked
 
 
 def test_pauses_take_up_what_a_stall_left_behind():
