@@ -16,6 +16,7 @@ from engine_builder.manifest import Manifest, ManifestError
 from engine_builder.options import whole
 
 from .runtime.budget.probe import COSTS, keeping_place, probe
+from .runtime.engines.devices import Devices
 from .runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS, EngineError
 from .runtime.kv.pool import PoolError
 from .service.load import load_engines
@@ -30,13 +31,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="engine directory")
     parser.add_argument("--threads", type=whole(1, 1024), default=1, metavar="N", help="of each engine (default: 1)")
-    parser.add_argument("--device", default="", metavar="N", help="of GPU engines: its number, or cpu (default: 0)")
+    parser.add_argument("--device", default="", metavar="N[,M..]", help="of GPU engines: as for triton_models.launch")
     args = parser.parse_args(argv)
     try:
         tokens = Manifest.load(args.engines).limits["page_tokens"]
-        engines = load_engines(args.engines, (*THINKER_STEPS, *PERFORMER_STEPS), args.threads, args.device)
+        apart = Devices.parse(args.device).apart
+        roles = [THINKER_STEPS, PERFORMER_STEPS] if apart else [(*THINKER_STEPS, *PERFORMER_STEPS)]
+        engines, *performer = [load_engines(args.engines, steps, args.threads, args.device) for steps in roles]
         say = partial(print, flush=True)
-        table = probe(engines, args.engines, tokens, args.threads, say, args.device)
+        table = probe(engines, args.engines, tokens, args.threads, say, args.device, *performer)
     except (ManifestError, EngineError, PoolError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import real_server
+
+from triton_models.launcher.server_process import wait_until_gone
 
 pytestmark = pytest.mark.server
 UNITS = 3  # the second session forgets its second unit with the third
@@ -21,9 +25,16 @@ def torch_engines(mini_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     from engine_builder.build import BuildOptions, build_engines
 
     directory = tmp_path_factory.mktemp("engines") / "mini-torch"
-    options = BuildOptions(target="torch-cuda", precision="float32", max_batch=4, max_pages=128, page_tokens=8)
+    options = BuildOptions(target="torch-cuda", precision="float32", max_batch=2, max_pages=128, page_tokens=8)
     build_engines(mini_checkpoint, directory, options)
     return directory
+
+
+@pytest.fixture(autouse=True)
+def _slow_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to three interpreters on two cores: torch's own threads would only wait for each other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(real_server, "START_SECONDS", 120.0)
 
 
 def talk(server: Any) -> list[Any]:
@@ -46,15 +57,42 @@ def test_the_conversation_is_that_of_the_onnxruntime_engines(
     server: Any, start_server: Callable[..., Any], torch_engines: Path, device: str
 ) -> None:
     """`cpu,cpu`: as with two GPUs, the performer has a pool of its own that the thinker keeps equal."""
-    expected = talk(server)
     other = start_server("--device", device, engines=torch_engines)
-    got = talk(other)
+    compare(talk(other), talk(server))
+    end(other)
+
+
+def test_a_performer_of_two_ranks(server: Any, start_server: Callable[..., Any], torch_engines: Path) -> None:
+    """It says the same; a rank that dies is noticed, and another server has another; with that it ends."""
+    other = start_server("--device", "cpu,cpu,cpu", engines=torch_engines)
+    compare(talk(other), talk(server))
+    other.close_streams()
+    first = rank_of(other)
+    first.kill()
+    fault = f"performer: rank 1 of the performer group (pid {first.pid}) has ended with -9"
+    other.wait(lambda: f"fault: {fault}" in other.log.read_text(), 20, "the fault in the launcher's words")
+    other.wait_ready(restarts=1)
+    second = rank_of(other)
+    end(other)
+    assert wait_until_gone([first.pid, second.pid], 5.0)
+
+
+def rank_of(server: Any) -> psutil.Process:
+    """The second of two ranks: a child of the first, which is the performer's stage."""
+    (rank,) = psutil.Process(server.info["model_pids"]["performer"]).children()
+    return rank
+
+
+def compare(got: list[Any], expected: list[Any]) -> None:
     assert [(a.unit, a.state, a.text) for a in got] == [(a.unit, a.state, a.text) for a in expected]
     assert [a.info["steps"] for a in got] == [a.info["steps"] for a in expected]
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_allclose(ours.pcm, theirs.pcm, atol=1e-4)
         assert np.abs(ours.frames.astype(int) - theirs.frames).max() <= 1
     assert len({a.state for a in expected} | {a.text for a in expected}) > 1
+
+
+def end(other: Any) -> None:
     other.close_streams()
     other.wait(other.free_again, 20, "no session and no page in use")
     assert other.stop() == 0, other.log.read_text()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,9 +27,11 @@ from ..runtime.engines.states import HostStates, States
 from ..runtime.engines.target import Role
 from ..runtime.kv.pool import Pool, PoolError
 from .cuda.cuda_runtime import CudaRuntime
-from .cuda.device_pool import DevicePool, Memory, MirroredPool
-from .cuda.host_runtime import HostRuntime
+from .cuda.device_pool import DevicePool, Memory, MirroredPool, memory_of, name_of
 from .rehearsal import rehearse
+
+if TYPE_CHECKING:
+    from .torch_cuda.group.ranks import Ranks
 
 # Loading the engines of the other stage comes first: gigabytes are read and hashed. Triton gives a model 300 s.
 WAIT_SECONDS = 240.0
@@ -38,25 +40,33 @@ _PERFORMER_PRIORITY, _THINKER_PRIORITY = 0, -1  # the thinker's calls are short 
 
 @dataclass(frozen=True)
 class DeviceTarget:
-    """`runtime.engines.target.Target` of GPU engines."""
+    """`runtime.engines.target.Target` of GPU engines. `ranks`: the others of a performer group whose first this is."""
 
     precision: str
     devices: Devices
+    ranks: Ranks | None = None
 
     def pool(self, role: Role, name: str, config: ModelConfig, pages: int, page_tokens: int) -> Pool:
-        memory = _memory(self.devices.performer if role == "performer" else self.devices.thinker)
-        named = name if role == "performer" else ""
-        pool = DevicePool.create(config, pages, page_tokens, self.precision, memory, named)
+        group = len(self.devices.group)
+        memory = memory_of(self.devices.performer if role == "performer" else self.devices.thinker)
+        named, ranks = (name, group) if role == "performer" else ("", 1)
+        pool = DevicePool.create(config, pages, page_tokens, self.precision, memory, named, ranks)
         if role != "thinker":
             return pool
         try:
-            return MirroredPool(pool, _wait_for(name, config, memory))
+            return MirroredPool(pool, *(_wait_for(name_of(name, r), config, memory, group) for r in range(group)))
         except BaseException:
             pool.close()
             raise
 
     def solver(self, engine: Any, pool: Pool, slots: int) -> Solver:
         """On the device where the engine can keep units there; a plan of TensorRT takes them anew at every step."""
+        if self.ranks is not None:
+            from .torch_cuda.group.solver import GroupSolver  # only this target needs torch
+
+            assert isinstance(pool, DevicePool)
+            self.ranks.prepare(pool.name, pool.geometry.num_pages, pool.geometry.page_tokens, slots)
+            return GroupSolver(engine.bank(pool, slots), self.ranks)
         if hasattr(engine, "bank"):
             return engine.bank(pool, slots)
         return HostSolver(engine.run, pool, pool.geometry.head_dim, slots)
@@ -70,11 +80,19 @@ class DeviceTarget:
         if self.devices.gpus:
             rehearse(engines, pool, solver)
 
+    def fault(self) -> str:
+        return "" if self.ranks is None else self.ranks.fault()
+
+    def close(self) -> None:
+        if self.ranks is not None:
+            self.ranks.close()
+
 
 def load_engines(
     engine_dir: Path, steps: Sequence[str], device: str = "", trusted_key: Path | None = None
 ) -> EngineSet:
     """The engines of a role on the `device` (see `Devices.parse`) that is its own. `trusted_key`: of `Manifest.verify`.
+    The further ranks of a performer group are processes that end with the target, or with this one.
 
     Raises `ManifestError`, `EngineError` or `CudaError` with the reason, ValueError for a device that is none.
     """
@@ -85,7 +103,9 @@ def load_engines(
     if target not in GPU_TARGETS:
         raise EngineError(f"{engine_dir}: expected engines of {', '.join(GPU_TARGETS)}, got {target}")
     check_target(manifest, devices)
-    where = devices.performer if set(steps) <= set(PERFORMER_STEPS) else devices.thinker
+    where, ranks = devices.thinker, None
+    if performs := set(steps) <= set(PERFORMER_STEPS):
+        where = devices.performer
     if target == "torch-cuda":
         if where == CPU:
             os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; there may be a GPU as well
@@ -96,18 +116,30 @@ def load_engines(
 
         place = torch.device(CPU if where == CPU else f"cuda:{where}")
         lanes = Lane.on(place, _THINKER_PRIORITY), Lane.on(place, _PERFORMER_PRIORITY)
-        engines = load(engine_dir, tuple(steps), str(place), *lanes, trusted_key=trusted_key)
+        if performs and devices.others:
+            from .torch_cuda.group.ranks import Ranks
+
+            ranks = Ranks(engine_dir, manifest.model, devices.group, trusted_key)
+        exchange = None if ranks is None else ranks.exchange
+        engines = load(engine_dir, tuple(steps), str(place), *lanes, trusted_key=trusted_key, exchange=exchange)
     else:
         from .tensorrt.engine import load_engines as load_plans
 
         streams = (CudaRuntime(int(where), priority=p) for p in (_THINKER_PRIORITY, _PERFORMER_PRIORITY))
         engines = load_plans(engine_dir, steps, *streams, trusted_key=trusted_key)
-    return replace(engines, target=DeviceTarget(manifest.pool_precision, devices))
+    return replace(engines, target=DeviceTarget(manifest.pool_precision, devices, ranks))
 
 
 def check_target(manifest: Manifest, devices: Devices) -> None:
     """EngineError unless the library of the target and the GPUs are here; says how to mend it. Loads neither."""
-    target = manifest.target
+    target, ranks, heads = manifest.target, len(devices.group), manifest.model.backbone.kv_heads
+    if ranks > 1 and target in TENSORRT_MODULES:
+        raise EngineError(f"target {target}: expected one device for the performer, got {ranks}; torch-cuda takes more")
+    if heads % ranks:
+        fits = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise EngineError(
+            f"device: expected {fits} for the performer, as its {heads} KV heads are dealt out, got {ranks}"
+        )
     module = TENSORRT_MODULES.get(target, "torch")
     wanted = [module] if target in TENSORRT_MODULES else [module, "triton"]
     wanted += ["cuda.bindings.runtime"] if devices.gpus else []
@@ -140,18 +172,13 @@ def check_target(manifest: Manifest, devices: Devices) -> None:
         )
 
 
-def _wait_for(name: str, config: ModelConfig, memory: Memory) -> DevicePool:
-    """The performer's pool, once its stage has made it; its last PoolError after WAIT_SECONDS."""
+def _wait_for(name: str, config: ModelConfig, memory: Memory, ranks: int) -> DevicePool:
+    """A pool of the performer's, once its stage has made it; its last PoolError after WAIT_SECONDS."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
-            return DevicePool.open(name, config, memory)
+            return DevicePool.open(name, config, memory, ranks)
         except PoolError:  # not there yet, or not complete
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
-
-
-def _memory(name: str) -> Memory:
-    """The memory of a device. `CudaError`."""
-    return HostRuntime() if name == CPU else CudaRuntime(int(name))

@@ -89,9 +89,10 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--device",
         default="",
-        metavar="N[,M]",
-        help="GPU of engines built for one; with M the performer has GPU M to itself; cpu: torch-cuda in Triton's "
-        "interpreter, to check (default: 0)",
+        metavar="N[,M..]",
+        help="GPU of engines built for one; with M the performer has GPU M to itself; with more (0,1,2) it is spread "
+        "over all but the first (torch-cuda alone, as many as divide the model's KV heads); cpu: torch-cuda in "
+        "Triton's interpreter, to check; cpu,cpu,cpu: the same as if there were three (default: 0)",
     )
     size.add_argument(
         "--admit-all", action="store_true", help="up to --max-sessions, whether they can be on time or not"

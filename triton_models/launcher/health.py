@@ -60,6 +60,8 @@ class Health:
             age = time.monotonic() - status["beat"]
             if max(age, status.get("loop_s", 0.0)) > BEAT_LIMIT:
                 return f"{name} (pid {status['pid']}) shows no life since {age:.1f} s"
+            if status.get("fault"):
+                return f"{name}: {status['fault']}"
             if not status.get("alive", True):
                 return f"the worker thread of {name} has ended"
             if status.get("oldest_call_s", 0.0) > CALL_LIMIT:

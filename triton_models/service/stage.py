@@ -57,9 +57,10 @@ class Part:
     worker: Worker
     figures: Callable[[], dict[str, float]]
     metrics: Metrics
+    fault: Callable[[], str] = str  # what is wrong with the processes that work for it, or nothing
 
     def status(self) -> dict[str, object]:
-        return {"alive": self.worker.alive, **self.figures()}
+        return {"alive": self.worker.alive, "fault": self.fault(), **self.figures()}
 
 
 class Stage:
@@ -92,6 +93,7 @@ class Stage:
         self._heard: dict[str, tuple[int, float]] = {}  # of each session: epoch, when its last job came
         self._solving: dict[str, tuple[int, int, Future[Any]]] = {}  # what was handed over: epoch, unit, its result
         self._closing: dict[str, int] = {}  # epochs of sessions that the performer has let go and the thinker has not
+        self._target = engines.target
         self.pool = engines.target.pool(role, name, config, pages, page_tokens)
         try:
             solver = None
@@ -108,10 +110,10 @@ class Stage:
                 performer = Performer(engines, self.pool, scheduler(self.pool, solver), solver=solver)
                 renderer = Renderer(engines, performer.metrics, max_sessions)
                 self._performer = PerformerWorker(performer, renderer)
-                self.parts["performer"] = Part(self._performer, performer.stats, performer.metrics)
+                self.parts["performer"] = Part(self._performer, performer.stats, performer.metrics, self._target.fault)
             engines.target.rehearse(engines, self.pool, solver)
         except BaseException:
-            self.pool.close()
+            self._free()
             raise
 
     @classmethod
@@ -151,6 +153,10 @@ class Stage:
         """Ends the threads, which fails what is under way, and frees the pool."""
         for part in self.parts.values():
             part.worker.stop()
+        self._free()
+
+    def _free(self) -> None:
+        self._target.close()
         self.pool.close()
 
     def submit(self, job: Job) -> Future[Any]:

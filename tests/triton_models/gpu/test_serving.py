@@ -20,6 +20,7 @@ from engine_builder.checkpoint import load_checkpoint, random_model, save_checkp
 from engine_builder.manifest import Manifest
 from engine_builder.model.steps import step_specs
 from engine_builder.presets import preset
+from triton_models import measure
 from triton_models.gpu import serving
 from triton_models.gpu.cuda.cuda_runtime import CudaRuntime, DeviceArray
 from triton_models.gpu.cuda.device_pool import DevicePool
@@ -203,22 +204,19 @@ def test_engines_outlive_a_pool(directories):
             np.testing.assert_allclose(a.pcm, b.pcm, atol=1e-6)
 
 
-def test_costs_are_measured_over_the_pool_that_serves(directories, monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cpu,cpu,cpu"])
+def test_costs_are_measured_over_the_pools_that_serve(directories, monkeypatch, device):
     monkeypatch.setattr(cost_probe, "ROUNDS", 1)
     monkeypatch.setattr(cost_probe, "REPEATS", 1)
     directory = directories / "torch-cuda"
-    table = cost_probe.probe(
-        load_engines(directory, (*THINKER_STEPS, *PERFORMER_STEPS), device="cpu"),
-        directory,
-        PAGE_TOKENS,
-        1,
-        device="cpu",
-    )
+    assert measure.main(["--engines", str(directory), "--device", device]) == 0
+    table = cost_probe.load_costs(directory, 1, device)
+    assert table is not None
     assert table.steps == ("perceive", "perform", "render", "slot", "think")
     assert {(c.batch, c.history) for c in table.costs if c.step == "perform"} == {(1, 1024), (2, 1024)}
     assert all(c.ms > 0 for c in table.costs)
-    assert cost_probe.load_costs(directory, 1, "cpu") is not None
     assert cost_probe.load_costs(directory, 1) is None  # those of a GPU are others
+    assert cost_probe.load_costs(directory, 1, "cpu,cpu,cpu" if device == "cpu" else "cpu") is None
     assert cost_probe._rounded_batches(6) == [1, 2, 3, 4, 5, 6]
     assert cost_probe._rounded_batches(16) == [1, 2, 3, 4, 5, 8, 9, 16]
 
@@ -231,6 +229,8 @@ def test_costs_are_measured_over_the_pool_that_serves(directories, monkeypatch):
         ("torch-cuda", "1", "expected NVIDIA GPU 1, found none"),
         ("tensorrt-rtx", "cpu", "expected a GPU, got device cpu"),
         ("tensorrt", "", "expected the package tensorrt, got none; NVIDIA's container has it"),
+        ("tensorrt", "0,1,2", "expected one device for the performer, got 2; torch-cuda takes more"),
+        ("torch-cuda", "cpu,cpu,cpu,cpu", "expected 1, 2 for the performer, as its 2 KV heads are dealt out, got 3"),
     ],
 )
 def test_what_is_missing_is_named_before_anything_is_loaded(directories, tmp_path, target, device, message, capsys):
@@ -261,8 +261,11 @@ def test_devices():
     assert not Devices.parse("1,1").apart
     assert Devices.parse("cpu,cpu").apart
     assert Devices.parse("cpu").gpus == []
-    for bad in ("gpu", "0,", "0,cpu", "-1"):
-        with pytest.raises(ValueError, match="device: expected a GPU number"):
+    assert Devices.parse("2,0,1") == Devices("2", "0", True, ("1",))
+    assert Devices.parse("2,0,1").gpus == [0, 1, 2]
+    assert Devices.parse("cpu,cpu,cpu").describe() == "Triton's interpreter, a performer of 2 ranks"
+    for bad in ("gpu", "0,", "0,cpu", "-1", "0,0,1", "0,1,1"):
+        with pytest.raises(ValueError, match="device: expected"):
             Devices.parse(bad)
 
 

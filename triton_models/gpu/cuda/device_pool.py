@@ -2,7 +2,8 @@
 
 On one device both roles use one `DevicePool` of their stage. With two (`MirroredPool`) the performer's stage keeps a
 pool of its own under the same page ids; the thinker maps it through CUDA IPC and copies what it writes from its pool to
-that one, device to device. The interface is that of `runtime.kv.pool.Pool`.
+that one, device to device. Every rank of a performer group has one, for its share of the heads. The interface is that
+of `runtime.kv.pool.Pool`.
 
 How to map a pool is written to a small file in /dev/shm: magic, geometry as JSON, the two IPC handles. Every method
 that changes the pool returns when the change is done, so that the message that follows it may name the pages.
@@ -17,7 +18,7 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_builder.config import ModelConfig
+from triton_models.runtime.engines.devices import CPU
 from triton_models.runtime.kv.pool import NULL_PAGE, PageRun, PoolError, PoolGeometry, check_spans
 
 from .cuda_runtime import IPC_HANDLE_BYTES, ITEM_BYTES, CudaError, CudaRuntime, DeviceArray
@@ -82,13 +84,20 @@ class DevicePool:
 
     @classmethod
     def create(
-        cls, config: ModelConfig, num_pages: int, page_tokens: int, dtype: str, cuda: Memory, name: str = ""
+        cls,
+        config: ModelConfig,
+        num_pages: int,
+        page_tokens: int,
+        dtype: str,
+        cuda: Memory,
+        name: str = "",
+        ranks: int = 1,
     ) -> DevicePool:
-        """Allocates a zeroed pool; with a name another process may map it.
+        """Allocates a zeroed pool, that of one of `ranks` in a group; with a name another process may map it.
 
         `PoolError` if the name is taken or memory is short.
         """
-        geometry = PoolGeometry.of(config, num_pages, page_tokens)
+        geometry = PoolGeometry.of(config, num_pages, page_tokens, ranks)
         arrays: list[DeviceArray] = []
         try:
             take = cuda.shareable if name else cuda.allocate
@@ -109,7 +118,7 @@ class DevicePool:
         return cls(name, geometry, cuda, k, v, owner=True)
 
     @classmethod
-    def open(cls, name: str, config: ModelConfig, cuda: Memory) -> DevicePool:
+    def open(cls, name: str, config: ModelConfig, cuda: Memory, ranks: int = 1) -> DevicePool:
         """Maps a pool that another process made; `PoolError` unless it exists and was made for `config`; `CudaError`.
 
         A process cannot map what it made itself.
@@ -120,7 +129,7 @@ class DevicePool:
                 card = PoolCard.unpack(name, file.read(_MAX_CARD_BYTES))
         except FileNotFoundError:
             raise PoolError(f"pool {name}: expected {path} made by the thinker, got no such file") from None
-        wanted = PoolGeometry.of(config, card.geometry.num_pages, card.geometry.page_tokens)
+        wanted = PoolGeometry.of(config, card.geometry.num_pages, card.geometry.page_tokens, ranks)
         if card.geometry != wanted:
             raise PoolError(f"pool {name}: expected {wanted}, got {card.geometry}")
         k, v = (cuda.import_(handle, wanted.shape, card.dtype) for handle in card.handles)
@@ -172,16 +181,24 @@ class DevicePool:
         if numbers:
             self.cuda.synchronize()
 
-    def copy_spans(self, source: DevicePool, spans: Sequence[PageRun]) -> None:
-        """Copies token positions from the same place of another pool of this geometry, from any device."""
+    def copy_spans(self, source: DevicePool, spans: Sequence[PageRun], head: int = 0) -> None:
+        """Copies token positions from the same place of a pool on any device: its heads from `head` on, as many as are
+        here."""
         check_spans(self.geometry, spans, sum(span.count for span in spans))
         self.cuda.bind_thread()
         for pool, other in ((self.k, source.k), (self.v, source.v)):
-            item, layer, page, token = pool.item_bytes, *pool.strides[:3]
+            item, (layer, page, token, size, _) = pool.item_bytes, pool.strides
+            layer_there, page_there, token_there = other.strides[:3]
             for span in spans:
-                place = (span.page * page + span.offset * token) * item
-                width, pitch = span.count * token * item, layer * item
-                self.cuda.copy_rows(pool.pointer + place, pitch, other.pointer + place, pitch, width, pool.shape[0])
+                to = pool.pointer + (span.page * page + span.offset * token) * item
+                there = other.pointer + (span.page * page_there + span.offset * token_there + head * size) * item
+                if token == token_there:  # all heads: a layer is one piece
+                    width, layers = span.count * token * item, pool.shape[0]
+                    self.cuda.copy_rows(to, layer * item, there, layer_there * item, width, layers)
+                    continue
+                for i in range(pool.shape[0]):
+                    rows = to + i * layer * item, token * item, there + i * layer_there * item, token_there * item
+                    self.cuda.copy_rows(*rows, token * item, span.count)
         self.cuda.synchronize()
 
     def close(self) -> None:
@@ -205,12 +222,15 @@ class DevicePool:
 
 
 class MirroredPool:
-    """The thinker's pool, with the performer's pool on another device kept equal to it."""
+    """The thinker's pool, with the performer's pool on another device kept equal to it; or the pools of all ranks of a
+    group, each with its share of the heads."""
 
-    def __init__(self, local: DevicePool, remote: DevicePool) -> None:
-        if local.geometry != remote.geometry or local.k.dtype != remote.k.dtype:
-            raise PoolError(f"pool {remote.name}: expected {local.geometry}, got {remote.geometry}")
-        self.local, self.remote = local, remote
+    def __init__(self, local: DevicePool, *remotes: DevicePool) -> None:
+        wanted = replace(local.geometry, kv_heads=local.geometry.kv_heads // len(remotes))
+        for remote in remotes:
+            if remote.geometry != wanted or local.k.dtype != remote.k.dtype:
+                raise PoolError(f"pool {remote.name}: expected {wanted}, got {remote.geometry}")
+        self.local, self.remotes = local, remotes
         self.geometry = local.geometry
 
     @property
@@ -222,18 +242,19 @@ class MirroredPool:
         return self.local.v
 
     def write(self, spans: Sequence[PageRun], k_new: Any, v_new: Any, token_indices: NDArray[np.int64]) -> None:
-        """Writes to the local pool, then copies the same places to the other device."""
+        """Writes to the local pool, then copies the same places to the other devices."""
         self.local.write(spans, k_new, v_new, token_indices)
-        self.remote.copy_spans(self.local, spans)
+        for rank, remote in enumerate(self.remotes):
+            remote.copy_spans(self.local, spans, rank * remote.geometry.kv_heads)
 
     def scrub(self, pages: Iterable[int]) -> None:
         numbers = list(pages)
-        self.local.scrub(numbers)
-        self.remote.scrub(numbers)
+        for pool in (self.local, *self.remotes):
+            pool.scrub(numbers)
 
     def close(self) -> None:
-        self.remote.close()
-        self.local.close()
+        for pool in (*self.remotes, self.local):
+            pool.close()
 
 
 @dataclass(frozen=True)
@@ -272,6 +293,16 @@ def _path(name: str) -> Path:
     if not _NAME.fullmatch(name) or name.startswith("."):
         raise PoolError(f"pool name: expected letters, digits, '.', '_' and '-', got {name!r}")
     return SHM_DIRECTORY / name
+
+
+def name_of(link: str, rank: int) -> str:
+    """Of the pool of a rank in a performer group; rank 0 is the performer of whoever has no group."""
+    return f"{link}-{rank}" if link and rank else link
+
+
+def memory_of(device: str) -> Memory:
+    """The memory of a device (see `Devices`). `CudaError`."""
+    return HostRuntime() if device == CPU else CudaRuntime(int(device))
 
 
 def pool_bytes(geometry: PoolGeometry, dtype: str) -> int:

@@ -22,12 +22,19 @@ from .weights import BackboneWeights, LayerWeights, Matrix
 class Exchange(Protocol):
     """How tokens that are spread over ranks become heads that are spread over ranks, and back."""
 
+    ranks: int
+    video: slice  # the video tokens of this rank
+
     def to_heads(self, qkv: Tensor) -> Tensor:
         """[B, T of this rank, H + 2 G, D] -> [B, all T, (H + 2 G) / N, D]: this rank's heads of every token."""
         ...
 
     def to_tokens(self, out: Tensor) -> Tensor:
         """[B, all T, H / N, D] -> [B, T of this rank, H, D]."""
+        ...
+
+    def gather(self, video: Tensor) -> Tensor:
+        """[B, video tokens of this rank, c] -> [B, all video tokens, c]."""
         ...
 
 
@@ -71,8 +78,8 @@ def exact_linear(x: Tensor, weight: Tensor) -> Tensor:
 class Backbone:
     """Layers and final norm over one rank's share of the heads (all of them without an exchange)."""
 
-    def __init__(self, weights: BackboneWeights, exchange: Exchange | None = None, ranks: int = 1) -> None:
-        b = weights.config.backbone
+    def __init__(self, weights: BackboneWeights, exchange: Exchange | None = None) -> None:
+        b, ranks = weights.config.backbone, exchange.ranks if exchange is not None else 1
         self.config, self.weights = b, weights
         self.exchange = exchange
         self.heads, self.groups = b.heads // ranks, b.kv_heads // ranks

@@ -12,7 +12,7 @@ from triton_models.runtime.engines.engine import PERFORMER_STEPS, Engine, Engine
 
 from ..cuda.buckets import Limits
 from . import codecs
-from .backbone import Backbone
+from .backbone import Backbone, Exchange
 from .captured import Lane
 from .steps import PerformEngine, StatefulStep, ThinkEngine
 from .weights import BackboneWeights
@@ -27,11 +27,12 @@ def load_engines(
     lane: Lane | None = None,
     performer_lane: Lane | None = None,
     trusted_key: Path | None = None,
+    exchange: Exchange | None = None,
 ) -> EngineSet:
     """The `torch-cuda` engines of a role. `device`: "cuda:0" if there is one, otherwise the interpreter on the CPU.
 
     `performer_lane`: of the performer's steps, where another thread calls them than the thinker's; None: the same lane.
-    `trusted_key`: see `Manifest.verify`.
+    `trusted_key`: see `Manifest.verify`. `exchange`: of a performer that is one rank of several.
     Raises `ManifestError` or `EngineError` with the reason.
     """
     manifest = Manifest.load(engine_dir)
@@ -49,7 +50,7 @@ def load_engines(
     backbone = None
     for step in ("think", "perform"):
         if step in files and backbone is None:
-            backbone = Backbone(BackboneWeights.load(files[step], manifest.model, where))
+            backbone = Backbone(BackboneWeights.load(files[step], manifest.model, where), exchange)
     lanes: dict[str, Lane] = dict.fromkeys(PERFORMER_STEPS, performer_lane or lane)
     engines = {
         step: _engine(step, files[step], manifest.model, backbone, limits, lanes.get(step, lane)) for step in steps

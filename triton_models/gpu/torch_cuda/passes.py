@@ -67,15 +67,16 @@ def perform(
     tau: Tensor,
     rope_cos: Tensor,
     rope_sin: Tensor,
-    video: slice = slice(None),
 ) -> tuple[Tensor, Tensor]:
-    """One evaluation of the velocity field: x_video [B, n_v, c_v], x_audio [B, n_a, c_a], tau [B], all float32.
+    """One evaluation of the velocity field: x_video [B, n_v, c_v], x_audio [B, n_a, c_a], tau [B], RoPE tables
+    [B, n, D / 2], all float32.
 
-    `video`: which of the unit's video tokens x_video holds, if an exchange spreads them over ranks. RoPE tables
-    [B, n, D / 2] are always those of all tokens.
+    Every rank of a group gives and gets all of it; in between it holds its own video tokens.
     """
-    w = backbone.weights
-    from_video = linear(x_video, w["video_in.weight"], w["video_in.bias"]) + w["video_position"][video]
+    w, exchange = backbone.weights, backbone.exchange
+    own = slice(None) if exchange is None else exchange.video
+    x_video = x_video[:, own]
+    from_video = linear(x_video, w["video_in.weight"], w["video_in.bias"]) + w["video_position"][own]
     from_audio = linear(x_audio, w["audio_in.weight"], w["audio_in.bias"]) + w["audio_position"]
     x = torch.cat((from_video, from_audio), dim=1)
     # K and V of noisy tokens are read once, by the layer that made them: all layers share one buffer.
@@ -87,4 +88,6 @@ def perform(
     clean_video = linear(hidden[:, :n], w["video_out.weight"], w["video_out.bias"])
     clean_audio = linear(hidden[:, n:], w["audio_out.weight"], w["audio_out.bias"])
     path = tau.view(-1, 1, 1)
-    return (x_video - clean_video) / path, (x_audio - clean_audio) / path
+    velocity_video = (x_video - clean_video) / path
+    velocity_video = velocity_video if exchange is None else exchange.gather(velocity_video)
+    return velocity_video, (x_audio - clean_audio) / path

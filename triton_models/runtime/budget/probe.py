@@ -67,15 +67,16 @@ def probe(
     threads: int,
     progress: Progress = lambda step: None,
     device: str = "",
+    performer: EngineSet | None = None,
 ) -> CostTable:
     """Measures all four steps of an engine directory, loaded as `engines`, and keeps the table in its `keeping_place`.
 
-    `device`: that they were loaded for; all steps are measured on the thinker's. PoolError if a GPU does not hold the
-    pool.
+    `device`: that they were loaded for. `performer`: the steps of the performer, where it has a device of its own or
+    several. PoolError if a GPU does not hold the pool.
     """
     manifest = engines.manifest
     if manifest is not None and manifest.target in GPU_TARGETS:
-        table = CostTable(_on_device(engines, manifest.limits, progress))
+        table = CostTable(_on_device(engines, performer or engines, manifest.limits, progress))
     else:
         rounds = (_on_host(engines, page_tokens, progress, threads) for _ in range(ROUNDS))
         table = CostTable(_fastest(chain.from_iterable(rounds)))
@@ -121,18 +122,20 @@ def _on_host(engines: EngineSet, page_tokens: int, progress: Progress, threads: 
     return costs
 
 
-def _on_device(engines: EngineSet, limits: Mapping[str, int], progress: Progress) -> list[Cost]:
+def _on_device(engines: EngineSet, performer: EngineSet, limits: Mapping[str, int], progress: Progress) -> list[Cost]:
     """Over a pool of the device as it serves, with the shortest and the longest history that a row may have there."""
     config, batches = engines.config, _rounded_batches(engines.max_batch)
     best = partial(measure, batches=batches, repeats=ROUNDS * REPEATS, pick=min)
     costs: list[Cost] = []
-    for step in ("perceive", "render"):
+    for step, role in (("perceive", engines), ("render", performer)):
         progress(step)
-        costs += best(step, call=_codec_on_device(engines, step, batches))
+        costs += best(step, call=_codec_on_device(role, step, batches))
     page_tokens = int(limits["page_tokens"])
-    pool = engines.target.pool("both", "", config, int(limits["pool_pages"]), page_tokens)
+    size = config, int(limits["pool_pages"]), page_tokens
+    pool = engines.target.pool("both", "", *size)
+    noisy = pool if performer is engines else performer.target.pool("performer", "", *size)
     try:
-        solver = engines.target.solver(engines["perform"], pool, engines.max_batch)
+        solver = performer.target.solver(performer["perform"], noisy, engines.max_batch)
         for pages in sorted({min(SHORT_PAGES, int(limits["max_pages"])), int(limits["max_pages"])}):
             history = pages * page_tokens
             for name in ("think", "slot"):
@@ -140,11 +143,13 @@ def _on_device(engines: EngineSet, limits: Mapping[str, int], progress: Progress
                 call = partial(_think_on_device, engines, pool, name, pages)
                 costs += best(name, call=call, history=history)
             progress("perform")
-            solving = SolverCall(config, solver, scattered_view(pool, pages))
+            solving = SolverCall(config, solver, scattered_view(noisy, pages))
             costs += best("perform", call=solving, history=history)
             solving.close()
     finally:
-        pool.close()
+        performer.target.close()
+        for each in {id(p): p for p in (noisy, pool)}.values():
+            each.close()
     return costs
 
 

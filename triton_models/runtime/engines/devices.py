@@ -7,39 +7,53 @@ import re
 from dataclasses import dataclass
 
 CPU = "cpu"
-_FORM = re.compile(r"(\d+)(,\d+)?|cpu(,cpu)?")
+_FORM = re.compile(r"\d+(,\d+)*|cpu(,cpu)*")
 
 
 @dataclass(frozen=True)
 class Devices:
     """GPU numbers of the roles as text ("0"), or "cpu": the kernels in Triton's interpreter, for checks.
 
-    `apart`: the performer has a pool of its own, to which the thinker copies what it writes.
+    `apart`: the performer has a pool of its own, to which the thinker copies what it writes. `others`: devices of the
+    further ranks of a performer group, the first of which is `performer`.
     """
 
     thinker: str = "0"
     performer: str = "0"
     apart: bool = False
+    others: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Devices:
-        """ "" (the first GPU), "N", "N,M" (thinker, performer), "cpu" or "cpu,cpu". ValueError for anything else."""
+        """ "" (the first GPU), "N", "N,M" (thinker, performer), "N,M,O.." (thinker, performer group), or as many times
+        "cpu". ValueError for anything else."""
         if not text:
             return cls()
         if not _FORM.fullmatch(text):
-            raise ValueError(f"device: expected a GPU number, two with a comma between them, or cpu, got {text!r}")
-        thinker, _, performer = text.partition(",")
-        return cls(thinker, performer or thinker, bool(performer) and (performer != thinker or thinker == CPU))
+            raise ValueError(f"device: expected GPU numbers with commas between them, or cpu, got {text!r}")
+        thinker, *group = text.split(",")
+        if len(group) > 1 and thinker != CPU and len({thinker, *group}) <= len(group):
+            raise ValueError(
+                f"device: expected a GPU for the thinker and one for each rank of the performer, got {text}"
+            )
+        performer, *others = group or [thinker]
+        return cls(thinker, performer, bool(group) and (performer != thinker or thinker == CPU), tuple(others))
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """Where each rank of the performer is."""
+        return self.performer, *self.others
 
     @property
     def gpus(self) -> list[int]:
         """The numbers of the GPUs that are needed; none for the interpreter."""
-        return sorted({int(name) for name in (self.thinker, self.performer) if name != CPU})
+        return sorted({int(name) for name in (self.thinker, *self.group) if name != CPU})
 
     def describe(self) -> str:
         """What a measurement is valid for: names of the devices."""
         found = installed_gpus()
-        return ", ".join(found[n] if n < len(found) else f"GPU {n}" for n in self.gpus) or "Triton's interpreter"
+        names = ", ".join(found[n] if n < len(found) else f"GPU {n}" for n in self.gpus) or "Triton's interpreter"
+        return f"{names}, a performer of {len(self.group)} ranks" if self.others else names
 
 
 def installed_gpus() -> list[str]:

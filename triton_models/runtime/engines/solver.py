@@ -25,7 +25,10 @@ class SolverFull(RuntimeError):
 class Solver(Protocol):
     """Units in flight. A slot belongs to a unit from `put` to `drop`; one thread calls a Solver."""
 
-    engine_ns: int  # inside engine calls so far
+    @property
+    def engine_ns(self) -> int:
+        """Inside engine calls so far."""
+        ...
 
     def put(self, x_video: Float32, x_audio: Float32, cos: Float32, sin: Float32, view: HistoryView) -> int:
         """Takes noise [n_v, c_v], [n_a, c_a], RoPE tables [n, D / 2] and a history; the slot. Raises SolverFull."""

@@ -36,6 +36,14 @@ class Target(Protocol):
         """Prepares the engines of an `EngineSet` for every size of call, so that no session waits for it later."""
         ...
 
+    def fault(self) -> str:
+        """What is wrong with processes that work for this one, or nothing. From any thread."""
+        ...
+
+    def close(self) -> None:
+        """Ends them."""
+        ...
+
 
 class HostTarget:
     """One pool in the memory of the one stage, units in host memory."""
@@ -53,3 +61,9 @@ class HostTarget:
 
     def rehearse(self, engines: Any, pool: Pool, solver: Solver | None) -> None:
         """Nothing: a CPU engine takes any size at any time."""
+
+    def fault(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        """Nothing: there is one process."""

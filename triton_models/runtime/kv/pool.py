@@ -64,13 +64,14 @@ class PoolGeometry:
     head_dim: int
 
     @classmethod
-    def of(cls, config: ModelConfig, num_pages: int, page_tokens: int) -> PoolGeometry:
+    def of(cls, config: ModelConfig, num_pages: int, page_tokens: int, ranks: int = 1) -> PoolGeometry:
+        """ranks: of a performer group, each of which holds its share of the heads."""
         if num_pages < 2:
             raise PoolError(f"num_pages: expected at least 2 (page 0 is the null page), got {num_pages}")
         if page_tokens < 1:
             raise PoolError(f"page_tokens: expected at least 1, got {page_tokens}")
         b = config.backbone
-        return cls(config.digest(), b.layers, num_pages, page_tokens, b.kv_heads, b.head_dim)
+        return cls(config.digest(), b.layers, num_pages, page_tokens, b.kv_heads // ranks, b.head_dim)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

@@ -130,6 +130,22 @@ def test_two_devices_mirror_what_is_written(cuda, name):
         assert not contents(remote.v).any()
 
 
+def test_every_rank_gets_its_heads(cuda, name):
+    k, v = new_kv()
+    with (
+        DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name) as local,
+        DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, f"{name}-b", ranks=2) as first,
+        DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, f"{name}-c", ranks=2) as second,
+    ):
+        pool = MirroredPool(local, first, second)
+        pool.write(SPANS, k, v, TOKENS)
+        for whole, parts in ((local.k, (first.k, second.k)), (local.v, (first.v, second.v))):
+            assert (np.concatenate([contents(part) for part in parts], axis=3) == contents(whole)).all()
+        assert contents(second.v).any()
+        pool.scrub([4, 1, 2])
+        assert not contents(second.v).any()
+
+
 def test_pools_that_differ_are_not_mirrored(cuda, name):
     with (
         DevicePool.create(CONFIG, PAGES, PAGE_TOKENS, "float32", cuda, name) as local,

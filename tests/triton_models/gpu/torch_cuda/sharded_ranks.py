@@ -19,7 +19,7 @@ from engine_builder.presets import preset
 from triton_models.gpu.kernels.history_index import HistoryIndex
 from triton_models.gpu.torch_cuda import passes
 from triton_models.gpu.torch_cuda.backbone import Backbone, History
-from triton_models.gpu.torch_cuda.performer_group import PerformerRank, Shard, send_kv, store_kv
+from triton_models.gpu.torch_cuda.group.ulysses import Ulysses
 from triton_models.gpu.torch_cuda.weights import BackboneWeights, expected_shapes
 
 RANKS = 4
@@ -61,11 +61,13 @@ class Unit:
         self.index.fill(table, span, PAGE_TOKENS)
 
 
-def single(unit: Unit) -> tuple[torch.Tensor, torch.Tensor]:
-    backbone = Backbone(unit.weights)
-    b = unit.weights.config.backbone
-    pools = [torch.zeros(b.layers, PAGES, PAGE_TOKENS, b.kv_heads, b.head_dim) for _ in range(2)]
-    store_kv(pools[0], pools[1], unit.places, torch.stack((unit.k, unit.v)))
+def solve(unit: Unit, group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """All Euler steps; in a group over the heads of this rank alone."""
+    backbone = Backbone(unit.weights, None if group is None else Ulysses(unit.weights.config, group, "cpu"))
+    b, first = unit.weights.config.backbone, 0 if group is None else dist.get_rank(group) * backbone.groups
+    pools = [torch.zeros(b.layers, PAGES, PAGE_TOKENS, backbone.groups, b.head_dim) for _ in range(2)]
+    for pool, new in zip(pools, (unit.k, unit.v), strict=True):
+        pool.flatten(1, 2).index_copy_(1, unit.places, new[:, :, first : first + backbone.groups])
     history = History(pools[0], pools[1], unit.index)
     x_video, x_audio = unit.x_video, unit.x_audio
     for tau, following in itertools.pairwise(TAUS):
@@ -75,21 +77,6 @@ def single(unit: Unit) -> tuple[torch.Tensor, torch.Tensor]:
     return x_video, x_audio
 
 
-def sharded(unit: Unit, group: dist.ProcessGroup) -> tuple[torch.Tensor, torch.Tensor]:
-    """Global rank 0 plays the thinker as well: it sends each rank its heads."""
-    rank = PerformerRank(unit.weights, group)
-    k_pool, v_pool = rank.new_pool(PAGES, PAGE_TOKENS)
-    if rank.shard.rank == 0:
-        for other in range(1, rank.shard.ranks):
-            send_kv(unit.k, unit.v, Shard(rank.config, other, rank.shard.ranks), target=other)
-        own = torch.stack((unit.k[:, :, rank.shard.kv_heads], unit.v[:, :, rank.shard.kv_heads]))
-        store_kv(k_pool, v_pool, unit.places, own)
-    else:
-        rank.receive_kv(k_pool, v_pool, unit.places, source=0)
-    history = History(k_pool, v_pool, unit.index)
-    return rank.solve(history, unit.x_video[:, rank.shard.video], unit.x_audio, TAUS, unit.cos, unit.sin)
-
-
 def run(number: int, path: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(path, RANKS), rank=number, world_size=RANKS)
@@ -97,11 +84,11 @@ def run(number: int, path: str) -> None:
     unit = Unit(config())
     errors = {}
     with torch.no_grad():
-        expected = single(unit) if number == 0 else None
+        expected = solve(unit, None) if number == 0 else None
         for size, group in groups.items():
             if number >= size:
                 continue
-            result = sharded(unit, group)
+            result = solve(unit, group)
             if expected is not None:
                 errors[size] = max(float((a - b).abs().max()) for a, b in zip(result, expected, strict=True))
     scale = float(expected[0].abs().max()) if expected is not None else 0.0

@@ -1,4 +1,4 @@
-"""The sharded performer: four real processes over gloo, and who holds what."""
+"""The sharded performer: four real processes over gloo."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from engine_builder.presets import preset
-from triton_models.gpu.torch_cuda.performer_group import Shard, cut_kv
+from triton_models.gpu.torch_cuda.group.ulysses import Shard
 
 SCRIPT = Path(__file__).with_name("sharded_ranks.py")
 pytestmark = pytest.mark.engine
@@ -31,14 +30,12 @@ def test_one_two_and_four_ranks_equal_a_single_one(tmp_path):
     assert max(first["errors"].values()) < 1e-5
 
 
-def test_shards_cover_everything_once():
+def test_shards_cover_the_picture_once():
     config = preset("v0.2-8b")
     for ranks in (1, 2, 4, 8):
         shards = [Shard(config, rank, ranks) for rank in range(ranks)]
         video = [i for s in shards for i in range(s.video.start, s.video.stop)]
-        heads = [i for s in shards for i in range(s.kv_heads.start, s.kv_heads.stop)]
         assert video == list(range(920))
-        assert heads == list(range(8))
 
 
 def test_impossible_groups_are_refused():
@@ -46,9 +43,3 @@ def test_impossible_groups_are_refused():
         Shard(preset("v0.2-8b"), 0, 3)
     with pytest.raises(ValueError, match="rank: expected 0 to 1, got 2"):
         Shard(preset("v0.2-8b"), 2, 2)
-
-
-def test_a_rank_keeps_its_heads():
-    config = preset("tiny")
-    k = torch.arange(6 * 3 * 2 * 64).view(6, 3, 2, 64)
-    assert cut_kv(k, -k, Shard(config, 1, 2))[1].equal(-k[:, :, 1:])
