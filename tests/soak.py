@@ -41,7 +41,7 @@ from client.web.page import frames  # noqa: E402
 
 PEOPLE = 3  # at once over gRPC, and one by the page
 DRIFT = 0.02
-SETTLE_SECONDS = 40.0  # nobody talks, and what was kept for those who might come back (30 s) is freed
+SETTLE_SECONDS = 75.0  # nobody talks: what was kept for who might come back (30 s) is freed, and given back (60 s)
 WARM_MINUTES = 5.0
 
 
