@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import pytest
 import real_server
 
-from triton_models.launcher.server_process import wait_until_gone
+if TYPE_CHECKING:
+    import psutil  # the tests of a bare GPU machine, which has none, import this file
 
 pytestmark = pytest.mark.server
 UNITS = 3  # the second session forgets its second unit with the third
@@ -64,6 +64,8 @@ def test_the_conversation_is_that_of_the_onnxruntime_engines(
 
 def test_a_performer_of_two_ranks(server: Any, start_server: Callable[..., Any], torch_engines: Path) -> None:
     """It says the same; a rank that dies is noticed, and another server has another; with that it ends."""
+    from triton_models.launcher.server_process import wait_until_gone
+
     other = start_server("--device", "cpu,cpu,cpu", engines=torch_engines)
     compare(talk(other), talk(server))
     other.close_streams()
@@ -79,6 +81,8 @@ def test_a_performer_of_two_ranks(server: Any, start_server: Callable[..., Any],
 
 def rank_of(server: Any) -> psutil.Process:
     """The second of two ranks: a child of the first, which is the performer's stage."""
+    import psutil
+
     (rank,) = psutil.Process(server.info["model_pids"]["performer"]).children()
     return rank
 

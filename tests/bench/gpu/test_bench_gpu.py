@@ -50,7 +50,16 @@ def test_the_benchmark_runs_and_survives_a_preset_that_fails(tmp_path):
 
 def test_a_bare_gpu_machine_collects_the_gpu_tests():
     """Python, torch, Triton and what builds engines are there; the server's and the clients' packages are not."""
-    absent = ("tritonclient", "av", "aiohttp", "tensorrt", "tensorrt_rtx", "prometheus_client", "opentelemetry")
+    absent = (
+        "tritonclient",
+        "av",
+        "aiohttp",
+        "psutil",
+        "tensorrt",
+        "tensorrt_rtx",
+        "prometheus_client",
+        "opentelemetry",
+    )
     program = f"import sys, pytest; sys.modules |= dict.fromkeys({absent}); sys.exit(pytest.main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "--collect-only", "-m", "gpu", str(ROOT / "tests/triton_models/gpu")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
