@@ -31,9 +31,7 @@ from triton_models.runtime.performer.scheduler import StepScheduler
 from triton_models.service.load import load_engines
 
 if TYPE_CHECKING:
-    import psutil
-else:
-    psutil = pytest.importorskip("psutil")  # a bare GPU machine collects this file and has none
+    import psutil  # a bare GPU machine collects this file, and has none
 
 pytestmark = pytest.mark.engine
 MS, HOUR = 1_000_000, 3_600_000_000_000
@@ -106,6 +104,8 @@ def test_bank_and_host_memory_give_the_same_units(engines, pool):
 
 def test_a_group_of_two_ranks_gives_the_same_units(directory, engines, pool):
     """The thinker's pool writes to those of both ranks, each of which gets its heads."""
+    import psutil
+
     expected = perform(engines, pool, engines.target.solver(engines["perform"], pool, 4))
     (group, rank), link = start_group(directory), f"wst-test-{os.getpid()}-group"
     try:
@@ -131,6 +131,8 @@ def test_a_group_of_two_ranks_gives_the_same_units(directory, engines, pool):
 
 def test_neither_side_waits_for_one_that_is_gone(directory):
     """A rank ends with its socket, as it does when rank 0 dies; rank 0 says so, and solves nothing any more."""
+    import psutil
+
     group, rank = start_group(directory)
     pool = group.target.pool("performer", "", group.config, PAGES, PAGE_TOKENS)
     try:
@@ -149,6 +151,8 @@ def test_neither_side_waits_for_one_that_is_gone(directory):
 
 def start_group(directory: Path) -> tuple[EngineSet, psutil.Process]:
     """The engines of rank 0, and the other rank."""
+    import psutil
+
     before = set(psutil.Process().children())
     engines = load_engines(directory, PERFORMER_STEPS, device="cpu,cpu,cpu")
     (rank,) = set(psutil.Process().children()) - before
