@@ -103,9 +103,8 @@ def load_engines(
     if target not in GPU_TARGETS:
         raise EngineError(f"{engine_dir}: expected engines of {', '.join(GPU_TARGETS)}, got {target}")
     check_target(manifest, devices)
-    where, ranks = devices.thinker, None
-    if performs := set(steps) <= set(PERFORMER_STEPS):
-        where = devices.performer
+    performs, ranks = set(steps) <= set(PERFORMER_STEPS), None
+    where = devices.performer if performs else devices.thinker
     if target == "torch-cuda":
         if where == CPU:
             os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; there may be a GPU as well

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..words import DIGITS
 from . import warps
-from .people import CROWD, People
+from .people import People
 from .voices import Pcm, VoiceBank
 
 NOBODY = -1
@@ -51,9 +51,10 @@ class Cast:
             voice = int(rng.integers(len(self.bank)))
         if self.people is None or rng.random() >= self._share:
             return Speaker(voice)
-        known = [i for i, name in enumerate(self.people.speakers) if name != CROWD]
-        if len(known) < len(self.people.speakers) and (not known or rng.random() < _CROWD_SHARE):
-            return Speaker(voice, self.people.speakers.index(CROWD))
+        crowd = self.people.crowd
+        known = [i for i in range(len(self.people.speakers)) if i != crowd]
+        if crowd is not None and (not known or rng.random() < _CROWD_SHARE):
+            return Speaker(voice, crowd)
         return Speaker(voice, known[int(rng.integers(len(known)))])
 
     def word(self, rng: np.random.Generator, speaker: Speaker, language: str, text: str) -> Pcm:
@@ -61,7 +62,7 @@ class Cast:
         if speaker.person != NOBODY and self.people is not None and language == "en" and text in DIGITS["en"]:
             digit = DIGITS["en"].index(text)
             if self.training:
-                takes = _CROWD_TAKES if self.people.speakers[speaker.person] == CROWD else _TAKES
+                takes = _CROWD_TAKES if speaker.person == self.people.crowd else _TAKES
                 return self._warped(self.people, speaker.person, digit, int(rng.integers(takes)))
             return self.people.clip(speaker.person, digit, int(rng.integers(self.people.takes(speaker.person, digit))))
         voice = speaker.voice

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..words import DIGITS
 from .synths import read_wave
-from .voices import Pcm, normalise, resample
+from .voices import SAMPLE_RATE, Pcm, from_pcm16, normalise
 
 ARCHIVE = "http://download.tensorflow.org/data/speech_commands_test_set_v0.02.tar.gz"
 DEFAULT = Path("build/data/speech_commands")
@@ -45,9 +45,8 @@ def crowd(folder: Path, judges: bool) -> tuple[list[list[Pcm]], int]:
     for path, word, speaker in _found(folder):
         said = clips[DIGITS["en"].index(word)]
         if held_out(speaker) == judges and len(said) < _MOST:
-            raw, rate = read_wave(path)
-            clip = _trimmed(resample(raw.astype(np.float32) / 32768.0, rate))
-            if clip.size < _LONGEST * 16_000:
+            clip = _trimmed(from_pcm16(*read_wave(path)))
+            if clip.size < _LONGEST * SAMPLE_RATE:
                 said.append(normalise(clip))
                 speakers.add(speaker)
     if not all(clips):

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from .crowd import crowd
 from .synths import read_wave
-from .voices import Pcm, normalise, resample, trim
+from .voices import Pcm, from_pcm16, normalise, trim
 
 HOME = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 DEFAULT = Path("build/data/fsdd")
@@ -30,6 +28,7 @@ class People:
     def __init__(self, clips: dict[str, list[list[Pcm]]]) -> None:
         self._clips = clips
         self.speakers = tuple(clips)
+        self.crowd = self.speakers.index(CROWD) if CROWD in clips else None  # number of that speaker
 
     @classmethod
     def strangers(cls, folder: Path) -> People:
@@ -49,8 +48,7 @@ class People:
             digit, speaker, _ = path.stem.split("_")
             if speaker in without or (only and speaker not in only):
                 continue
-            raw, rate = read_wave(path)
-            clip = normalise(trim(resample(raw.astype(np.float32) / 32768.0, rate)))
+            clip = normalise(trim(from_pcm16(*read_wave(path))))
             clips.setdefault(speaker, [[] for _ in range(_DIGITS)])[int(digit)].append(clip)
         clips = {speaker: said for speaker, said in clips.items() if all(said)}
         if not clips:

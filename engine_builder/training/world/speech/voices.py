@@ -94,7 +94,12 @@ def render(text: str, voice: Voice, language: str) -> Pcm:
         raw, rate = synths.speak(voice.synth, text, dict(voice.accents)[language], voice.pitch, voice.speed)
     if raw.size < rate // 50:
         raise RuntimeError(f"{voice.synth}: no audio for {text!r} with voice {voice.espeak_voice(language)}")
-    return normalise(trim(resample(raw.astype(np.float32) / 32768.0, rate)))
+    return normalise(trim(from_pcm16(raw, rate)))
+
+
+def from_pcm16(raw: NDArray[np.int16], rate: int) -> Pcm:
+    """16-bit samples of any rate -> float32 in [-1, 1] at 16 kHz."""
+    return resample(raw.astype(np.float32) / 32768.0, rate)
 
 
 def resample(pcm: Pcm, rate: int = espeak.RATE) -> Pcm:

@@ -67,9 +67,8 @@ class Ranks:
         self._ranks: list[_Rank] = []
         try:
             self._ranks += [_Rank.start(number, store) for number in range(1, len(devices))]
+            directory, key = str(engine_dir.resolve()), str(trusted_key.resolve()) if trusted_key else ""
             for rank, device in zip(self._ranks, devices[1:], strict=True):
-                key = str(trusted_key.resolve()) if trusted_key else ""
-                directory = str(engine_dir.resolve())
                 self._tell(rank, Join(directory, key, device, rank.number, len(devices), store))
             self._wait_ready()
             self.exchange = Ulysses(config, join(place, store, 0, len(devices)), place)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from engine_builder.config import BackboneConfig, ModelConfig
+from engine_builder.config import ModelConfig
 
 from .commands import WAIT_SECONDS
 
@@ -75,7 +75,7 @@ class Ulysses:
 
     def __init__(self, config: ModelConfig, group: Group, device: torch.device | str) -> None:
         shard = Shard(config, dist.get_rank(group), dist.get_world_size(group))
-        b: BackboneConfig = shard.config.backbone
+        b = config.backbone
         self._shard, self._group, self.ranks, self.video = shard, group, shard.ranks, shard.video
         heads, groups = torch.arange(b.heads + 2 * b.kv_heads).split([b.heads, b.kv_heads, b.kv_heads])[:2]
         keys, values = groups, groups + b.kv_heads
