@@ -161,9 +161,10 @@ class Stage:
 
     def submit(self, job: Job) -> Future[Any]:
         """Runs a job. Its future ends in the result or in a SessionError."""
-        if isinstance(job, OpenJob) or self._thinker is None or job.session in self._heard:
-            latest = max(job.epoch, self._heard.get(job.session, (-1, 0.0))[0])  # a close of this one closes all before
-            self._heard[job.session] = latest, time.monotonic()
+        with self._lock:
+            if isinstance(job, OpenJob) or self._thinker is None or job.session in self._heard:
+                latest = max(job.epoch, self._heard.get(job.session, (-1, 0.0))[0])  # a close of it closes all before
+                self._heard[job.session] = latest, time.monotonic()
         if isinstance(job, CloseJob):
             return self._close(job)
         if isinstance(job, PerformJob) and self._thinker is not None:
@@ -210,11 +211,13 @@ class Stage:
         def finish(_: object = None) -> None:
             with self._lock:
                 self._closing.pop(job.session, None)
-                if self._heard.get(job.session, (-1, 0.0))[0] <= job.epoch:  # an older close leaves a session open
-                    self._heard.pop(job.session, None)
+                # An older close leaves a session open; and one that was opened since may be open.
+                if heard is not None and heard[0] <= job.epoch and self._heard.get(job.session) is heard:
+                    del self._heard[job.session]
             closed.set_result(None)
 
         with self._lock:
+            heard = self._heard.get(job.session)
             self._closing[job.session] = job.epoch
             self._solving.pop(job.session, None)
             leaving = self._performer.submit(job) if self._performer is not None else None
