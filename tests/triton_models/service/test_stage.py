@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,29 @@ def test_openings_of_nobody_are_reaped(start: Callable[..., Stage]) -> None:
     while stage.blocks.used:
         pass
     stage.submit(OpenJob("c", 1)).result(WAIT)
+
+
+def test_what_was_opened_while_a_close_ends_stays_known(
+    start: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or nobody reaps it, and its pages are gone for ever."""
+    stage, closed = start(orphan_seconds=0.0), Future[Any]()
+    stage.submit(OpenJob("a", 1, "be kind")).result(WAIT)
+    thinker = stage._thinker
+    assert thinker is not None
+    with monkeypatch.context() as patch:
+        submit = thinker.submit
+        patch.setattr(thinker, "submit", lambda job: closed if isinstance(job, CloseJob) else submit(job))
+        closing = stage.submit(CloseJob("a", 1))
+        opening = stage.submit(OpenJob("a", 1, "be kind"))
+        closed.set_result(None)
+        closing.result(WAIT)
+        assert "is open" in error_of(opening)  # that close has not come to the thinker
+    assert [*stage._heard] == ["a"]
+    stage.reap()
+    while stage.blocks.used:
+        pass
+    assert not stage._heard
 
 
 def test_a_stage_that_cannot_be_made_leaves_no_pool(engines: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
