@@ -112,6 +112,7 @@ class DuplexSession:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+            self._call = None  # gRPC keeps the connection for a call that somebody keeps: in a traceback, for instance
             self._flight.end()
             if self._line is not self._home:
                 await self._line.close()
@@ -198,13 +199,13 @@ class DuplexSession:
         if self._failure is not None or self.ended:
             raise self._failure or DuplexError("INVALID_ARGUMENT", "move: the session has ended")
         if self.course.outage is None and not self._moving and self.course.answered:
-            self._moving = True
+            self._moving, call = True, self._call
             self._flight.close_gate()
             await self._flight.settle()
             last = quiet(self.course.next - self.course.shift, self._served.shape, end=True)
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await self._call.write(wire.encode(self._served.model, last, self.session_id))
-                await self._call.done_writing()
+                await call.write(wire.encode(self._served.model, last, self.session_id))
+                await call.done_writing()
 
     async def _say_goodbye(self) -> None:
         """Tells the server that nobody will resume a session that is left early: silence, and the end flag."""

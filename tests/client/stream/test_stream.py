@@ -7,6 +7,7 @@ import contextlib
 import json
 
 import numpy as np
+import psutil
 import pytest
 
 from client.stream.client import DuplexClient
@@ -115,6 +116,28 @@ async def test_a_refused_unit_can_be_sent_again(start_fake, make_unit, code):
         rest, error = await _collect(session)
     assert error is None
     assert [r.unit_index for r in first + rest] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("cause", ["server", "network", "start"])
+async def test_an_error_that_is_kept_keeps_no_connection(start_fake, make_unit, cause):
+    """Its traceback refers to the session, which used to hold its last call, and gRPC the connection with that."""
+    errors = {"server": {1: "INTERNAL: broken"}, "start": {0: "RESOURCE_EXHAUSTED: full"}}.get(cause, {})
+    fake, _ = await start_fake(errors=errors)
+
+    async def talk():
+        async with await DuplexClient.connect(fake.url) as client, client.session() as session:
+            for index in range(2):
+                await session.send(make_unit(index))
+            async for _ in session:
+                if cause == "network":
+                    session._call.cancel()
+
+    with pytest.raises(DuplexError) as kept:
+        await talk()
+    port = int(fake.url.rpartition(":")[2])
+    while any(c.raddr and c.raddr.port == port for c in psutil.Process().net_connections("tcp")):
+        await asyncio.sleep(0.02)
+    assert kept.value.__traceback__ is not None
 
 
 async def test_no_more_units_under_way_than_the_server_takes(start_fake, make_unit):
