@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 MAX_EVENT_ID = 512
+MAX_COMMAS = 20_000  # of an event: a million small values would take the loop for seconds to read
 
 
 class EventError(Exception):
@@ -90,9 +91,13 @@ class EventReader:
         """The protocols that speak in events have no such one."""
         return None
 
-    def sound(self, form: Format, given: Any, where: str, goes_on: bool = False) -> Float32:
-        """float32 [n] at the rate of `form`.  goes_on: it is a piece of the stream, and no sound by itself."""
+    def sound(self, form: Format, given: Any, where: str, goes_on: bool = False, before: int = 0) -> Float32:
+        """float32 [n] at the rate of `form`.  goes_on: it is a piece of the stream, and no sound by itself.
+        before: samples that the same event has brought already."""
         try:
+            if isinstance(given, str):  # at least so long, however the base64 is cut into lines: not worth decoding?
+                samples = before + len(given) * 3 // 5 // form.width
+                self._call.intake.check_room(samples / form.rate * self._call.shape.sample_rate)
             data = (self.rest if goes_on else b"") + _base64(given, where)
             whole = len(data) - len(data) % form.width
             if goes_on:
@@ -119,6 +124,8 @@ def to_text(event: Event) -> str:
 
 
 def _parse(data: str) -> Event:
+    if (commas := data.count(",")) > MAX_COMMAS:
+        raise EventError("invalid_json", f"expected at most {MAX_COMMAS} commas, got {commas}")
     try:
         event = json.loads(data)
     except (ValueError, RecursionError):

@@ -45,8 +45,14 @@ class Rates:
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
     def take(self, peer: str) -> bool:
+        return self._of(peer).take()
+
+    def charge(self, peer: str, amount: float) -> float:
+        return self._of(peer).charge(amount)
+
+    def _of(self, peer: str) -> Bucket:
         bucket = self._buckets.setdefault(peer, self._make())
         self._buckets.move_to_end(peer)
         while len(self._buckets) > MAX_PEERS:
             self._buckets.popitem(last=False)
-        return bucket.take()
+        return bucket

@@ -73,11 +73,7 @@ class Intake:
 
     def add_pcm(self, pcm: Float32, stamp: Stamp | None = None) -> None:
         """float32 [n]. Raises ValueError when it does not fit (never for a live user)."""
-        if not self.live and self._waiting + pcm.size > self.limit:
-            raise ValueError(
-                f"audio: expected at most {self.limit / self.shape.sample_rate:g} s ahead of real time, "
-                f"got {(self._waiting + pcm.size) / self.shape.sample_rate:.1f} s"
-            )
+        self.check_room(pcm.size)
         if pcm.size:
             self._pcm.append((pcm, stamp))
             self._waiting += pcm.size
@@ -87,6 +83,14 @@ class Intake:
         if self._waiting > self.limit:
             self._drop(self._waiting - self.limit)
         self.changed.set()
+
+    def check_room(self, samples: float) -> None:
+        """Raises ValueError when so much more audio does not fit (never for a live user)."""
+        if not self.live and self._waiting + samples > self.limit:
+            raise ValueError(
+                f"audio: expected at most {self.limit / self.shape.sample_rate:g} s ahead of real time, "
+                f"got {(self._waiting + samples) / self.shape.sample_rate:.1f} s"
+            )
 
     def add_frames(self, frames: UInt8) -> None:
         """uint8 [n, H, W, 3], oldest first."""

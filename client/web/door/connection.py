@@ -14,6 +14,7 @@ from ..call.call import Call
 from ..call.call_book import CallBook
 from ..call.outbox import CLOSE_CODES, Outbox
 from ..rates import Bucket
+from .desk import DESK
 
 STALL_SECONDS = 10.0  # a client that takes nothing for so long is cut off; its conversation waits for it
 HEARTBEAT_SECONDS = 15.0
@@ -21,7 +22,7 @@ CLOSE_SECONDS = 2.0
 SEND_BUFFER = 128 << 10  # bytes in the kernel: more would be delay that no queue here could shed
 WRITE_BUFFER = 64 << 10  # bytes in the process
 EVENTS_PER_SECOND, EVENT_BURST = 400.0, 1500.0  # read from one client; ten times what a microphone sends
-EVENT_BYTES = 32 << 10  # a message counts once more for so many of its bytes
+EVENT_BYTES = {WSMsgType.TEXT: 8 << 10, WSMsgType.BINARY: 32 << 10}  # a message counts once more for so many bytes
 
 CLOSE_UNREADABLE = 1007
 CLOSE_REFUSED = 1008
@@ -120,14 +121,15 @@ class Connection:
     async def _read(self) -> tuple[int, str] | None:
         """Hands on what the client says; returns how to close the socket if it is not closed already.
 
-        One that floods it is read more slowly, and others have their turn between any two messages.
+        One that floods it, by itself or with others of its peer, is read more slowly, and others have their turn
+        between any two messages.
         """
-        budget = Bucket(EVENTS_PER_SECOND, EVENT_BURST)
+        budget, desk = Bucket(EVENTS_PER_SECOND, EVENT_BURST), self._request.app[DESK]
         async for message in self.ws:
             if self.reader is None or self.call is None:
                 break
-            size = len(message.data) if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) else 0
-            await asyncio.sleep(budget.charge(1 + size / EVENT_BYTES))
+            cost = 1 + (len(message.data) / EVENT_BYTES[message.type] if message.type in EVENT_BYTES else 0)
+            await asyncio.sleep(max(budget.charge(cost), desk.charge_events(self._request, cost)))
             self.call.heard_at = time.monotonic()
             try:
                 if message.type is WSMsgType.TEXT:

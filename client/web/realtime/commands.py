@@ -153,7 +153,8 @@ class Commands(EventReader):
         content = given.get("content")
         if not isinstance(content, list) or not content or not all(isinstance(part, dict) for part in content):
             raise wrong("item.content", "a list of parts")
-        sounds, pictures = [], []
+        sounds: list[tuple[str, Any]] = []
+        pictures: list[Any] = []
         for place, part in enumerate(content):
             where = f"item.content[{place}]"
             kind, text, url = (part.get(name) for name in ("type", "text", "image_url"))
@@ -161,7 +162,8 @@ class Commands(EventReader):
                 item.pieces.append((0.0, text))
             elif kind == "input_audio":
                 item.modality, form = "audio", self._session.config.input
-                sounds.append((f"{where}.audio", self.sound(form, part.get("audio"), f"{where}.audio")))
+                before = sum(sound.size for _, sound in sounds)
+                sounds.append((f"{where}.audio", self.sound(form, part.get("audio"), f"{where}.audio", before=before)))
             elif kind == "input_image" and isinstance(url, str) and url.startswith(DATA_URL):
                 pictures.append(await self.picture(url.partition(",")[2], f"{where}.image_url"))
             else:

@@ -30,6 +30,7 @@ CAPABILITIES = {
     "voice": "one of wan.voices, which this gateway offers; any other leaves the model's own, 'model'",
     "not_supported": ["tools", "responses outside the conversation"],
 }
+MAX_IGNORED = 64  # names that are kept
 # As OpenAI fills in what a client leaves out: clients act on these, though nothing here listens to the thresholds.
 _DETECTION: dict[str, dict[str, Any]] = {
     "server_vad": {"threshold": 0.5, "prefix_padding_ms": 300, "silence_duration_ms": 500, "idle_timeout_ms": None},
@@ -68,14 +69,15 @@ class SessionConfig:
 
         choose: the prompt in force for what was asked.  started: the model has begun, its prompt and options are fixed.
         """
-        new, refused = self, []
+        new, refused, ignored = self, [], set(self.ignored)
         for path, value in leaves(given, _GROUPS):
             where = f"session.{path}"
             try:
                 if path not in _FIELDS:
                     if path in _GROUPS and value is not None:
                         raise wrong(where, "an object", value)
-                    new = replace(new, ignored=tuple(sorted({*new.ignored, path})))
+                    if len(ignored) < MAX_IGNORED:
+                        ignored.add(path)
                     continue
                 name, read = _FIELDS[path]
                 value = read(where, value)
@@ -91,7 +93,7 @@ class SessionConfig:
                     new = replace(new, options={**new.options, path.removeprefix("wan."): value})
             except EventError as error:
                 refused.append(error)
-        return new, refused
+        return replace(new, ignored=tuple(sorted(ignored))), refused
 
     def model_options(self) -> dict[str, Any]:
         """Options of the start request."""

@@ -102,19 +102,40 @@ async def test_a_flood_of_events_leaves_others_their_turn(start_fake, start_gate
     """H37: a client whose messages were there already used to be served until there were none."""
     fake, _ = await start_fake()
     gate = await start_gate(fake.url)
-    heard = 0
-
-    async def on_text(self, data):
-        nonlocal heard
-        heard += 1
-
-    monkeypatch.setattr("client.web.realtime.commands.Commands.on_text", on_text)
+    heard = []
+    monkeypatch.setattr("client.web.realtime.commands.Commands.on_text", _hears(heard))
     async with gate.http.ws_connect(f"{gate.url}/v1/realtime") as ws:
         for _ in range(int(EVENT_BURST) + 400):
             await ws.send_str("{}")
         async with gate.http.get(f"{gate.url}/healthz") as response:
             assert response.status == 200
-        assert heard <= EVENT_BURST + 200, "read no faster than a budget"
+        assert len(heard) <= EVENT_BURST + 200, "read no faster than a budget"
+
+
+async def test_a_flood_over_many_connections_is_no_faster(start_fake, start_gate, monkeypatch):
+    """64 of them, each at its limit, would take the loop twice over."""
+    monkeypatch.setattr("client.web.door.desk.PEER_EVENTS", 10.0)
+    fake, _ = await start_fake()
+    gate = await start_gate(fake.url)
+    heard = []
+    monkeypatch.setattr("client.web.realtime.commands.Commands.on_text", _hears(heard))
+    sockets = [await gate.http.ws_connect(f"{gate.url}/v1/realtime") for _ in range(3)]
+    for ws in sockets:
+        for _ in range(200):
+            await ws.send_str("{}")
+    for _ in range(20):
+        async with gate.http.get(f"{gate.url}/healthz") as response:
+            assert response.status == 200
+    assert len(heard) < 200, "of 600"
+    for ws in sockets:
+        ws._response.connection.transport.abort()
+
+
+def _hears(heard):
+    async def on_text(self, data):
+        heard.append(data)
+
+    return on_text
 
 
 async def test_metrics_are_for_those_who_have_the_secret(start_fake, start_gate):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
 from client.web.events import EventError
+from client.web.media import Format
 from client.web.realtime.items import KEPT, Item, Items
 
 pytestmark = pytest.mark.unit
@@ -86,6 +88,29 @@ async def test_every_bad_event_is_answered_and_the_session_goes_on(connect):
     assert (await socket.until("conversation.item.done"))["item"]["output"] == "b ?"
     await socket.send({"type": "input_audio_buffer.append", "audio": "A" * (5 << 20)})
     assert (await socket.until("error"))["error"]["message"].startswith("audio: expected at most 60 s ahead")
+
+
+async def test_what_is_too_large_is_refused_before_it_is_read(connect, monkeypatch):
+    """One event of three million values took the loop, and with it all conversations, for two seconds."""
+    _, socket = await connect()
+    names = {f"name {number}": 1 for number in range(2000)}
+    await socket.send({"type": "session.update", "session": names})
+    assert len((await socket.until("session.updated"))["session"]["wan"]["ignored"]) <= 65
+    loads = json.loads
+    monkeypatch.setattr("json.loads", lambda data, **more: pytest.fail("read") if len(data) > 9e4 else loads(data))
+    error = await socket.error('{"type": "x", "a": [' + "[]," * 30_000 + "[]]}")
+    assert (error["code"], error["message"]) == ("invalid_json", "expected at most 20000 commas, got 30001")
+    monkeypatch.undo()
+    monkeypatch.setattr("client.web.media.Format.decode", lambda *_: pytest.fail("decoded"))
+    error = await socket.error({"type": "input_audio_buffer.append", "audio": "A" * (5 << 20)})
+    assert error["message"].startswith("audio: expected at most 60 s ahead of real time")
+    monkeypatch.undo()
+    parts = [{"type": "input_audio", "audio": "A" * (3 << 20)}] * 2
+    decoded: list[Any] = []
+    decode = Format.decode
+    monkeypatch.setattr("client.web.media.Format.decode", lambda *given: decoded.append(given) or decode(*given))
+    error = await socket.error(_message(*parts))
+    assert (error["param"], len(decoded)) == ("item.content[1].audio", 1)
 
 
 async def test_a_prompt_is_fixed_once_the_model_has_begun(connect):
