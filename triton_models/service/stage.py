@@ -92,7 +92,7 @@ class Stage:
         self._lock = threading.Lock()
         self._heard: dict[str, tuple[int, float]] = {}  # of each session: epoch, when its last job came
         self._solving: dict[str, tuple[int, int, Future[Any]]] = {}  # what was handed over: epoch, unit, its result
-        self._closing: dict[str, int] = {}  # epochs of sessions that the performer has let go and the thinker has not
+        self._closing: dict[str, list[int]] = {}  # closes under way, by epoch: the performer has let go of a session
         self._target = engines.target
         self.pool = engines.target.pool(role, name, config, pages, page_tokens)
         try:
@@ -161,20 +161,24 @@ class Stage:
 
     def submit(self, job: Job) -> Future[Any]:
         """Runs a job. Its future ends in the result or in a SessionError."""
+        if (
+            isinstance(job, PerformJob)
+            and self._thinker is None
+            and (job.history is None or job.seal != self._seal(job))
+        ):
+            return _failed("INVALID_ARGUMENT", f"history: expected one under the seal of its owner, unit {job.unit}")
         with self._lock:
             if isinstance(job, OpenJob) or self._thinker is None or job.session in self._heard:
                 latest = max(job.epoch, self._heard.get(job.session, (-1, 0.0))[0])  # a close of it closes all before
                 self._heard[job.session] = latest, time.monotonic()
-        if isinstance(job, CloseJob):
-            return self._close(job)
-        if isinstance(job, PerformJob) and self._thinker is not None:
-            return self._handed_over(job)
-        worker = self._performer if isinstance(job, PerformJob) else self._thinker
-        if worker is None:
-            return _failed("INTERNAL", f"this stage takes no {type(job).__name__}")
-        if isinstance(job, PerformJob) and (job.history is None or job.seal != self._seal(job)):
-            return _failed("INVALID_ARGUMENT", f"history: expected one under the seal of its owner, unit {job.unit}")
-        return worker.submit(job)
+            if isinstance(job, PerformJob) and self._thinker is not None:
+                return self._handed_over(job)
+            if not isinstance(job, CloseJob):
+                worker = self._performer if isinstance(job, PerformJob) else self._thinker
+                if worker is None:
+                    return _failed("INTERNAL", f"this stage takes no {type(job).__name__}")
+                return worker.submit(job)  # before a close can come between
+        return self._close(job)
 
     def reap(self) -> None:
         """Closes sessions that nobody owns: their last job is long ago, or they were opened for nobody."""
@@ -187,16 +191,15 @@ class Stage:
     def _hand_over(self, job: PerformJob) -> None:
         """In the thinker's thread: its last K/V is written. What comes of it waits for the perform job."""
         with self._lock:  # so that a close comes before it, and it is dropped, or behind it
-            if self._performer is not None and job.epoch > self._closing.get(job.session, -1):
+            if self._performer is not None and job.epoch > max(self._closing.get(job.session, [-1])):
                 self._solving[job.session] = job.epoch, job.unit, self._performer.submit(job)
 
     def _handed_over(self, job: PerformJob) -> Future[Any]:
-        with self._lock:
-            epoch, unit, solving = self._solving.get(job.session, (-1, -1, None))
-            if job.history is not None or solving is None or (epoch, unit) != (job.epoch, job.unit):
-                return _failed("NOT_FOUND", f"unit {job.unit} of session {job.session!r} was not handed over here")
-            del self._solving[job.session]
-            return solving
+        epoch, unit, solving = self._solving.get(job.session, (-1, -1, None))
+        if job.history is not None or solving is None or (epoch, unit) != (job.epoch, job.unit):
+            return _failed("NOT_FOUND", f"unit {job.unit} of session {job.session!r} was not handed over here")
+        del self._solving[job.session]
+        return solving
 
     def _close(self, job: CloseJob) -> Future[Any]:
         """In the performer first, for it reads the pages that the thinker frees."""
@@ -210,7 +213,9 @@ class Stage:
 
         def finish(_: object = None) -> None:
             with self._lock:
-                self._closing.pop(job.session, None)
+                self._closing[job.session].remove(job.epoch)
+                if not self._closing[job.session]:
+                    del self._closing[job.session]
                 # An older close leaves a session open; and one that was opened since may be open.
                 if heard is not None and heard[0] <= job.epoch and self._heard.get(job.session) is heard:
                     del self._heard[job.session]
@@ -218,7 +223,7 @@ class Stage:
 
         with self._lock:
             heard = self._heard.get(job.session)
-            self._closing[job.session] = job.epoch
+            self._closing.setdefault(job.session, []).append(job.epoch)
             self._solving.pop(job.session, None)
             leaving = self._performer.submit(job) if self._performer is not None else None
         if leaving is None:

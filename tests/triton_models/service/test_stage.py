@@ -191,6 +191,47 @@ def test_what_was_opened_while_a_close_ends_stays_known(
     assert not stage._heard
 
 
+def test_what_is_heard_of_is_queued_before_a_close_can_come(
+    start: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reaper's close between the two left a session that nobody knew."""
+    stage = start()
+    thinker = stage._thinker
+    assert thinker is not None
+    submit = thinker.submit
+    reaping = threading.Thread(target=lambda: stage.submit(CloseJob("a", 1)).result(WAIT))
+
+    def slow(job: Any) -> Any:
+        if isinstance(job, OpenJob):
+            reaping.start()
+            reaping.join(0.3)  # it has all the time to come between, if it can
+        return submit(job)
+
+    monkeypatch.setattr(thinker, "submit", slow)
+    stage.submit(OpenJob("a", 1, "be kind")).result(WAIT)
+    reaping.join()
+    assert bool(stage._heard) == bool(stage.blocks.used)
+
+
+def test_nothing_is_handed_over_while_a_second_close_is_under_way(
+    start: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the thinker frees pages that the performer reads."""
+    stage, first, second = start(), Future[Any](), Future[Any]()
+    first.set_result(None)
+    closes = iter([first, second])
+    with monkeypatch.context() as patch:
+        patch.setattr(stage._thinker, "submit", lambda job: next(closes))
+        one, two = stage.submit(CloseJob("a", 5)), stage.submit(CloseJob("a", 1))
+        one.result(WAIT)
+        pages = HistoryView(np.arange(1, 3), np.tile(np.array([[0, 8]]), (2, 1)))
+        stage._hand_over(PerformJob("a", 1, 0, 0, 2, 2**62, 0, pages))
+        assert not stage._solving
+        second.set_result(None)
+        two.result(WAIT)
+    assert not stage._closing
+
+
 def test_a_stage_that_cannot_be_made_leaves_no_pool(engines: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[HostPool] = []
     monkeypatch.setattr(HostPool, "close", lambda pool: closed.append(pool))

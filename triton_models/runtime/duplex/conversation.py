@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -59,6 +60,13 @@ class Conversation:
     def reached(self, stage: Stage, unit: int) -> bool:
         with self.changed:
             return getattr(self, stage) >= unit
+
+    def unless_over(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What `function` returns, which is quick, called before the session can end. Raises Over."""
+        with self.changed:
+            if self.over:
+                raise Over
+            return function(*args)
 
     def wait_for(self, stage: Stage, unit: int) -> None:
         """Until the session has come to `unit` in `stage`. Raises Over."""

@@ -311,10 +311,12 @@ class Duplex:
         with self._lock:
             streams = [(talk, talk.replies()) for talk in self._conversations.values()]
         # Asking costs a message to the server, and units go on meanwhile.
-        gone = [talk for talk, replies in streams if any(reply.cancelled() for reply in replies)]
+        gone = [(talk, [reply for reply in replies if reply.cancelled()]) for talk, replies in streams]
         with self._locked():
-            for talk in gone:
-                if not talk.over and self.table.detach(talk.session, self._clock()):
+            for talk, lost in gone:
+                if talk.over or not any(reply in lost for reply in talk.replies()):  # resumed on another one meanwhile
+                    continue
+                if self.table.detach(talk.session, self._clock()):
                     self.meter.lost(len(talk.unanswered))
                     self._farewells += talk.dismiss(None)
             since = time.monotonic() - self._stall_seconds

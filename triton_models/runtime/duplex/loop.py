@@ -132,7 +132,9 @@ class UnitLoop:
         solving = PerformJob(
             name, talk.epoch, unit, seed, job.steps, job.deadline_ns, origin, thought.history, thought.seal
         )
-        begun = None if self._guard is None else self._guard.begin(name, unit, thought.state, thought.text)
+        begun = None
+        if self._guard is not None:  # it forgets a session for good at its end
+            begun = talk.unless_over(self._guard.begin, name, unit, thought.state, thought.text)
         solved: PerformResult = self._call(work, self._call_performer, solving)
         if solved.pcm is None or solved.frames is None:
             raise SessionError("INTERNAL", f"unit {unit}: expected pcm and frames of the performer, got none")

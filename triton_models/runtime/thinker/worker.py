@@ -118,6 +118,9 @@ class ThinkerWorker(Worker):
             resolve(future, None)
         except SessionError as error:
             resolve(future, error)
+        except Exception as error:
+            resolve(future, self._failure(error))  # it is none of the jobs of this round
+            raise
         else:
             self._opening.append((job, steps, future))
 

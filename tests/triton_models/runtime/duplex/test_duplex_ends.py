@@ -88,6 +88,28 @@ def test_a_lost_session_is_resumed_on_a_new_stream(make: Callable[..., Bench]) -
     assert (counted["units.on_time"], counted["units.failed"], counted["sessions.resumed"]) == (2, 1, 1)
 
 
+def test_who_resumes_while_the_watch_asks_keeps_the_new_stream(make: Callable[..., Bench]) -> None:
+    """Asking takes a message to the server; the answer was taken for one about the stream that came meanwhile."""
+    bench, new = make(), Recorder()
+
+    class Lost(Recorder):
+        def cancelled(self) -> bool:
+            if self.gone and not new.said:
+                bench.unit("a", 1, start=True, options=HELD, reply=new)
+                within(new.spoke)
+            return self.gone
+
+    old = bench.unit("a", 0, options=HELD, reply=Lost())
+    within(old.spoke)
+    bench.settled()
+    old.gone = True
+    bench.duplex.poll()
+    assert (new.units, new.finished.is_set()) == ([1], False)
+    session = bench.duplex.table.get("a")
+    assert session is not None
+    assert session.state == "open"
+
+
 def resumed_elsewhere(bench: Bench, old: Recorder) -> None:
     bench.unit("a", 1, start=True, options=HELD)
 

@@ -14,6 +14,7 @@ from duplex_bench import DuplexBench, Gate, Recorder, within
 
 from triton_models.launcher.checks import LaunchError, check_guard
 from triton_models.runtime.duplex.contract import UnitResponse
+from triton_models.runtime.duplex.conversation import Conversation
 from triton_models.runtime.duplex.guard import GuardSettings, Verdict, WordList, load_guard
 
 pytestmark = pytest.mark.unit
@@ -83,6 +84,22 @@ def test_a_guard_ends_a_session(make: Callable[..., Bench]) -> None:
     bench.settled()
     bench.duplex._guard._thread.submit(int).result()  # pyright: ignore
     assert guard.sessions == set(), "what it knew of the session is gone"
+
+
+def test_a_session_that_ends_under_its_unit_is_forgotten(make: Callable[..., Bench], monkeypatch: Any) -> None:
+    guard = Of("none", Verdict("end"))
+    bench = make(guard=(guard, GuardSettings()))
+    reach = Conversation.reach
+
+    def end(talk: Conversation, **stages: Any) -> None:
+        reach(talk, **stages)
+        bench.duplex.abandon("the thinker has died")
+
+    monkeypatch.setattr(Conversation, "reach", end)
+    bench.unit("a", 0)
+    bench.settled()
+    bench.duplex._guard._thread.submit(int).result()  # pyright: ignore
+    assert guard.sessions == set()
 
 
 class Slow:

@@ -159,6 +159,21 @@ def test_a_crash_fails_think_jobs_of_earlier_turns_too(
     assert worker.alive
 
 
+def test_an_opening_that_crashes_later_says_so_too(
+    bench: Bench, started: Callable[[Worker], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(job: OpenJob) -> Any:
+        yield  # the first two chunks go with the round in which it came
+        yield
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(bench.thinker, "open_stepwise", crash)
+    worker = started(ThinkerWorker(bench.thinker))
+    with pytest.raises(SessionError, match="INTERNAL: the thinker failed: no picture"):
+        worker.submit(OpenJob("a", 1)).result(WAIT)
+    assert worker.alive
+
+
 def test_an_idle_thinker_checks_its_pages(
     bench: Bench, started: Callable[[Worker], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
