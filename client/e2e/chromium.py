@@ -17,6 +17,8 @@ from typing import Any
 
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
+from ..own_server import ends_with_us
+
 START_SECONDS = 30.0
 FLAGS = (
     "--headless",
@@ -123,7 +125,7 @@ async def chromium(profile: Path, microphone: Path | None = None) -> AsyncIterat
     sound = [f"--use-file-for-fake-audio-capture={microphone}"] if microphone is not None else []
     async with contextlib.AsyncExitStack() as stack:
         process = subprocess.Popen(
-            [binary, *FLAGS, *sound, f"--user-data-dir={profile}", "about:blank"],
+            ends_with_us([binary, *FLAGS, *sound, f"--user-data-dir={profile}", "about:blank"]),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

@@ -15,8 +15,8 @@ PAUSE = 0.6  # seconds without one end a word
 WAIT = 2.0  # seconds for an answer
 CHANGED = 4.0  # times the picture's usual change from one to the next
 STAGES = ("perceive", "think", "perform", "render")
-# A frame of 20 ms and 6.5 ms of look-ahead each way; PCM over a WebSocket has neither.
-CODEC_MS = {"webrtc": 2 * 26.5, "websocket": 0.0}
+# Frames of 10 ms each way, 6.5 ms of look-ahead up and 2.5 down; PCM over a WebSocket has neither.
+CODEC_MS = {"webrtc": 10 + 6.5 + 10 + 2.5, "websocket": 0.0}
 
 Times = NDArray[np.float64]
 
