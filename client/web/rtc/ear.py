@@ -5,14 +5,18 @@ What waits for its unit waits anyway; a buffer in front of that would only be de
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtcrtpreceiver import RTCRtpReceiver
+from av import AudioCodecContext, Packet
+from av.error import FFmpegError
 
 from client.stream.units import Float32
 
+from ..media import from_pcm16
 from .playout import RATE
 
 PATIENCE = round(0.04 * RATE)  # samples of later sound for which a missing packet is waited for
@@ -22,17 +26,29 @@ _BUFFER = "_RTCRtpReceiver__jitter_buffer"
 
 
 class AtOnce:
-    """aiortc's jitter buffer for sound holds packets back for 80 ms, and from the first loss on for 320."""
+    """aiortc's jitter buffer for sound holds packets back for 80 ms, and from the first loss on for 320; its decoder is
+    a thread and two queues away. This takes the place of both."""
 
-    def add(self, packet: Any) -> tuple[bool, JitterFrame]:
-        return False, JitterFrame(packet._data, packet.timestamp)
+    def __init__(self, hear: Callable[[Float32], None]) -> None:
+        self._hear, self._ear = hear, Ear()
+        self._opus = AudioCodecContext.create("libopus", "r")
+        self._opus.format, self._opus.layout, self._opus.sample_rate = "s16", "mono", RATE
+
+    def add(self, packet: Any) -> tuple[bool, None]:
+        """An RTP packet. Nothing of it is left for aiortc."""
+        if packet._data:  # an empty one would end the decoder
+            with contextlib.suppress(FFmpegError):
+                for frame in self._opus.decode(Packet(packet._data)):
+                    for part in self._ear.feed(packet.timestamp, from_pcm16(frame.to_ndarray().tobytes())):
+                        self._hear(part)
+        return False, None
 
 
-def hand_on_at_once(receiver: RTCRtpReceiver) -> None:
-    """aiortc has no setting for it."""
+def hand_on_at_once(receiver: RTCRtpReceiver, hear: Callable[[Float32], None]) -> None:
+    """hear: gets what the user says, float32 [n] at RATE. aiortc has no setting for it."""
     if not hasattr(receiver, _BUFFER):
         raise AttributeError(f"aiortc: expected {_BUFFER}, its version is another one")
-    setattr(receiver, _BUFFER, AtOnce())
+    setattr(receiver, _BUFFER, AtOnce(hear))
 
 
 class Ear:

@@ -9,10 +9,10 @@ import time
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
-import av
 import numpy as np
 from aiortc import RTCConfiguration, RTCDataChannel, RTCIceServer, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+from aiortc.rtcrtpparameters import RTCRtpCodecCapability
 from PIL import Image
 
 from client.stream.units import FPS, Float32, UInt8
@@ -23,13 +23,14 @@ from ..call.call_book import CallBook
 from ..call.outbox import Closing, Outbox
 from ..door.connection import Reader
 from ..media import Format, Resampler
-from .ear import Ear, hand_on_at_once
+from .ear import hand_on_at_once
 from .playout import RATE, Playout
 from .tracks import Face, Voice
 
 log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 20.0  # until the data channel is open
+OPUS = RTCRtpCodecCapability(mimeType="audio/opus", clockRate=RATE, channels=2)
 MAX_BUFFERED = 1 << 20  # bytes of events that wait for a client that does not read
 
 
@@ -67,23 +68,21 @@ class Peer:
         """Before `answer`: whose client this is. greeting: goes out before anything else."""
         self._call, self._reader, self._outbox, self._greeting = call, reader, outbox, greeting
         self._playout = Playout(call.fence)
-        self._down = Resampler(reader.form.rate, RATE)
+        self._up, self._down = Resampler(RATE, reader.rate), Resampler(reader.form.rate, RATE)
         call.on_frames = self._playout.show
 
     async def answer(self, offer: str) -> str:
-        """The SDP answer. Raises ValueError for an offer that is none, or has no sound or no data channel."""
+        """The SDP answer. Raises ValueError for an offer that is none, or has no Opus or no data channel."""
+        voice = self._pc.addTransceiver(Voice(self._playout))
+        voice.setCodecPreferences([OPUS])
+        hand_on_at_once(voice.receiver, self._hear)
         try:
             await self._pc.setRemoteDescription(RTCSessionDescription(offer, "offer"))
         except Exception as error:  # whatever aiortc trips over in a stranger's SDP
             raise ValueError(f"sdp: expected an offer ({type(error).__name__}: {error})") from None
-        for receiver in self._pc.getReceivers():
-            if receiver.track is not None and receiver.track.kind == "audio":
-                hand_on_at_once(receiver)
-        kinds = {transceiver.kind for transceiver in self._pc.getTransceivers()}
-        if "audio" not in kinds or self._pc.sctp is None:
+        if voice.mid is None or self._pc.sctp is None:
             raise ValueError("sdp: expected an offer with audio and a data channel")
-        self._pc.addTrack(Voice(self._playout))
-        if "video" in kinds:
+        if any(transceiver.kind == "video" for transceiver in self._pc.getTransceivers()):
             self._pc.addTrack(Face(self._playout, self._call.shape))
         await self._pc.setLocalDescription(await self._pc.createAnswer())
         return short_packets(self._pc.localDescription.sdp)
@@ -133,7 +132,8 @@ class Peer:
         self._start(self._read(inbox))
 
     def _track(self, track: MediaStreamTrack) -> None:
-        self._start(self._hear(track) if track.kind == "audio" else self._see(track))
+        if track.kind == "video":
+            self._start(self._see(track))
 
     # -- up ----------------------------------------------------------------------------------------------------
     async def _read(self, inbox: asyncio.Queue[str | bytes]) -> None:
@@ -142,17 +142,8 @@ class Peer:
             self._call.heard_at = time.monotonic()
             await (self._reader.on_text(data) if isinstance(data, str) else self._reader.on_binary(data))
 
-    async def _hear(self, track: MediaStreamTrack) -> None:
-        mono, ear = av.AudioResampler(format="flt", layout="mono", rate=RATE), Ear()
-        down = Resampler(RATE, self._reader.rate)
-        try:
-            while True:
-                frame: Any = await track.recv()
-                for part in mono.resample(frame):
-                    for sound in ear.feed(frame.pts, np.asarray(part.to_ndarray(), np.float32).reshape(-1)):
-                        self._reader.hear(down.feed(sound))
-        except MediaStreamError:
-            return
+    def _hear(self, sound: Float32) -> None:
+        self._reader.hear(self._up.feed(sound))
 
     async def _see(self, track: MediaStreamTrack) -> None:
         loop, next_at = asyncio.get_running_loop(), 0.0

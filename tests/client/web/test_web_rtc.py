@@ -10,7 +10,7 @@ from typing import Any
 import aioice.ice
 import numpy as np
 import pytest
-from aiortc import RTCPeerConnection, RTCSessionDescription
+from aiortc import RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamTrack
 from av import AudioCodecContext, AudioFrame, Packet, VideoFrame
 
@@ -170,6 +170,20 @@ async def test_a_live_session_by_the_sdks_way_to_create_one(start_fake, start_ga
     browser.channel.send(json.dumps({"type": "session.close"}))
     assert (await browser.until("session.closed"))["reason"] == "close_requested"
     await sdk.close()
+
+
+@pytest.mark.parametrize(("codecs", "status"), [(("PCMU", "opus"), 201), (("PCMU",), 400)])
+async def test_sound_is_opus_whatever_a_client_would_rather_have(start_fake, start_gate, browser, codecs, status):
+    """The gateway's packets are Opus already; as another codec's they would be noise."""
+    fake, _ = await start_fake()
+    gate = await start_gate(fake.url)
+    known = {codec.mimeType.split("/")[1]: codec for codec in RTCRtpSender.getCapabilities("audio").codecs}
+    browser.pc.getTransceivers()[0].setCodecPreferences([known[name] for name in codecs])
+    headers = {"Content-Type": "application/sdp"}
+    async with gate.http.post(f"{gate.url}/v1/realtime/calls", data=await browser.offer(), headers=headers) as response:
+        answer = await response.text()
+    assert response.status == status, answer
+    assert ("opus/48000" in answer, "PCMU" in answer) == (status == 201, False)
 
 
 async def test_a_client_that_goes_leaves_nothing(start_fake, start_gate, lively, browser):
