@@ -73,7 +73,7 @@ class Peer:
 
     async def answer(self, offer: str) -> str:
         """The SDP answer. Raises ValueError for an offer that is none, or has no Opus or no data channel."""
-        voice = self._pc.addTransceiver(Voice(self._playout))
+        voice = self._pc.addTransceiver(Voice(self._playout, pauses="usedtx=1" in offer))
         voice.setCodecPreferences([OPUS])
         hand_on_at_once(voice.receiver, self._hear)
         try:

@@ -13,7 +13,7 @@ from ..call.fence import Fence
 
 RATE = 48_000  # of Opus
 LEAD = round(0.01 * RATE)  # after silence: units come every 160 ms, and not to the millisecond
-MORE, MOST = round(0.02 * RATE), round(0.12 * RATE)  # lead after each unit that came too late, and at most
+MORE, MOST = round(0.02 * RATE), round(0.12 * RATE)  # lead at most after a unit that came too late, and after all
 CALM = 20 * RATE  # without one, after which the lead shrinks again
 LATE = round(0.4 * RATE)  # after so long it was a pause
 WATCH = 6  # units; what was never needed of the lead for so long is delay
@@ -41,14 +41,14 @@ class Playout:
     def say(self, sound: Float32, epoch: int | None) -> None:
         """float32 [n] at RATE. Too much of it: the oldest goes."""
         if not self._waiting:
-            if self._dry is not None and self.taken - self._dry < LATE and (self._loud or _loud(sound)):
-                self.lead, self._trouble = min(MOST, self.lead + MORE), self.taken
+            if self._loud and self._dry is not None and (gap := self.taken - self._dry) < LATE:
+                self.lead, self._trouble = min(MOST, self.lead + min(MORE, gap)), self.taken
             self._add(np.zeros(self.lead, np.float32), epoch)
             self._least.clear()
         else:
             sound = self._shortened(sound)
         if self.lead > LEAD and self.taken - self._trouble > CALM:
-            self.lead, self._trouble = self.lead - MORE, self.taken
+            self.lead, self._trouble = max(LEAD, self.lead - MORE), self.taken
         self._add(sound, epoch)
         self._loud = _loud(sound)
         while self._waiting > MAX_WAITING:

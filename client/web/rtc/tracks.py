@@ -19,6 +19,8 @@ BITS = 64_000  # a second; one channel of CELT
 CLOCK = fractions.Fraction(1, RATE)
 VIDEO_CLOCK = 90_000
 LOOK_SECONDS = 0.01
+HANG, REMIND = RATE // 5, 2 * RATE // 5  # samples of silence after which nothing is sent, but for a reminder
+QUIET = 2e-3  # no sample of a pause is louder
 GREY = 128
 
 
@@ -35,20 +37,35 @@ class Voice(MediaStreamTrack):
 
     kind = "audio"
 
-    def __init__(self, playout: Playout) -> None:
+    def __init__(self, playout: Playout, *, pauses: bool = False) -> None:
+        """pauses: little is sent of them, as Opus has it (DTX)."""
         super().__init__()
-        self._playout = playout
+        self._playout, self._pauses = playout, pauses
         self._begin: float | None = None
+        self._quiet = 0  # samples since something was heard
         self._opus = _encoder()
 
     async def recv(self) -> Packet:
+        while True:
+            packet = await self._next()
+            pause = self._quiet - HANG - PACKET
+            if pause < 0 or not self._pauses:
+                return packet
+            if pause % REMIND < 2 * PACKET:  # each twice: one may be lost
+                empty = Packet(bytes(packet)[:1])
+                empty.pts, empty.time_base = packet.pts, CLOCK
+                return empty
+
+    async def _next(self) -> Packet:
         if self.readyState != "live":
             raise MediaStreamError
         place = self._playout.taken
         if self._begin is None:
             self._begin = time.monotonic() - place / RATE
         await asyncio.sleep(self._begin + place / RATE - time.monotonic())
-        frame = AudioFrame.from_ndarray(self._playout.take(PACKET)[None], format="flt", layout="mono")
+        sound = self._playout.take(PACKET)
+        self._quiet = 0 if np.abs(sound).max() > QUIET else self._quiet + PACKET
+        frame = AudioFrame.from_ndarray(sound[None], format="flt", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = RATE, place, CLOCK
         packet = self._opus.encode(frame)[0]  # each frame at once; its own pts counts the look-ahead too
         packet.pts = place

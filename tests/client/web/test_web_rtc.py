@@ -18,7 +18,7 @@ from client.web.call.fence import Fence
 from client.web.rtc.calls import offer_addresses
 from client.web.rtc.peer import short_packets
 from client.web.rtc.playout import FRAME, LEAD, RATE, Playout
-from client.web.rtc.tracks import Voice
+from client.web.rtc.tracks import HANG, Voice
 
 pytestmark = pytest.mark.unit
 
@@ -324,6 +324,30 @@ def test_a_unit_that_is_late_in_a_pause_is_not_late():
     playout = Playout(Fence())
     _play(playout, 10, late=lambda unit: 0.05 * (unit % 5 == 4), level=0.0)
     assert playout.lead == LEAD
+
+
+def test_a_unit_that_is_late_before_a_word_leaves_no_lead():
+    """Nobody hears how long the pause before an answer was, and one of 10 ms within it asks for no more than 10."""
+    playout = Playout(Fence())
+    for place in range(4):
+        playout.say(np.full(UNIT, 0.5 if place == 3 else 0.0, np.float32), 0)
+        playout.take(UNIT + LEAD + (960 if place < 3 else 480))
+    assert playout.lead == LEAD
+    playout.say(np.full(UNIT, 0.5, np.float32), 0)
+    assert playout.lead == LEAD + 480
+
+
+async def test_little_is_sent_of_a_pause_to_who_wants_that_and_a_word_begins_at_once():
+    """A browser's jitter buffer begins anew after a pause; else it keeps the delay that it once had."""
+    playout = Playout(Fence())
+    voice = Voice(playout, pauses=True)
+    packets = [await voice.recv() for _ in range(HANG // 480)]
+    assert [packet.pts for packet in packets] == list(range(0, HANG, 480)), "not of a short one"
+    packets = [await voice.recv() for _ in range(2)]
+    assert [(packet.pts, len(bytes(packet))) for packet in packets] == [(HANG, 1), (HANG + 480, 1)]
+    playout.say(np.full(UNIT, 0.5, np.float32), 0)
+    word = await voice.recv()
+    assert (word.pts, len(bytes(word)) > 20) == (HANG + 2 * 480 + LEAD, True)
 
 
 async def test_sound_leaves_in_packets_of_10_ms_as_soon_as_it_is_there():

@@ -41,7 +41,7 @@ export class TrackCarrier {
       await pc.setLocalDescription();
       // The answer has the gateway's addresses, and the first check tells it ours: no candidate is waited for.
       const headers = this.token ? { Authorization: `Bearer ${this.token}` } : {};
-      const body = JSON.stringify({ sdp: pc.localDescription.sdp, hello });
+      const body = JSON.stringify({ sdp: sparing(pc.localDescription.sdp), hello });
       const response = await fetch("/v1/session/calls", { method: "POST", headers, body });
       const answer = await response.json();
       if (pc !== this.pc) return;
@@ -102,3 +102,6 @@ export class TrackCarrier {
     pc.close();
   }
 }
+
+// Asks for little in the agent's pauses: after one the jitter buffer begins anew, as short as the network lets it be.
+function sparing(sdp) { return sdp.replaceAll("useinbandfec=1", "useinbandfec=1;usedtx=1"); }
