@@ -59,12 +59,15 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    lines = ["| over | round trip | loss | first sound, median (p90) | first picture | answered, right |"]
-    lines += ["|---|---|---|---|---|---|"]
+    parts = " + ".join(part.replace("_", " ") for part, _ in PARTS)
+    lines = [f"| over | round trip | loss | first sound, median (p90) | {parts} | first picture | answered, right |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for r in rows:
         sound = f"{r.sound_ms:.0f} ms ({r.sound_p90_ms:.0f})"
         counts = f"{r.answered} of {r.words}, {r.right}"
-        lines.append(f"| {r.transport} | {r.rtt_ms:g} ms | {r.loss:.0%} | {sound} | {r.picture_ms:.0f} ms | {counts} |")
+        where = " + ".join(f"{getattr(r, part):.0f}" for part, _ in PARTS)
+        cells = (r.transport, f"{r.rtt_ms:g} ms", f"{r.loss:.0%}", sound, where, f"{r.picture_ms:.0f} ms", counts)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -42,4 +42,5 @@ def test_rows_become_a_table_and_a_picture(tmp_path):
     draw(rows, tmp_path / "bars.png")
     assert len((tmp_path / "e2e.csv").read_text().splitlines()) == 4
     assert (tmp_path / "bars.png").stat().st_size > 1000
-    assert "| webrtc | 80 ms | 1% | 412 ms (520) | 450 ms | 7 of 8, 7 |" in table(rows)
+    where = "80 + 90 + 20 + 53 + 40 + 129"
+    assert f"| webrtc | 80 ms | 1% | 412 ms (520) | {where} | 450 ms | 7 of 8, 7 |" in table(rows)
