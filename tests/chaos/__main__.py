@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/chaos"), str(ROOT / "tests/triton_m
 
 from attacks import ATTACKS  # noqa: E402
 from faults import FAULTS, OUTAGES  # noqa: E402
+from gateway import FLOODS  # noqa: E402
 from house import House, table  # noqa: E402
 
 QUIET_UNITS = 250
@@ -36,7 +37,7 @@ def main() -> int:
     try:
         quiet = house.learn(QUIET_UNITS)
         print(f"quiet: {quiet.share:.1%} of {quiet.units} units on time", flush=True)
-        for name, act in {**ATTACKS, **FAULTS, **OUTAGES}.items():
+        for name, act in {**ATTACKS, **FLOODS, **FAULTS, **OUTAGES}.items():
             if args.rows and not any(word in name for word in args.rows):
                 continue
             results.append(house.run(name, act, outage=name in OUTAGES))
