@@ -101,6 +101,9 @@ class Resampler:
                 raise ValueError(f"{name} rate: expected {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {rate}")
         self.source, self.target = source, target
         self._filter = None if source == target else av.AudioResampler(format="flt", layout="mono", rate=target)
+        # What the filter holds back is silence: else the packet that ends a unit lacked 1 ms of it, and the next was
+        # waited for.
+        self.feed(np.zeros(source // 100, np.float32))
 
     def feed(self, pcm: Float32) -> Float32:
         """float32 [n] at the source rate -> float32 [about n * target / source] at the target rate."""

@@ -93,3 +93,16 @@ def test_g711(kind, known):
     wave = (0.5 * np.sin(np.arange(800) / 7)).astype(np.float32)
     assert np.abs(form.decode(form.encode(wave)) - wave).max() < 0.02
     assert form.width == 1
+
+
+@pytest.mark.parametrize("source", [8_000, 24_000, 48_000])
+@pytest.mark.parametrize("target", [16_000, 24_000])
+def test_another_rate_holds_nothing_back(source, target):
+    """A unit in whole packets is whole with its last one, and a tone stays one."""
+    resampler, n = media.Resampler(source, target), source // 100
+    tone = np.sin(np.arange(16 * n) * 2 * np.pi * 300 / source).astype(np.float32)
+    parts = [resampler.feed(packet) for packet in tone.reshape(16, n)]
+    assert [part.size for part in parts] == [target // 100] * 16
+    sound = np.concatenate(parts)[target // 50 :]
+    assert np.abs(sound).max() == pytest.approx(1, abs=0.05)
+    assert np.sqrt((sound**2).mean()) == pytest.approx(0.5**0.5, abs=0.02)
