@@ -13,6 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
+from client.stream.line import Line
+
 from .call.call_book import CallBook
 from .call.personas import Personas
 from .door.access import Access, Refused, bearer
@@ -110,14 +112,17 @@ def spare_descriptors(runner: web.AppRunner) -> None:
 
 
 async def _lifecycle(app: web.Application) -> AsyncIterator[None]:
-    tidying = asyncio.create_task(_tidy())
+    tidying, upstream = asyncio.create_task(_tidy()), app[DESK].upstream
+    # gRPC ends with its last channel, and aborts the process if it cannot begin again for want of a descriptor.
+    kept = Line(upstream.url, upstream.tls)
     yield
     tidying.cancel()
+    await kept.close()
     for peer in app[PEERS]:
         peer.cancel()
     await asyncio.gather(*app[PEERS], return_exceptions=True)
     await app[DESK].book.close()
-    await app[DESK].upstream.close()
+    await upstream.close()
 
 
 async def _tidy() -> None:

@@ -22,6 +22,7 @@ CLOSE_SECONDS = 2.0
 SEND_BUFFER = 128 << 10  # bytes in the kernel: more would be delay that no queue here could shed
 WRITE_BUFFER = 64 << 10  # bytes in the process
 EVENTS_PER_SECOND, EVENT_BURST = 400.0, 1500.0  # read from one client; ten times what a microphone sends
+CALM_EVENTS = 75.0  # a second, and at once: a microphone's and a camera's, which wait for no neighbour
 EVENT_BYTES = {WSMsgType.TEXT: 8 << 10, WSMsgType.BINARY: 32 << 10}  # a message counts once more for so many bytes
 
 CLOSE_UNREADABLE = 1007
@@ -124,12 +125,14 @@ class Connection:
         One that floods it, by itself or with others of its peer, is read more slowly, and others have their turn
         between any two messages.
         """
-        budget, desk = Bucket(EVENTS_PER_SECOND, EVENT_BURST), self._request.app[DESK]
+        desk, calm = self._request.app[DESK], Bucket(CALM_EVENTS, CALM_EVENTS)
+        budget = Bucket(EVENTS_PER_SECOND, EVENT_BURST)
         async for message in self.ws:
             if self.reader is None or self.call is None:
                 break
             cost = 1 + (len(message.data) / EVENT_BYTES[message.type] if message.type in EVENT_BYTES else 0)
-            await asyncio.sleep(max(budget.charge(cost), desk.charge_events(self._request, cost)))
+            own, shared = budget.charge(cost), desk.charge_events(self._request, cost)
+            await asyncio.sleep(own if calm.take(cost) else max(own, shared))
             self.call.heard_at = time.monotonic()
             try:
                 if message.type is WSMsgType.TEXT:

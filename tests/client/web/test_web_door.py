@@ -115,6 +115,7 @@ async def test_a_flood_of_events_leaves_others_their_turn(start_fake, start_gate
 async def test_a_flood_over_many_connections_is_no_faster(start_fake, start_gate, monkeypatch):
     """64 of them, each at its limit, would take the loop twice over."""
     monkeypatch.setattr("client.web.door.desk.PEER_EVENTS", 10.0)
+    monkeypatch.setattr("client.web.door.connection.CALM_EVENTS", 1.0)
     fake, _ = await start_fake()
     gate = await start_gate(fake.url)
     heard = []
@@ -129,6 +130,23 @@ async def test_a_flood_over_many_connections_is_no_faster(start_fake, start_gate
     assert len(heard) < 200, "of 600"
     for ws in sockets:
         ws._response.connection.transport.abort()
+
+
+async def test_who_is_calm_does_not_pay_for_a_neighbour(start_fake, start_gate, monkeypatch):
+    """Behind one address there may be a whole office."""
+    monkeypatch.setattr("client.web.door.desk.PEER_EVENTS", 10.0)
+    fake, _ = await start_fake()
+    gate = await start_gate(fake.url)
+    heard = []
+    monkeypatch.setattr("client.web.realtime.commands.Commands.on_text", _hears(heard))
+    async with gate.http.ws_connect(f"{gate.url}/v1/realtime") as greedy:
+        await greedy.send_str("x" * (4 << 20))  # as much as 513 events
+        while gate.desk._events.charge("127.0.0.1", 0.0) < 30.0:  # seconds of debt
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(20), gate.http.ws_connect(f"{gate.url}/v1/realtime") as calm:
+            await calm.send_str("calm")
+            while "calm" not in heard:
+                await asyncio.sleep(0.02)
 
 
 def _hears(heard):
@@ -201,6 +219,45 @@ async def test_half_requests_that_hold_all_descriptors_lose_them(start_fake, sta
         _, errors = await process.communicate()
     assert b"no descriptors are left" in errors
     assert b"Traceback" not in errors
+
+
+OUT_OF_DESCRIPTORS = """
+import asyncio, os, resource, sys
+from client.web.gateway import make_app, make_runner
+from client.web.call.call_book import CallBook
+from client.web.door.access import Access
+from client.web.door.upstream import Upstream
+
+async def main():
+    upstream = Upstream(sys.argv[1], "duplex")
+    runner = make_runner(make_app(Access(), upstream, CallBook(2)))
+    await runner.setup()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    held = []
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        print(await upstream.is_ready())
+    for each in held:
+        os.close(each)
+    print(await upstream.is_ready())
+    await runner.cleanup()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_gateway_without_descriptors_outlives_a_first_look_at_its_server(start_fake):
+    """gRPC, which begins when it is first needed, aborted the process, and all conversations with it."""
+    fake, _ = await start_fake()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", OUT_OF_DESCRIPTORS, fake.url),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    said, _ = await process.communicate()
+    assert (said.decode().split(), process.returncode) == (["False", "True"], 0)
 
 
 async def test_silent_sockets_do_not_keep_a_gateway_full(start_fake, start_gate, monkeypatch):
