@@ -112,9 +112,9 @@ def spare_descriptors(runner: web.AppRunner) -> None:
 
 
 async def _lifecycle(app: web.Application) -> AsyncIterator[None]:
-    tidying, upstream = asyncio.create_task(_tidy()), app[DESK].upstream
+    tidying = asyncio.create_task(_tidy())
     # gRPC ends with its last channel, and aborts the process if it cannot begin again for want of a descriptor.
-    kept = Line(upstream.url, upstream.tls)
+    kept = Line("127.0.0.1:1")  # never connected
     yield
     tidying.cancel()
     await kept.close()
@@ -122,7 +122,7 @@ async def _lifecycle(app: web.Application) -> AsyncIterator[None]:
         peer.cancel()
     await asyncio.gather(*app[PEERS], return_exceptions=True)
     await app[DESK].book.close()
-    await upstream.close()
+    await app[DESK].upstream.close()
 
 
 async def _tidy() -> None:
