@@ -15,8 +15,8 @@ PAUSE = 0.6  # seconds without one end a word
 WAIT = 2.0  # seconds for an answer
 CHANGED = 4.0  # times the picture's usual change from one to the next
 STAGES = ("perceive", "think", "perform", "render")
-# Frames of 10 ms each way, 6.5 ms of look-ahead up and 2.5 down; PCM over a WebSocket has neither.
-CODEC_MS = {"webrtc": 10 + 6.5 + 10 + 2.5, "websocket": 0.0}
+# Frames of 20 ms each way, 6.5 ms of look-ahead up and 2.5 down; PCM over a WebSocket has neither.
+CODEC_MS = {"webrtc": 20 + 6.5 + 20 + 2.5, "websocket": 0.0}
 
 Times = NDArray[np.float64]
 

@@ -16,9 +16,8 @@ from av import AudioCodecContext, AudioFrame, Packet, VideoFrame
 
 from client.web.call.fence import Fence
 from client.web.rtc.calls import offer_addresses
-from client.web.rtc.peer import short_packets
 from client.web.rtc.playout import FRAME, LEAD, RATE, Playout
-from client.web.rtc.tracks import HANG, Voice
+from client.web.rtc.tracks import HANG, PACKET, Voice
 
 pytestmark = pytest.mark.unit
 
@@ -341,17 +340,17 @@ async def test_little_is_sent_of_a_pause_to_who_wants_that_and_a_word_begins_at_
     """A browser's jitter buffer begins anew after a pause; else it keeps the delay that it once had."""
     playout = Playout(Fence())
     voice = Voice(playout, pauses=True)
-    packets = [await voice.recv() for _ in range(HANG // 480)]
-    assert [packet.pts for packet in packets] == list(range(0, HANG, 480)), "not of a short one"
+    packets = [await voice.recv() for _ in range(HANG // PACKET)]
+    assert [packet.pts for packet in packets] == list(range(0, HANG, PACKET)), "not of a short one"
     packets = [await voice.recv() for _ in range(2)]
-    assert [(packet.pts, len(bytes(packet))) for packet in packets] == [(HANG, 1), (HANG + 480, 1)]
+    assert [(packet.pts, len(bytes(packet))) for packet in packets] == [(HANG, 1), (HANG + PACKET, 1)]
     playout.say(np.full(UNIT, 0.5, np.float32), 0)
     word = await voice.recv()
-    assert (word.pts, len(bytes(word)) > 20) == (HANG + 2 * 480 + LEAD, True)
+    assert (word.pts, len(bytes(word)) > 20) == (HANG + 2 * PACKET, True)
 
 
-async def test_sound_leaves_in_packets_of_10_ms_as_soon_as_it_is_there():
-    """Packets of 20 ms, the look-ahead of a telephone's encoder and a longer lead all came on top of each answer."""
+async def test_sound_leaves_as_soon_as_it_is_there():
+    """The look-ahead of a telephone's encoder and a longer lead came on top of each answer."""
     playout, ear = Playout(Fence()), AudioCodecContext.create("libopus", "r")
     ear.format, ear.layout, ear.sample_rate = "s16", "mono", RATE
     voice = Voice(playout)
@@ -360,19 +359,11 @@ async def test_sound_leaves_in_packets_of_10_ms_as_soon_as_it_is_there():
         if place == 1:
             playout.say(np.full(UNIT, 0.5, np.float32), 0)
         packet = await voice.recv()
-        assert (packet.pts, packet.time_base, packet.duration) == (place * 480, fractions.Fraction(1, RATE), 480)
+        assert (packet.pts, packet.time_base, packet.duration) == (place * PACKET, fractions.Fraction(1, RATE), PACKET)
         packet = Packet(bytes(packet))
         heard += [frame.to_ndarray().reshape(-1) for frame in ear.decode(packet)]
     first = int(np.argmax(np.abs(np.concatenate(heard)) > 0.25 * 32768))
-    assert first - 480 <= LEAD + round(0.003 * RATE)
-
-
-def test_the_answer_asks_for_short_packets_of_sound_only():
-    lines = ["m=video 9 X 97", "a=rtcp-mux", "m=audio 9 X 111", "a=mid:0", "a=rtcp-mux", "m=application 9 X y", ""]
-    answer = "\r\n".join(["v=0", *lines])
-    asked = short_packets(answer)
-    assert asked.count("a=ptime:10\r\n") == 1
-    assert "m=audio 9 X 111\r\na=mid:0\r\na=rtcp-mux\r\na=ptime:10\r\n" in asked
+    assert first - PACKET <= LEAD + round(0.003 * RATE)
 
 
 def test_pauses_take_up_what_a_stall_left_behind():
