@@ -111,9 +111,10 @@ def _item(text: str) -> str:
     )
 
 
+# Of the first connection. The others leave out its first event, with which each would begin a conversation.
 EVENTS: dict[str, list[str]] = {
-    "events": [_append(1), '{"type": "nobody.knows"}', "{"],
-    "items": [_item("tell me more " * 50)],
+    "events": [_append(1), '{"type": "input_audio_buffer.clear"}', '{"type": "nobody.knows"}', "{"],
+    "items": [_item("and more"), _item("tell me more " * 50)],
     "large": [_append(24_000 * 50), '{"type": "x", "a": [' + "[]," * 3_000_000 + "[]]}"],
 }
 
@@ -122,11 +123,14 @@ async def flood(url: str, kind: str, seconds: float) -> Counter[str]:
     met: Counter[str] = Counter()
     async with ClientSession() as http:
         end = time.monotonic() + seconds
-        await asyncio.gather(*(_socket(http, url, kind, end, met) for _ in range(SOCKETS)))
+        kinds = [EVENTS.get(kind, [])[min(number, 1) :] for number in range(SOCKETS)]
+        await asyncio.gather(*(_socket(http, url, events, end, met) for events in kinds))
     return met
 
 
-async def _socket(http: ClientSession, url: str, kind: str, end: float, met: Counter[str]) -> None:
+async def _socket(http: ClientSession, url: str, events: list[str], end: float, met: Counter[str]) -> None:
+    """One connection after the other, each until it is closed; without events only that."""
+
     async def drain(ws: Any) -> None:
         async for _ in ws:
             met["answers"] += 1
@@ -136,13 +140,13 @@ async def _socket(http: ClientSession, url: str, kind: str, end: float, met: Cou
             async with asyncio.timeout(end - time.monotonic()):
                 ws = await http.ws_connect(f"{url}/v1/realtime", max_msg_size=1 << 25)
                 met["connections"] += 1
-                if kind == "reconnects":
+                if not events:
                     ws._response.close()
                     continue
                 draining = asyncio.create_task(drain(ws))
                 try:
                     while not ws.closed:
-                        for event in EVENTS[kind]:
+                        for event in events:
                             await ws.send_str(event)
                             met["sent"] += 1
                 finally:
