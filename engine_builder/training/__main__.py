@@ -15,7 +15,7 @@ from ..options import positive, seed, whole
 from ..presets import preset
 from .judges.rehearsal import rehearse
 from .judges.run_report import write_report
-from .learn.ears import with_new_ears
+from .learn.ears import with_longer_ears
 from .learn.trainer import Trainer, TrainingPlan
 from .world.conversation import Studio
 from .world.scenario import DENSE
@@ -37,8 +37,8 @@ def _train(arguments: argparse.Namespace) -> None:
             console.print(f"{synth} is not here and will not be trained with: {synths.HOW_TO_GET[synth]}")
     studio = Studio(arguments.cache, habits=DENSE, people=people)
     start = load_checkpoint(arguments.start) if arguments.start else None
-    if start and arguments.new_ears:
-        start = with_new_ears(start, preset("tiny").audio, arguments.seed)
+    if start and arguments.longer_ears:
+        start = with_longer_ears(start, arguments.longer_ears)
     config = start.config if start else preset("tiny")
     trainer = Trainer(config, plan, studio, arguments.run, not arguments.no_compile, start)
     console.print(f"step {trainer.step_number} of {plan.steps}, {arguments.threads} threads, {trainer.dtype}")
@@ -88,7 +88,12 @@ def main(argv: list[str] | None = None) -> int:
         "--from", type=Path, dest="start", metavar="CHECKPOINT", help="go on from these weights instead of from chance"
     )
     train.add_argument(
-        "--new-ears", action="store_true", help="with --from: an untrained audio encoder, of today's shape"
+        "--longer-ears",
+        type=whole(1, 1023),
+        nargs="+",
+        default=[],
+        metavar="DILATION",
+        help="with --from: more convolutions in the audio encoder, of these dilations, which begin as nothing",
     )
     train.add_argument("--pace", type=positive, default=TrainingPlan.pace, help="factor on the learning rates")
     train.add_argument("--ear-steps", type=whole(), default=TrainingPlan.ear_steps, help="of the ears' warm-up")

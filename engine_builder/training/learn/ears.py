@@ -7,14 +7,15 @@ begun is speech. The classifier heads are thrown away afterwards.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine_builder.config import AudioConfig
-from engine_builder.model.duplex import DuplexModel, init_weights
+from engine_builder.model.duplex import DuplexModel
 
 from ..world.conversation import IN_ROOM, TRAINED_LEVELS, Studio
 from ..world.scenario import HEARD, STOP_HEARD
@@ -31,6 +32,7 @@ _WORDS = [(language, word) for language in LANGUAGES for word in user_words(lang
 NOTHING, MURMUR = 0, 1  # classes of both heads; 2 and above: words (first head), speech (second head)
 _NOTHING_SHARE, _MURMUR_SHARE = 0.15, 0.2
 _SMOOTHING = 0.05  # of the words' labels
+_ANCHOR = 1.0  # weight of the distance to what a trained encoder said, in its variances
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,18 @@ class _Heads(nn.Module):
         return self.word(x[:whole].flatten(1)), self.onset(x[whole:, -_ONSET_UNITS * self.tokens :].flatten(1))
 
 
-def with_new_ears(model: DuplexModel, shape: AudioConfig, seed: int) -> DuplexModel:
-    """`model` with an untrained audio encoder of the sizes that `shape` names."""
-    encoder = {name: getattr(shape, name) for name in ("mel_bands", "encoder_channels", "encoder_dilations")}
-    config = replace(model.config, audio=replace(model.config.audio, **encoder))
-    renewed = DuplexModel(config)
-    init_weights(renewed, seed)
-    kept = {name: t for name, t in model.state_dict().items() if not name.startswith("audio_encoder.")}
-    renewed.load_state_dict(kept, strict=False)
-    return renewed
+def with_longer_ears(model: DuplexModel, dilations: Sequence[int]) -> DuplexModel:
+    """`model` whose audio encoder ends in more convolutions, which look further back. They begin at zero, so that the
+    model is the same function until they learn (function-preserving growth, Chen et al. 2016, arXiv:1511.05641)."""
+    audio = model.config.audio
+    grown = DuplexModel(
+        replace(model.config, audio=replace(audio, encoder_dilations=(*audio.encoder_dilations, *dilations)))
+    )
+    fresh = grown.load_state_dict(model.state_dict(), strict=False).missing_keys
+    for name, parameter in grown.named_parameters():
+        if name in fresh:
+            nn.init.zeros_(parameter)
+    return grown
 
 
 def open_ears(
@@ -113,11 +118,17 @@ def open_ears(
     seed: int,
     steps: int = 1500,
     batch: int = 96,
+    anchored: bool = False,
 ) -> tuple[float, float]:
     """Trains `model.audio_encoder`; returns the shares of fresh windows (same voices) classified correctly by the word
-    head and by the onset head."""
+    head and by the onset head.
+
+    anchored: the rest of the model has learned with this encoder: what it says stays near what it said of the same
+    sound without holes.
+    """
     torch.manual_seed(seed)
     encoder = model.audio_encoder
+    anchor = copy.deepcopy(encoder).requires_grad_(False) if anchored else None
     heads = _Heads(model.config.backbone.hidden_size, model.config.audio.perceive_tokens)
 
     def draw(step: int) -> Windows:
@@ -126,10 +137,15 @@ def open_ears(
     generator = torch.Generator().manual_seed(seed)
 
     def loss(drawn: Windows) -> Tensor:
-        words, onsets = heads(listen(encoder, drawn.pcm, generator), drawn.whole)
+        percepts = listen(encoder, drawn.pcm, generator)
+        words, onsets = heads(percepts, drawn.whole)
         entropy = nn.functional.cross_entropy
         word = entropy(words, drawn.classes[: drawn.whole], label_smoothing=_SMOOTHING)
-        return word + entropy(onsets, drawn.classes[drawn.whole :])
+        found = word + entropy(onsets, drawn.classes[drawn.whole :])
+        if anchor is None:
+            return found
+        before, _ = anchor(drawn.pcm, torch.zeros(len(drawn.pcm), anchor.state_size))
+        return found + _ANCHOR * nn.functional.mse_loss(percepts, before) / before.var()
 
     warm_up([*encoder.parameters(), *heads.parameters()], draw, loss, steps)
     with torch.no_grad():

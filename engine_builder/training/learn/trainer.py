@@ -109,7 +109,7 @@ class Trainer:
             found |= fit_codecs(self.model, self.studio, plan.codec_conversations)
             found["cards_seen"] = round(open_eyes(self.model, plan.seed, plan.eye_steps), 4)
         if plan.ear_steps:
-            words, onsets = open_ears(self.model, self.studio, plan.seed, plan.ear_steps)
+            words, onsets = open_ears(self.model, self.studio, plan.seed, plan.ear_steps, anchored=not from_chance)
             found |= {"words_heard": round(words, 4), "onsets_heard": round(onsets, 4)}
         return found
 

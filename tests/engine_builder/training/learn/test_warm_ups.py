@@ -12,7 +12,7 @@ import torch
 from engine_builder.config import BackboneConfig
 from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.presets import preset
-from engine_builder.training.learn.ears import MURMUR, NOTHING, UNITS, open_ears, windows
+from engine_builder.training.learn.ears import MURMUR, NOTHING, UNITS, open_ears, windows, with_longer_ears
 from engine_builder.training.learn.eyes import open_eyes
 from engine_builder.training.world.conversation import Studio
 from engine_builder.training.world.speech.agent_voice import UNIT
@@ -50,6 +50,27 @@ def test_ears_open(studio: Studio) -> None:
     words, onsets = open_ears(_model(), studio, seed=3, steps=60, batch=24)
     assert words > _lucky(0.2, 128)  # always saying that it was a murmur
     assert onsets > _lucky(0.65, 128)  # always saying that it is speech
+
+
+def test_longer_ears_begin_as_the_same_function_and_stay_near_it(studio: Studio) -> None:
+    model = _model()
+    longer = with_longer_ears(model, [2, 4])
+    pcm = windows(studio, np.random.default_rng(1), 8).pcm
+
+    def heard(model: DuplexModel) -> torch.Tensor:
+        encoder = model.audio_encoder
+        with torch.no_grad():
+            return encoder(pcm, torch.zeros(len(pcm), encoder.state_size))[0]
+
+    before = heard(model)
+    assert longer.config.audio.encoder_dilations == (*model.config.audio.encoder_dilations, 2, 4)
+    torch.testing.assert_close(heard(longer), before, rtol=0, atol=0)
+    open_ears(longer, studio, seed=3, steps=20, batch=24, anchored=True)
+    after = heard(longer)
+    assert not torch.equal(after, before)
+    free = with_longer_ears(model, [2, 4])
+    open_ears(free, studio, seed=3, steps=20, batch=24)
+    assert (after - before).square().mean() < 0.5 * (heard(free) - before).square().mean()
 
 
 def test_eyes_open() -> None:
