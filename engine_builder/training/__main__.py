@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ..checkpoint import CheckpointError, load_checkpoint
+from ..checkpoint import TOKENIZER, CheckpointError, load_checkpoint, save_checkpoint
 from ..config import ConfigError
 from ..options import positive, seed, whole
 from ..presets import preset
+from .average import average
 from .judges.rehearsal import rehearse
 from .judges.run_report import write_report
 from .learn.ears import with_longer_ears
@@ -61,6 +62,16 @@ def _rehearse(arguments: argparse.Namespace) -> None:
     model = load_checkpoint(arguments.checkpoint)
     found, tally = rehearse(model, arguments.cache, arguments.talks, arguments.units, solver_steps=arguments.steps)
     print(json.dumps({**found, "trials": dict(tally.trials)}, indent=1))
+
+
+def _average(arguments: argparse.Namespace) -> None:
+    checkpoints: list[Path] = arguments.checkpoints
+    shares = arguments.shares or [1.0] * len(checkpoints)
+    if len(shares) != len(checkpoints):
+        raise ConfigError(f"--shares: expected {len(checkpoints)}, one a checkpoint, got {len(shares)}")
+    mean = average([load_checkpoint(checkpoint) for checkpoint in checkpoints], shares)
+    said = ", ".join(f"{share:g} of {checkpoint}" for share, checkpoint in zip(shares, checkpoints, strict=True))
+    save_checkpoint(mean, arguments.out, checkpoints[0] / TOKENIZER, torch.float16, note=f"the mean of {said}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,6 +126,11 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument("--steps", type=whole(1), default=None, help="solver steps (default: the checkpoint's)")
     check.add_argument("--threads", type=whole(1, 1024), default=2)
     check.set_defaults(action=_rehearse)
+    mean = commands.add_parser("average", help="one checkpoint of several that began as one: the mean of their weights")
+    mean.add_argument("out", type=Path)
+    mean.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    mean.add_argument("--shares", type=positive, nargs="+", metavar="SHARE", help="of each checkpoint (default: equal)")
+    mean.set_defaults(action=_average)
     arguments = parser.parse_args(argv)
     try:
         arguments.action(arguments)

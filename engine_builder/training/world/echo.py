@@ -17,7 +17,7 @@ class Echo:
     moment at which a unit can first be heard.  residue: share of echoes that an echo canceller has been at."""
 
     share: float = 0.6
-    level: tuple[float, float] = (-40.0, -6.0)
+    level: tuple[float, float] = (-32.0, -6.0)
     delay: tuple[float, float] = (0.04, 0.3)
     residue: float = 0.3
 
