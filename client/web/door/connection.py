@@ -125,13 +125,14 @@ class Connection:
         One that floods it, by itself or with others of its peer, is read more slowly, and others have their turn
         between any two messages.
         """
-        desk, calm = self._request.app[DESK], Bucket(CALM_EVENTS, CALM_EVENTS)
-        budget = Bucket(EVENTS_PER_SECOND, EVENT_BURST)
+        desk = self._request.app[DESK]
+        peer = desk.peer(self._request)
+        calm, budget = Bucket(CALM_EVENTS, CALM_EVENTS), Bucket(EVENTS_PER_SECOND, EVENT_BURST)
         async for message in self.ws:
             if self.reader is None or self.call is None:
                 break
             cost = 1 + (len(message.data) / EVENT_BYTES[message.type] if message.type in EVENT_BYTES else 0)
-            own, shared = budget.charge(cost), desk.charge_events(self._request, cost)
+            own, shared = budget.charge(cost), desk.charge_events(peer, cost)
             await asyncio.sleep(own if calm.take(cost) else max(own, shared))
             self.call.heard_at = time.monotonic()
             try:

@@ -41,12 +41,16 @@ class Desk:
 
     def check_rate(self, request: web.Request) -> None:
         """Raises Refused (429)."""
-        if not self._rates.take(self.access.peer(request.headers, request.remote)):
+        if not self._rates.take(self.peer(request)):
             raise Refused(429, f"rate: expected at most {self.access.per_minute:g} connections a minute from one peer")
 
-    def charge_events(self, request: web.Request, amount: float) -> float:
-        """Seconds for which nothing more is to be read of the peer."""
-        return self._events.charge(self.access.peer(request.headers, request.remote), amount)
+    def peer(self, request: web.Request) -> str:
+        """Who asks (`Access.peer`)."""
+        return self.access.peer(request.headers, request.remote)
+
+    def charge_events(self, peer: str, amount: float) -> float:
+        """Seconds for which nothing more is to be read of that peer."""
+        return self._events.charge(peer, amount)
 
     def turn_away(self, error: Refused) -> web.HTTPException:
         """Counts a refusal and makes the answer to it, in the shape that API clients read."""
