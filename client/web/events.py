@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 Event = dict[str, Any]
 MAX_EVENT_ID = 512
 MAX_COMMAS = 20_000  # of an event: a million small values would take the loop for seconds to read
+PIECE = 1 << 18  # characters of base64 that are decoded at once; in between others have their turn
 
 
 class EventError(Exception):
@@ -91,14 +93,14 @@ class EventReader:
         """The protocols that speak in events have no such one."""
         return None
 
-    def sound(self, form: Format, given: Any, where: str, goes_on: bool = False, before: int = 0) -> Float32:
+    async def sound(self, form: Format, given: Any, where: str, goes_on: bool = False, before: int = 0) -> Float32:
         """float32 [n] at the rate of `form`.  goes_on: it is a piece of the stream, and no sound by itself.
         before: samples that the same event has brought already."""
         try:
             if isinstance(given, str):  # at least so long, however the base64 is cut into lines: not worth decoding?
                 samples = before + len(given) * 3 // 5 // form.width
                 self._call.intake.check_room(samples / form.rate * self._call.shape.sample_rate)
-            data = (self.rest if goes_on else b"") + _base64(given, where)
+            data = (self.rest if goes_on else b"") + await _base64(given, where)
             whole = len(data) - len(data) % form.width
             if goes_on:
                 self.rest = data[whole:]
@@ -110,7 +112,7 @@ class EventReader:
         """uint8 [1, H, W, 3]; refused by its head if it is too large, or too many come."""
         pixels = self._call.pixels
         try:
-            image = media.open_image(_base64(given, where))
+            image = media.open_image(await _base64(given, where))
             if not pixels.take(image.width * image.height):
                 raise wrong(where, f"{pixels.rate:.0f} pixels a second at most", code="rate_limit_exceeded")
             return await media.decode_in_turn(image, self._call.shape)
@@ -135,11 +137,21 @@ def _parse(data: str) -> Event:
     return event
 
 
-def _base64(value: Any, where: str) -> bytes:
+async def _base64(value: Any, where: str) -> bytes:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{where}: expected base64, got {type(value).__name__}")
+    begin = value.find(",") + 1 if value.startswith("data:") else 0
+    parts, rest = [], ""
     try:
-        text = "".join((value.partition(",")[2] if value.startswith("data:") else value).split())
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        for at in range(begin, len(value), PIECE):
+            if at > begin:
+                await asyncio.sleep(0)
+            rest += "".join(value[at : at + PIECE].split())
+            whole = rest[: (len(rest) - 1) // 4 * 4]  # not the last four, which alone may be padded
+            if "=" in whole:
+                raise binascii.Error
+            parts.append(base64.b64decode(whole, validate=True))
+            rest = rest[len(whole) :]
+        return b"".join((*parts, base64.b64decode(rest + "=" * (-len(rest) % 4), validate=True)))
     except (binascii.Error, ValueError):
         raise ValueError(f"{where}: expected base64, got something else") from None

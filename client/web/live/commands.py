@@ -72,7 +72,7 @@ class LiveCommands(EventReader):
         return self._session.config
 
     async def _hear(self, event: Event) -> None:
-        self.hear(self.sound(self._begun(event).form, event.get("audio"), "audio", goes_on=True))
+        self.hear(await self.sound(self._begun(event).form, event.get("audio"), "audio", goes_on=True))
 
     async def _see(self, event: Event) -> None:
         self._begun(event)

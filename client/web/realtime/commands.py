@@ -87,7 +87,8 @@ class Commands(EventReader):
 
     # -- the user ----------------------------------------------------------------------------------------------
     async def _append(self, event: Event) -> None:
-        self._hear(self.sound(self._session.config.input, event.get("audio"), "audio", goes_on=True), "audio")
+        sound = await self.sound(self._session.config.input, event.get("audio"), "audio", goes_on=True)
+        self._hear(sound, "audio")
 
     def _hear(self, sound: Any, where: str) -> None:
         try:
@@ -163,7 +164,8 @@ class Commands(EventReader):
             elif kind == "input_audio":
                 item.modality, form = "audio", self._session.config.input
                 before = sum(sound.size for _, sound in sounds)
-                sounds.append((f"{where}.audio", self.sound(form, part.get("audio"), f"{where}.audio", before=before)))
+                where += ".audio"
+                sounds.append((where, await self.sound(form, part.get("audio"), where, before=before)))
             elif kind == "input_image" and isinstance(url, str) and url.startswith(DATA_URL):
                 pictures.append(await self.picture(url.partition(",")[2], f"{where}.image_url"))
             else:
