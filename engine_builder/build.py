@@ -164,7 +164,8 @@ def _compile(
 ) -> dict[str, EngineEntry]:
     """Exports every step and builds an engine from its graph; the graphs lie beside `work` and are not kept."""
     engines = {}
-    for step, spec in step_specs(model).items():
+    specs = step_specs(model) if target == "onnxruntime" else trt_target.plan_specs(model)
+    for step, spec in specs.items():
         progress(step, "export")
         graph = export_step(spec, work.parent / f"{step}.onnx")
         progress(step, f"build for {target}")

@@ -7,13 +7,18 @@ ahead of time for a named compute capability without a GPU; TensorRT builds on a
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from ..config import ModelConfig
 from ..manifest import TENSORRT_MODULES
+from ..model.duplex import DuplexModel
+from ..model.steps import StepSpec, step_specs
 
 FILE_SUFFIX = ".plan"
 INSTALL = {
@@ -36,6 +41,46 @@ def load_module(target: str) -> ModuleType:
             f"target {target}: {TENSORRT_MODULES[target]} cannot be used ({error}); {INSTALL[target]}"
         ) from None
     return module
+
+
+class SolverStep(nn.Module):
+    """A `PerformStep` that takes the Euler step as well: whoever runs a plan has nothing else to compute with."""
+
+    def __init__(self, perform: nn.Module) -> None:
+        super().__init__()
+        self.perform = perform
+
+    def forward(
+        self,
+        x_video: Tensor,
+        x_audio: Tensor,
+        tau: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+        page_table: Tensor,
+        page_range: Tensor,
+        k_pool: Tensor,
+        v_pool: Tensor,
+        step: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        history = page_table, page_range, k_pool, v_pool
+        video, audio = self.perform(x_video, x_audio, tau, rope_cos, rope_sin, *history)
+        length = step.view(-1, 1, 1)
+        return video, audio, x_video + length * video, x_audio + length * audio
+
+
+def plan_specs(model: DuplexModel, batch: int = 2, pages: int = 3, page_tokens: int = 16) -> dict[str, StepSpec]:
+    """The steps that plans are built of: `perform` also takes `step` [B] and gives x after an Euler step so long."""
+    specs = step_specs(model, batch, pages, page_tokens)
+    perform = specs["perform"]
+    specs["perform"] = replace(
+        perform,
+        module=SolverStep(perform.module),
+        inputs={**perform.inputs, "step": torch.zeros_like(perform.inputs["tau"])},
+        outputs=(*perform.outputs, "x_video_out", "x_audio_out"),
+        dynamic={**perform.dynamic, "step": {0: "batch"}},
+    )
+    return specs
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from engine_builder.config import ModelConfig
 from engine_builder.export import export_step
 from engine_builder.manifest import STEPS
 from engine_builder.model.duplex import DuplexModel
-from engine_builder.model.steps import StepSpec, step_specs
+from engine_builder.model.steps import StepSpec
 from engine_builder.presets import PRESETS
 from engine_builder.targets.precision import set_precision
-from engine_builder.targets.tensorrt import Limits, PlanBuilder
+from engine_builder.targets.tensorrt import Limits, PlanBuilder, plan_specs
 
 pytestmark = pytest.mark.engine
 LIMITS = Limits(max_batch=2, max_pages=8, pool_pages=32, page_tokens=16, max_prompt=32)
@@ -52,7 +52,7 @@ def specs_of(preset: str) -> dict[str, StepSpec]:
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.fill_(0.01)
-    return step_specs(model)
+    return plan_specs(model)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ def rehearse(engines: EngineSet, pool: Pool, solver: Solver | None) -> None:
                     engine.run({**own, **_history(rows, pages), "k_pool": pool.k, "v_pool": pool.v})
         if step == "think":
             engine.run({**_prompt(engines), **_history(1, 1), "k_pool": pool.k, "v_pool": pool.v})
+    for engine in engines.engines.values():
+        if hasattr(engine, "keep_compiled"):
+            engine.keep_compiled()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _history(rows: int, pages: int) -> dict[str, np.ndarray]:

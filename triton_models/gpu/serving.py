@@ -22,7 +22,7 @@ from engine_builder.manifest import GPU_TARGETS, TENSORRT_MODULES, Manifest
 
 from ..runtime.engines.devices import CPU, Devices, installed_gpus
 from ..runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet
-from ..runtime.engines.solver import HostSolver, Solver
+from ..runtime.engines.solver import Solver
 from ..runtime.engines.states import HostStates, States
 from ..runtime.engines.target import Role
 from ..runtime.kv.pool import Pool, PoolError
@@ -60,16 +60,14 @@ class DeviceTarget:
             raise
 
     def solver(self, engine: Any, pool: Pool, slots: int) -> Solver:
-        """On the device where the engine can keep units there; a plan of TensorRT takes them anew at every step."""
+        """On the device, where units stay from their first step to their last."""
         if self.ranks is not None:
             from .torch_cuda.group.solver import GroupSolver  # only this target needs torch
 
             assert isinstance(pool, DevicePool)
             self.ranks.prepare(pool.name, pool.geometry.num_pages, pool.geometry.page_tokens, slots)
             return GroupSolver(engine.bank(pool, slots), self.ranks)
-        if hasattr(engine, "bank"):
-            return engine.bank(pool, slots)
-        return HostSolver(engine.run, pool, pool.geometry.head_dim, slots)
+        return engine.bank(pool, slots)
 
     def states(self, engine: Any, start: np.ndarray, sessions: int) -> States:
         """On the device where the engine can keep them there; with a plan of TensorRT they travel at every call."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from triton_models.runtime.engines.engine import EngineError
+from triton_models.runtime.messages import HistoryView
 
 MIN_PAGES = 64  # the smallest history bucket; below it attention is no cost worth another graph
 
@@ -45,6 +46,13 @@ class Limits:
         while buckets[-1] < self.max_pages:
             buckets.append(self.pages(buckets[-1] + 1))
         return buckets
+
+
+def check_pages(view: HistoryView, pool_pages: int) -> None:
+    """EngineError if a history has no page, or one outside of the pool, which would read another's memory."""
+    ids = view.page_ids
+    if len(ids) == 0 or ids.min() < 0 or ids.max() >= pool_pages:
+        raise EngineError(f"page_ids: expected pages 0 to {pool_pages - 1}, got {ids}")
 
 
 def used_pages(page_range: np.ndarray) -> int:

@@ -1,9 +1,9 @@
 """Plans of TensorRT and TensorRT-RTX, bound by address: what `runtime.engines.engine.Engine` asks for, without torch.
 
-A call of given shapes has a context, buffers and a CUDA graph of its own, made when the shapes first come: upload, plan
-and download are one graph launch. The KV pool is bound where it lies and never copied. K and V that a think pass makes
-stay on the device (`DeviceArray`), for the pool to take. Rows and pages are rounded up to buckets (`buckets.py`), so
-that few shapes occur; a bounded number of them is kept.
+A call of given shapes has a context, buffers and a CUDA graph of its own (`call.py`), made when the shapes first come.
+The KV pool is bound where it lies and never copied. K and V that a think pass makes stay on the device (`DeviceArray`),
+for the pool to take. Rows and pages are rounded up to buckets (`buckets.py`), so that few shapes occur; a bounded
+number of them is kept.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from typing import Any
 import numpy as np
 
 from engine_builder.manifest import TENSORRT_MODULES, EngineEntry, Manifest, TensorSpec
+from triton_models.runtime.budget.probe import keeping_place, private_place
 from triton_models.runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet
+from triton_models.runtime.kv.pool import Pool
 
 from ..cuda.buckets import Limits, used_pages
 from ..cuda.cuda_runtime import CudaRuntime, DeviceArray
 from ..cuda.device_pool import to_bits
-from ..cuda.staging import HostBlock, Layout, Slot
+from ..cuda.staging import Slot
+from .call import Call, Copies
 from .probe import probe
+from .runtime_cache import CacheFile
+from .solver_bank import PlanBank, Shapes
 
 MAX_PROMPTS = 8  # lengths of prompt passes that are kept beside all block and slot passes
 POOLS = ("k_pool", "v_pool")
@@ -38,15 +43,26 @@ _DTYPES = {
     "UINT8": "uint8",
 }
 
-Shapes = dict[str, tuple[int, ...]]
 Inputs = Mapping[str, Any]
 
 
 class PlanEngine:
     """One plan. One thread calls it; engines of one role share a CudaRuntime, whose stream orders their calls."""
 
-    def __init__(self, step: str, plan: bytes, entry: EngineEntry, limits: Limits, trt: Any, cuda: CudaRuntime) -> None:
-        """Raises EngineError if the library does not take the plan, or the plan is not what the manifest says."""
+    def __init__(
+        self,
+        step: str,
+        plan: bytes,
+        entry: EngineEntry,
+        limits: Limits,
+        trt: Any,
+        cuda: CudaRuntime,
+        cache: CacheFile | None = None,
+    ) -> None:
+        """cache: where TensorRT-RTX's kernels are kept; None: nowhere
+
+        Raises EngineError if the library does not take the plan, or the plan is not what the manifest says.
+        """
         self.step, self.trt, self.cuda = step, trt, cuda
         self._entry, self._limits = entry, limits
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
@@ -60,9 +76,10 @@ class PlanEngine:
         size = int(self._engine.device_memory_size_v2)
         self._scratch, self._scratch_bytes = cuda.allocate((max(size, 1),), "uint8"), size
         self.max_calls = 2 * len(limits.all_rows()) * len(limits.all_pages()) + MAX_PROMPTS
+        self._cache, self._compiled = cache, None
         self._settings = self._runtime_settings()
         self._kv: dict[str, DeviceArray] = {}
-        self._calls: OrderedDict[tuple[Any, ...], _Call] = OrderedDict()
+        self._calls: OrderedDict[tuple[Any, ...], Call] = OrderedDict()
         self._copies: dict[str, DeviceArray] = {}
 
     def _check_tensors(self) -> dict[str, str]:
@@ -90,16 +107,16 @@ class PlanEngine:
             pages = used_pages(inputs["page_range"])
             inputs = {**inputs, **{name: inputs[name][:, :pages] for name in RAGGED}}
         batch, shapes = self._shapes(inputs)
-        pools = {name: self._pool(name, inputs[name]) for name in POOLS if name in shapes}
+        pools = {name: self.pool(name, inputs[name]) for name in POOLS if name in shapes}
         key = (tuple(shapes.values()), tuple(pool.pointer for pool in pools.values()))
         call = self._calls.get(key)
         if call is None:
-            call = self._calls[key] = self._prepare(shapes, pools)
+            call = self._calls[key] = self.prepare(shapes, pools)
             while len(self._calls) > self.max_calls:
                 self._calls.popitem(last=False)[1].close()
         self._calls.move_to_end(key)
         try:
-            outputs = call.run(inputs, batch)
+            outputs = {**call.run(inputs, batch), **call.kept}
         except ValueError as error:
             raise EngineError(f"{self.step}: {error}") from None
         if "logits" in outputs:  # NaN in any K or V reaches the last token through attention
@@ -126,7 +143,11 @@ class PlanEngine:
         symbols["batch"] = self._limits.rows(batch)
         if "pages" in symbols:
             symbols["pages"] = self._limits.pages(symbols["pages"])
-        return batch, {spec.name: _resolve(spec, symbols) for spec in self._entry.inputs}
+        return batch, self.resolve(symbols)
+
+    def resolve(self, symbols: Mapping[str, int]) -> Shapes:
+        """The shape of every input."""
+        return {spec.name: _resolve(spec, symbols) for spec in self._entry.inputs}
 
     def _profile(self, shapes: Shapes) -> int:
         """The profile that covers these shapes. EngineError lists the first misfit of every profile."""
@@ -151,8 +172,16 @@ class PlanEngine:
         settings = self._engine.create_runtime_config()
         settings.set_execution_context_allocation_strategy(strategy)
         settings.dynamic_shapes_kernel_specialization_strategy = specialisation.EAGER
-        settings.set_runtime_cache(settings.create_runtime_cache())  # contexts share what was compiled
+        self._compiled = settings.create_runtime_cache()
+        if self._cache is not None:
+            self._cache.load(self._compiled)
+        settings.set_runtime_cache(self._compiled)  # contexts share what was compiled
         return settings
+
+    def keep_compiled(self) -> None:
+        """Writes what was compiled so far to its file, for the next start."""
+        if self._cache is not None and self._compiled is not None:
+            self._cache.save(self._compiled)
 
     # -- memory ------------------------------------------------------------------------------------------------
     def _new_kv(self, name: str, shape: tuple[int, ...]) -> DeviceArray:
@@ -165,7 +194,7 @@ class PlanEngine:
             self._kv[name] = self.cuda.allocate((shape[0], most, *shape[3:]), self.dtypes[name])
         return DeviceArray.packed(self._kv[name].pointer, shape, self.dtypes[name])
 
-    def _pool(self, name: str, pool: Any) -> DeviceArray:
+    def pool(self, name: str, pool: Any) -> DeviceArray:
         """The pool in device memory: itself, or a copy of a host array, made anew at every call (for tests)."""
         if isinstance(pool, DeviceArray):
             if pool.dtype != self.dtypes[name]:
@@ -179,7 +208,8 @@ class PlanEngine:
         self.cuda.synchronize()
         return held
 
-    def _prepare(self, shapes: Shapes, pools: Mapping[str, DeviceArray]) -> _Call:
+    def prepare(self, shapes: Shapes, bound: Mapping[str, DeviceArray], after: Copies = ()) -> Call:
+        """A call of these inputs. `bound`: inputs and outputs that stay where they are; `after`: see `Call`."""
         profile = self._profile(shapes)
         context = self._engine.create_execution_context(self._settings)
         if context is None:
@@ -193,10 +223,11 @@ class PlanEngine:
                 raise EngineError(f"{self.step}: {name}: {list(shape)} was refused by profile {profile}")
         if missing := context.infer_shapes():
             raise EngineError(f"{self.step}: shapes of {', '.join(missing)} are unknown in profile {profile}")
-        slots = {n: Slot(s, self.dtypes[n], n in RAGGED) for n, s in shapes.items() if n not in POOLS}
-        outputs = {t.name: tuple(context.get_tensor_shape(t.name)) for t in self._entry.outputs}
+        slots = {n: Slot(s, self.dtypes[n], n in RAGGED) for n, s in shapes.items() if n not in bound}
+        outputs = {t.name: tuple(context.get_tensor_shape(t.name)) for t in self._entry.outputs if t.name not in bound}
         kept = {n: self._new_kv(n, s) for n, s in outputs.items() if n in ON_DEVICE}
-        return _Call(self.step, context, self.cuda, slots, outputs, self.dtypes, pools, kept)
+        returned = {n: Slot(s, self.dtypes[n]) for n, s in outputs.items() if n not in kept}
+        return Call(self.step, context, self.cuda, slots, returned, bound, kept, after)
 
     def close(self) -> None:
         """Frees all device memory that the engine holds besides its weights."""
@@ -208,72 +239,29 @@ class PlanEngine:
         self._kv.clear()
 
 
-class _Call:
-    """Buffers and graph of one set of shapes. Addresses never change, so the graph stays valid."""
+class PerformPlan(PlanEngine):
+    """A plan of solver steps: `run` gives velocities, a `bank` adds them up on the device."""
 
-    def __init__(
-        self,
-        step: str,
-        context: Any,
-        cuda: CudaRuntime,
-        inputs: Mapping[str, Slot],
-        outputs: Shapes,
-        dtypes: Mapping[str, str],
-        pools: Mapping[str, DeviceArray],
-        kept: Mapping[str, DeviceArray],
-    ) -> None:
-        """pools, kept: memory of the engine's that the plan reads and writes where it is"""
-        self._context, self._cuda = context, cuda
-        returned = Layout({n: Slot(s, dtypes[n]) for n, s in outputs.items() if n not in ON_DEVICE})
-        self._in, self._out = _Half(cuda, Layout(inputs)), _Half(cuda, returned)
-        self.on_device = dict(kept)
-        addresses = {name: array.pointer for name, array in (*pools.items(), *self.on_device.items())}
-        addresses |= self._in.addresses | self._out.addresses
-        for name, address in addresses.items():
-            if not context.set_tensor_address(name, address):
-                raise EngineError(f"{step}: {name}: its address was refused")
-        self._step = step
-        self._enqueue()  # what a context does at its first run must not be recorded
-        cuda.synchronize()
-        cuda.begin_capture()
-        self._enqueue()
-        self._graph = cuda.end_capture()
+    _banks: tuple[PlanBank, ...] = ()
 
-    def _enqueue(self) -> None:
-        self._cuda.copy(self._in.device.pointer, self._in.pinned, self._in.layout.bytes)
-        if not self._context.execute_async_v3(self._cuda.stream):
-            raise EngineError(f"{self._step}: the plan could not be started; see the messages above")
-        self._cuda.copy(self._out.pinned, self._out.device.pointer, self._out.layout.bytes)
+    def run(self, inputs: Inputs) -> dict[str, Any]:
+        still = np.zeros(len(inputs.get("tau", ())), np.float32)
+        return super().run({"step": still, **inputs})
 
-    def run(self, inputs: Inputs, rows: int) -> dict[str, Any]:
-        self._in.host.fill(inputs, rows)
-        self._cuda.launch(self._graph)
-        self._cuda.synchronize()
-        return {**self._out.host.copies(rows), **self.on_device}
+    def bank(self, pool: Pool, slots: int) -> PlanBank:
+        """Room for `slots` units that are solved on the device over a pool of the device. Raises EngineError."""
+        if "step" not in self.dtypes:
+            raise EngineError(f"{self.step}: expected the input step, got none; rebuild the engines")
+        pools = {"k_pool": self.pool("k_pool", pool.k), "v_pool": self.pool("v_pool", pool.v)}
+        bank = PlanBank(self, self._limits, pools, slots)
+        self._banks += (bank,)
+        return bank
 
     def close(self) -> None:
-        self._cuda.free_graph(self._graph)
-        for half in (self._in, self._out):
-            half.close(self._cuda)
-
-
-class _Half:
-    """The inputs or the outputs of a call: pinned host memory and device memory of one layout."""
-
-    def __init__(self, cuda: CudaRuntime, layout: Layout) -> None:
-        self.layout = layout
-        self.device = cuda.allocate((layout.bytes,), "uint8")
-        self.pinned, memory = cuda.pinned(layout.bytes)
-        memory[:] = bytes(layout.bytes)
-        self.host = HostBlock(layout, memory)
-
-    @property
-    def addresses(self) -> dict[str, int]:
-        return {name: self.device.pointer + place for name, place in self.layout.places.items()}
-
-    def close(self, cuda: CudaRuntime) -> None:
-        cuda.free(self.device)
-        cuda.free_pinned(self.pinned)
+        for bank in self._banks:
+            bank.close()
+        self._banks = ()
+        super().close()
 
 
 def load_engines(
@@ -308,11 +296,14 @@ def load_engines(
     cuda = cuda or CudaRuntime()
     streams: dict[str, CudaRuntime] = dict.fromkeys(PERFORMER_STEPS, performer_cuda or cuda)
     limits = Limits(int(manifest.limits["max_batch"]), int(manifest.limits["max_pages"]))
-    engines = {
-        step: PlanEngine(step, (engine_dir / entry.file).read_bytes(), entry, limits, trt, streams.get(step, cuda))
-        for step, entry in manifest.engines.items()
-        if step in steps
-    }
+    # Compiled kernels are code that no signature covers: who asks for one takes them from nobody but this user.
+    place = keeping_place(engine_dir) if trusted_key is None else private_place(engine_dir)
+    engines = {}
+    for step, entry in manifest.engines.items():
+        if step in steps:
+            kind, cache = PerformPlan if step == "perform" else PlanEngine, CacheFile(place / f"{entry.file}.cache")
+            plan = (engine_dir / entry.file).read_bytes()
+            engines[step] = kind(step, plan, entry, limits, trt, streams.get(step, cuda), cache)
     return EngineSet.of(manifest, engine_dir, engines, limits.max_pages)
 
 

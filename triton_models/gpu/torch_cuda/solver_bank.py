@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from engine_builder.config import ModelConfig
-from triton_models.runtime.engines.engine import EngineError
 from triton_models.runtime.engines.solver import SolverFull
 from triton_models.runtime.messages import Float32, HistoryView
 
-from ..cuda.buckets import Limits
+from ..cuda.buckets import Limits, check_pages
 from ..cuda.staging import Slot
 from ..kernels.history_index import HistoryIndex
 from . import passes
@@ -64,9 +63,8 @@ class SolverBank:
     def put(self, x_video: Float32, x_audio: Float32, cos: Float32, sin: Float32, view: HistoryView) -> int:
         """Fills a slot: latents [n_v, c_v], [n_a, c_a], RoPE tables [n, D / 2] and a history. Raises SolverFull, or
         EngineError for what does not fit."""
-        ids, pool_pages = view.page_ids, self._pools[0].shape[1]
-        if len(ids) == 0 or ids.min() < 0 or ids.max() >= pool_pages:
-            raise EngineError(f"page_ids: expected pages 0 to {pool_pages - 1}, got {ids}")
+        ids = view.page_ids
+        check_pages(view, self._pools[0].shape[1])
         if not self._free:
             raise SolverFull(f"units: all {self.slots} slots of the performer are taken")
         slot = self._free[-1]

@@ -53,11 +53,14 @@ def load_costs(directory: Path, threads: int, device: str = "") -> CostTable | N
 def keeping_place(directory: Path) -> Path:
     """Where costs are written: next to the engines, or if they are read-only (a container's volume), in the cache of
     this user, where nobody else can put any."""
-    if os.access(directory, os.W_OK):
-        return directory
+    return directory if os.access(directory, os.W_OK) else private_place(directory)
+
+
+def private_place(directory: Path) -> Path:
+    """A folder for what belongs to these engines, in the cache of this user."""
     digest = hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "wan-streamer-triton" / "costs" / digest
+    return cache / "wan-streamer-triton" / "engines" / digest
 
 
 def probe(

@@ -1,7 +1,7 @@
 """Where a unit's noisy latents live between its noise and its last solver step, and who takes the steps.
 
 `HostSolver` keeps them in host memory and hands everything to the engine at every step, which costs nothing where the
-engine runs on the same processor. A GPU keeps them on the device (`gpu.solver_bank`).
+engine runs on the same processor. A GPU keeps them on the device (`solver_bank.py` of each GPU target).
 """
 
 from __future__ import annotations

@@ -73,6 +73,8 @@ class Engine:
 
     def create_execution_context(self, settings):
         self.settings = settings
+        if isinstance(settings, RuntimeConfig):
+            settings.cache.kernels += 1
         return Context(self)
 
 
@@ -85,11 +87,27 @@ class RuntimeConfig:
         self.strategy = strategy
 
     def create_runtime_cache(self):
-        return object()
+        return RuntimeCache()
 
     def set_runtime_cache(self, cache):
         self.cache = cache
         return True
+
+
+class RuntimeCache:
+    """Of TensorRT-RTX. Holds a kernel for each context that was made with it."""
+
+    def __init__(self) -> None:
+        self.kernels = 0
+
+    def deserialize(self, blob):
+        known = blob.startswith(b"kernels:")
+        if known:
+            self.kernels = int(blob[8:])
+        return known
+
+    def serialize(self):
+        return memoryview(b"kernels:%d" % self.kernels)
 
 
 class Context:

@@ -11,25 +11,28 @@ import sys
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import fake_cuda
 import fake_tensorrt as trt
 import numpy as np
 import pytest
-import torch
+from plan_engines import entry_of, plan_engine
 from step_oracle import draw_inputs, reference
 
 from engine_builder.build import BuildOptions, build_engines
 from engine_builder.checkpoint import random_model, save_checkpoint
-from engine_builder.manifest import EngineEntry, Manifest, TensorSpec
+from engine_builder.manifest import Manifest
 from engine_builder.model.steps import step_specs
 from engine_builder.presets import preset
-from engine_builder.targets import tensorrt as builder
+from engine_builder.targets.tensorrt import plan_specs
 from triton_models.gpu.cuda.buckets import Limits
 from triton_models.gpu.cuda.cuda_runtime import CudaRuntime, DeviceArray
 from triton_models.gpu.cuda.device_pool import DevicePool
+from triton_models.gpu.tensorrt import runtime_cache
 from triton_models.gpu.tensorrt.engine import PlanEngine, load_engines
 from triton_models.gpu.tensorrt.probe import probe
+from triton_models.gpu.tensorrt.runtime_cache import CacheFile
 from triton_models.runtime.engines.engine import EngineError
 from triton_models.runtime.kv.pages import Span
 
@@ -51,32 +54,13 @@ def cuda():
     return CudaRuntime(api=trt.CUDA[0])
 
 
-def entry_of(spec) -> EngineEntry:
-    """What the manifest says of a step: names, types and symbolic shapes."""
-
-    def kind(tensor):
-        return str(tensor.dtype).removeprefix("torch.")
-
-    inputs = tuple(
-        TensorSpec(n, kind(t), tuple(spec.dynamic.get(n, {}).get(i, size) for i, size in enumerate(t.shape)))
-        for n, t in spec.inputs.items()
-    )
-    with torch.no_grad():
-        results = spec.module(*spec.inputs.values())
-    outputs = tuple(TensorSpec(n, kind(t), tuple(t.shape)) for n, t in zip(spec.outputs, results, strict=True))
-    return EngineEntry(f"{spec.name}.plan", "", "", inputs, outputs)
-
-
-def engine_of(model, step, cuda, limits=LIMITS) -> PlanEngine:
-    spec = step_specs(model, batch=2, pages=3, page_tokens=PAGE_TOKENS)[step]
-    bounds = builder.Limits(limits.max_batch, limits.max_pages, POOL_PAGES, PAGE_TOKENS, max_prompt=64)
-    trt.STEPS[step.encode()] = (spec, builder.profiles(model.config, step, bounds))
-    return PlanEngine(step, step.encode(), entry_of(spec), limits, trt, cuda)
+def engine_of(model, step, cuda, limits=LIMITS, cache=None) -> Any:
+    return plan_engine(model, step, cuda, limits, (POOL_PAGES, PAGE_TOKENS), cache)
 
 
 def example(model, step, batch, pages=2):
     """Seeded inputs of `batch` rows, and the outputs of the step function for them."""
-    rng, spec = np.random.default_rng(batch), step_specs(model, batch, pages, PAGE_TOKENS)[step]
+    rng, spec = np.random.default_rng(batch), plan_specs(model, batch, pages, PAGE_TOKENS)[step]
 
     def pool(shape):
         return rng.standard_normal((shape[0], POOL_PAGES, *shape[2:]), dtype=np.float32)
@@ -147,7 +131,7 @@ def test_pools_are_read_in_place_and_new_kv_goes_into_them(model, cuda):
         inputs["page_range"][...] = [[[0, 8], [0, 0]]]
         copies = {n: host(array).copy() for n, array in (("k_pool", pool.k), ("v_pool", pool.v))}
         assert copies["k_pool"][:, 2].any()
-        expected = reference(step_specs(model, 1, 2, PAGE_TOKENS)["perform"], {**inputs, **copies})
+        expected = reference(plan_specs(model, 1, 2, PAGE_TOKENS)["perform"], {**inputs, **copies})
         got = perform.run({**inputs, "k_pool": pool.k, "v_pool": pool.v})
         np.testing.assert_allclose(got["velocity_video"], expected["velocity_video"], atol=1e-4)
         with pytest.raises(EngineError, match="k_pool: expected float32, got bfloat16"):
@@ -174,16 +158,71 @@ def test_few_shapes_are_kept(model, cuda):
     assert len(cuda.api.graphs) == engine.max_calls
 
 
-def test_rtx_compiles_before_the_graph_is_captured(model, cuda, monkeypatch):
+@pytest.fixture
+def rtx(monkeypatch):
     kinds = Enum("DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE")
     monkeypatch.setattr(trt, kinds.__name__, kinds, raising=False)
+    return kinds
+
+
+def test_rtx_compiles_before_the_graph_is_captured(model, cuda, rtx):
+    kinds = rtx
     engine = engine_of(model, "perform", cuda)
     inputs, expected = example(model, "perform", batch=1)
     np.testing.assert_allclose(engine.run(inputs)["velocity_audio"], expected["velocity_audio"], atol=1e-5)
     settings = engine._engine.settings
     assert settings.dynamic_shapes_kernel_specialization_strategy is kinds.EAGER
     assert settings.strategy is trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    assert settings.cache is not None
+    assert settings.cache.kernels == 1
+
+
+def test_what_rtx_compiled_is_there_at_the_next_start(model, cuda, rtx, tmp_path, caplog):
+    file = CacheFile(tmp_path / "new" / "perform.plan.cache")
+    inputs, _ = example(model, "perform", batch=1)
+    for known in (0, 1, 1):
+        engine = engine_of(model, "perform", cuda, cache=file)
+        assert engine._compiled.kernels == known
+        if not known:
+            engine.run(inputs)
+            engine.keep_compiled()
+    assert file.path.read_bytes() == b"kernels:1"
+    assert file.path.stat().st_mode & 0o077 == 0
+    written = file.path.stat().st_mtime_ns
+    engine.keep_compiled()
+    assert file.path.stat().st_mtime_ns == written, "nothing new: nothing is written"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("content", "most", "message"),
+    [
+        (b"kernels of another GPU", 100, "expected kernels for this GPU and library"),
+        (b"kernels:7" + bytes(100), 100, "expected at most 100 bytes, got 109"),
+        (None, 100, "not used"),
+    ],
+)
+def test_a_runtime_cache_that_is_damaged_is_ignored_and_replaced(
+    model, cuda, rtx, tmp_path, caplog, monkeypatch, content, most, message
+):
+    monkeypatch.setattr(runtime_cache, "MOST_BYTES", most)
+    path = tmp_path / "perform.plan.cache"
+    path.mkdir() if content is None else path.write_bytes(content)
+    engine = engine_of(model, "perform", cuda, cache=CacheFile(path))
+    assert message in caplog.text
+    assert engine._compiled.kernels == 0
+    engine.run(example(model, "perform", batch=1)[0])
+    engine.keep_compiled()
+    assert path.is_dir() if content is None else path.read_bytes() == b"kernels:1"
+    monkeypatch.setattr(runtime_cache, "MOST_BYTES", 3)
+    engine.keep_compiled()
+    assert "expected at most 3 bytes, got 9; not written" in caplog.text
+
+
+def test_enterprise_tensorrt_has_no_runtime_cache(model, cuda, tmp_path):
+    engine = engine_of(model, "perform", cuda, cache=CacheFile(tmp_path / "file"))
+    engine.run(example(model, "perform", batch=1)[0])
+    engine.keep_compiled()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -290,6 +329,8 @@ USED_OF_RTX = {
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy": "",
     "IRuntimeConfig.create_runtime_cache": "IRuntimeCache",
     "IRuntimeConfig.set_runtime_cache": r"cache: .*\) -> bool",
+    "IRuntimeCache.deserialize": r"blob: .*\) -> bool",
+    "IRuntimeCache.serialize": "IHostMemory",
     "DynamicShapesKernelSpecializationStrategy.EAGER": "",
 }
 

@@ -1,21 +1,27 @@
-"""The device-resident solver against Euler steps of the model's own perform step."""
+"""The device-resident solvers of both GPU executors against Euler steps of the model's own perform step."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import fake_cuda
+import fake_tensorrt
 import numpy as np
 import pytest
 import torch
+from plan_engines import plan_engine
 
 from engine_builder.checkpoint import random_model
 from engine_builder.model.steps import PerformStep
 from engine_builder.presets import preset
 from engine_builder.targets.torch_cuda import pack_backbone
 from triton_models.gpu.cuda.buckets import Limits
+from triton_models.gpu.cuda.cuda_runtime import CudaRuntime
 from triton_models.gpu.torch_cuda.backbone import Backbone
 from triton_models.gpu.torch_cuda.captured import Lane
 from triton_models.gpu.torch_cuda.solver_bank import SolverBank
+from triton_models.gpu.torch_cuda.steps import device_array
 from triton_models.gpu.torch_cuda.weights import BackboneWeights
 from triton_models.runtime.engines.engine import EngineError
 from triton_models.runtime.engines.solver import SolverFull
@@ -23,6 +29,7 @@ from triton_models.runtime.messages import HistoryView
 
 pytestmark = pytest.mark.unit
 PAGE_TOKENS, POOL_PAGES = 8, 9
+LIMITS = Limits(4, 4)
 HISTORIES = {
     0: HistoryView(np.array([3, 5]), np.array([[0, 8], [0, 3]])),
     2: HistoryView(np.array([0]), np.array([[0, 0]])),
@@ -52,10 +59,21 @@ def pools(model):
     return k, v
 
 
-@pytest.fixture
-def bank(model, pools):
+def torch_bank(model, pools):
     weights = BackboneWeights(model.config, {n: t.detach() for n, t in pack_backbone(model, "float32").items()})
-    return SolverBank(Backbone(weights), Limits(4, 4), Lane(torch.device("cpu"), warm_up=1), *pools, slots=3)
+    return SolverBank(Backbone(weights), LIMITS, Lane(torch.device("cpu"), warm_up=1), *pools, slots=3)
+
+
+def plan_bank(model, pools):
+    fake_tensorrt.CUDA[:] = [fake_cuda.FakeCuda()]
+    cuda = CudaRuntime(api=fake_tensorrt.CUDA[0])
+    engine = plan_engine(model, "perform", cuda, LIMITS, (POOL_PAGES, PAGE_TOKENS))
+    return engine.bank(SimpleNamespace(k=device_array(pools[0]), v=device_array(pools[1])), 3)
+
+
+@pytest.fixture(params=[torch_bank, plan_bank])
+def bank(request, model, pools):
+    return request.param(model, pools)
 
 
 def noise(model, seed):
@@ -92,7 +110,7 @@ def test_units_join_and_leave_at_every_step(bank, model, pools):
     ]
     schedules = {0: [(1.0, -0.5), (0.5, -0.5)], 1: [(1.0, -0.25), (0.75, -0.75)], 2: [(1.0, -1.0)]}
     for tick in ticks:
-        assert bank.tick(*tick).all()
+        assert all(bank.tick(*tick))
     for slot, schedule in schedules.items():
         for got, want in zip(bank.take(slot), solve(model, pools, slot, schedule), strict=True):
             np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-4)
@@ -108,10 +126,13 @@ def test_a_slot_is_used_again(bank, model, pools):
         np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-4)
 
 
-def test_numbers_that_are_not_finite_are_reported_by_row(bank, model):
+def test_numbers_that_are_not_finite_stay_in_their_row(bank, model):
     for slot in (0, 1):
         bank.put(*noise(model, slot), HISTORIES[slot])
-    assert bank.tick([0, 1], [1.0, float("nan")], [-0.5, -0.5]).tolist() == [True, False]
+    seen = bank.tick([0, 1], [1.0, float("nan")], [-0.5, -0.5])
+    assert list(seen) == ([True, False] if isinstance(bank, SolverBank) else [True, True])  # a plan does not look
+    for slot in (0, 1):
+        assert all(np.isfinite(x).all() == (slot == 0) for x in bank.take(slot))
 
 
 def test_misfits_are_named(bank, model):
@@ -124,3 +145,29 @@ def test_misfits_are_named(bank, model):
         assert bank.put(*noise(model, 0), HISTORIES[0]) == slot
     with pytest.raises(SolverFull, match="all 3 slots of the performer are taken"):
         bank.put(*noise(model, 0), HISTORIES[0])
+
+
+def test_a_tick_of_a_plan_is_one_launch_and_uploads_two_numbers_a_row(model, pools):
+    """Other slots than the last tick's are gathered first; a graph of every size is captured before."""
+    bank = plan_bank(model, pools)
+    bank.rehearse()
+    api = fake_tensorrt.CUDA[0]
+    assert api.calls.count("cudaGraphInstantiate") == 3  # batches of 1, 2 and 4 over one bucket of pages
+    for slot in (0, 1):
+        bank.put(*noise(model, slot), HISTORIES[slot])
+    copies = []
+    copy = api.cudaMemcpyAsync
+    api.cudaMemcpyAsync = lambda to, source, size, kind, stream: (
+        copies.append((to, source, size)) or copy(to, source, size, kind, stream)
+    )
+    for slots, gathered in (([0, 1], 2 * 6), ([0, 1], 0), ([1, 0], 2 * 2 + 2 * 6), ([1], 2 * 2 + 6)):
+        copies.clear()
+        bank.tick(slots, [1.0] * len(slots), [-0.1] * len(slots))
+        assert len(copies) == gathered, slots  # outside of the graph
+        assert not any(place in api.pinned for _, place, _ in copies), "and none of them from the host"
+    assert api.calls.count("cudaGraphLaunch") == 4
+    assert api.calls.count("cudaGraphInstantiate") == 3
+    bank._engine.close()
+    assert api.used() == 0
+    assert not api.pinned
+    assert not api.graphs
