@@ -31,8 +31,7 @@ _CARDS = replace(_USUAL, card=0.6, digit=0.25, social=0.05, typed=0.05, barge_in
 _TYPED = replace(_USUAL, typed=0.6, card=0.05, barge_in=0.2, backchannel=0.1)
 # Users of whom only English digits are known.
 _DIGITS = replace(_USUAL, digit=1.0, social=0.0, card=0.0, typed=0.0, murmur=0.0, backchannel=0.0, foreign=0.0)
-NO_ECHO = Echo(0.0)
-_LOUDSPEAKER = Echo(1.0, level=(-12.0, -12.0), delay=(0.12, 0.12), residue=0.0)
+_LOUDSPEAKER = Echo(level=(-12.0, -12.0), delay=(0.12, 0.12))
 _MURMURS = replace(_USUAL, backchannel=0.8, barge_in=0.0, card=0.05, typed=0.05)
 
 
@@ -42,7 +41,8 @@ class Part:
 
     way: 'engines' (engines and serving runtime), 'degraded' (the same, late now and then), 'torch' (the model in
     PyTorch, in `precision`), 'oracle' (the one-pass model beside the engines).
-    cast: who speaks (`work.cast`).  language: the persona's, drawn if None.  echo: from the user's loudspeaker.
+    cast: who speaks (`work.cast`).  language: the persona's, drawn if None.  echo: the way of what the model says from
+    the user's loudspeaker into the microphone.
     group: the figures that it adds to.
     """
 
@@ -56,7 +56,7 @@ class Part:
     quiet: bool = False
     cast: str = "held_out"
     language: str | None = None
-    echo: Echo = NO_ECHO
+    echo: Echo | None = None
     keep: object = None
     steps: int | None = None
     precision: str = "float32"

@@ -7,7 +7,7 @@ wire and the clock are left out, so that minutes of conversation take seconds; `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ import numpy as np
 
 from engine_builder.training.judges.closed_loop import Performance
 from engine_builder.training.world.conversation import Conversation
+from engine_builder.training.world.echo import EchoPath
 from engine_builder.training.world.words import PERSONA_PROMPT
 from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS
 from triton_models.runtime.kv import retention
@@ -74,20 +75,31 @@ class Stage:
     ) -> None:
         self._runtime.close()
 
-    def run(self, conversations: list[Conversation], on_unit: Callable[[int], None] | None = None) -> list[Performance]:
+    def run(
+        self,
+        conversations: list[Conversation],
+        on_unit: Callable[[int], None] | None = None,
+        echoes: Sequence[EchoPath] = (),
+    ) -> list[Performance]:
         """Plays conversations of one length side by side; raises SessionError if the runtime refuses a unit.
 
         on_unit: called with every unit that is done; what it raises ends the play.
+        echoes: for each conversation, how what the model says comes back into its microphone; none if empty.
         """
-        return [performance(self.config.language.states, units) for units in self.play(conversations, on_unit)]
+        return [performance(self.config.language.states, units) for units in self.play(conversations, on_unit, echoes)]
 
     def play(
-        self, conversations: list[Conversation], on_unit: Callable[[int], None] | None = None
+        self,
+        conversations: list[Conversation],
+        on_unit: Callable[[int], None] | None = None,
+        echoes: Sequence[EchoPath] = (),
     ) -> list[list[AgentUnit]]:
         """Like `run`, with all that the runtime answers."""
-        return asyncio.run(self._play(conversations, on_unit))
+        return asyncio.run(self._play(conversations, on_unit, echoes))
 
-    async def _play(self, talks: list[Conversation], on_unit: Callable[[int], None] | None) -> list[list[AgentUnit]]:
+    async def _play(
+        self, talks: list[Conversation], on_unit: Callable[[int], None] | None, echoes: Sequence[EchoPath]
+    ) -> list[list[AgentUnit]]:
         sessions: list[LocalSession] = []
         done: list[list[AgentUnit]] = [[] for _ in talks]
         count = len(talks[0].state)
@@ -101,10 +113,15 @@ class Stage:
             for unit in range(count):
                 for session, measures in zip(sessions, late, strict=True):
                     session.steps = 1 if measures[unit] else self.steps
+                microphones = [talk.user_pcm[unit] for talk in talks]
+                if echoes and unit:
+                    # What was answered to the unit before is played while this one is recorded.
+                    back = [path.heard(units[-1].pcm) for path, units in zip(echoes, done, strict=True)]
+                    microphones = [np.clip(pcm + echo, -1, 1) for pcm, echo in zip(microphones, back, strict=True)]
                 answers = await asyncio.gather(
                     *(
-                        session.step(talk.user_pcm[unit], talk.camera[unit], talk.scenario.typed.get(unit, ""))
-                        for session, talk in zip(sessions, talks, strict=True)
+                        session.step(pcm, talk.camera[unit], talk.scenario.typed.get(unit, ""))
+                        for session, pcm, talk in zip(sessions, microphones, talks, strict=True)
                     )
                 )
                 for units, answer, measures in zip(done, answers, late, strict=True):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from engine_builder.checkpoint import load_checkpoint
 from engine_builder.targets.precision import set_precision
 from engine_builder.training.judges.closed_loop import ClosedLoop, Performance
@@ -112,7 +114,7 @@ class Worker:
         if part.way == "oracle":
             outcome.template.append(self._oracle(talks, on_unit))
             return outcome
-        for talk, done in zip(talks, self._perform(part, talks, on_unit), strict=True):
+        for talk, done in zip(talks, self._perform(part, talks, first, on_unit), strict=True):
             self._judge(part, talk, done, outcome)
         return outcome
 
@@ -129,11 +131,10 @@ class Worker:
         if studio is None:
             studio = Studio(self.sources.cache, "held_out", cast=cast(part.cast, self.sources))
             self._studios[part.cast] = studio
-        studio.echo = part.echo
         studio.simulator = Simulator(studio.cast, studio.agent, part.habits)
         return studio
 
-    def _perform(self, part: Part, talks: list[Conversation], on_unit: OnUnit | None) -> list[Performance]:
+    def _perform(self, part: Part, talks: list[Conversation], first: int, on_unit: OnUnit | None) -> list[Performance]:
         if part.way == "torch":
             # Norms stay float32 beside matrices of another type, which PyTorch thinks worth a warning.
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
@@ -141,7 +142,9 @@ class Worker:
             return ClosedLoop(model, _WINDOW, part.steps).run(talks)
         lateness = Lateness() if part.way == "degraded" else None
         with Stage(self.sources.engines, len(talks), part.units, part.keep, part.steps, lateness) as stage:
-            return stage.run(talks, on_unit)
+            seeds = range(first, first + len(talks))
+            echoes = [part.echo.path(np.random.default_rng(seed)) for seed in seeds] if part.echo else []
+            return stage.run(talks, on_unit, echoes)
 
     def _oracle(self, talks: list[Conversation], on_unit: OnUnit | None) -> Tally:
         tally = Tally()

@@ -21,20 +21,40 @@ class Echo:
     delay: tuple[float, float] = (0.04, 0.3)
     residue: float = 0.3
 
+    def path(self, rng: np.random.Generator) -> EchoPath:
+        """A loudspeaker, a microphone and the room between them."""
+        gain, delay = 10.0 ** (rng.uniform(*self.level) / 20), int(rng.uniform(*self.delay) * SAMPLE_RATE)
+        room = warps.room(rng)
+        impulse = np.zeros(delay + room.size, dtype=np.float32)
+        impulse[delay:] = gain * room
+        return EchoPath(impulse)
+
     def of(self, agent_pcm: Pcm, rng: np.random.Generator) -> Pcm:
         """What of `agent_pcm` [K, 2560] (unit k is played from k + 1 on) the microphone hears, float32 [K * 2560]."""
         size = agent_pcm.size
-        out = np.zeros(size, dtype=np.float32)
         if rng.random() >= self.share:
-            return out
-        gain, delay = 10.0 ** (rng.uniform(*self.level) / 20), int(rng.uniform(*self.delay) * SAMPLE_RATE)
-        start = UNIT + delay
-        if start >= size:
-            return out
-        out[start:] = gain * agent_pcm.reshape(-1)[: size - start]
-        out = warps.in_room(out, rng)
+            return np.zeros(size, dtype=np.float32)
+        path = self.path(rng)
+        heard = [path.heard(unit) for unit in agent_pcm[:-1]]
+        out = np.concatenate([np.zeros(UNIT, dtype=np.float32), *heard])
         if rng.random() < self.residue:
             # A canceller lets bursts through: a slow random gate, often shut.
             gate = np.clip(rng.normal(0.2, 0.5, size // 800 + 2), 0.0, 1.0)
             out *= np.interp(np.arange(size) / 800, np.arange(gate.size), gate).astype(np.float32)
         return out
+
+
+class EchoPath:
+    """From loudspeaker to microphone, unit by unit: what is played comes back through `impulse` [N]."""
+
+    def __init__(self, impulse: Pcm) -> None:
+        self._size = UNIT + impulse.size - 1
+        self._transfer = np.fft.rfft(impulse, self._size)
+        self._later = np.zeros(impulse.size - 1, dtype=np.float32)
+
+    def heard(self, played: Pcm) -> Pcm:
+        """What the microphone hears while `played` [2560] is played, float32 [2560]; the rest comes with the next."""
+        out = np.fft.irfft(np.fft.rfft(played, self._size) * self._transfer, self._size).astype(np.float32)
+        out[: self._later.size] += self._later
+        self._later = out[UNIT:]
+        return out[:UNIT]

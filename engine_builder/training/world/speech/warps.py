@@ -52,13 +52,18 @@ def warp(clip: Pcm, rng: np.random.Generator, spread: Spread) -> Pcm:
 
 
 def in_room(pcm: Pcm, rng: np.random.Generator) -> Pcm:
-    """The same samples in a room: the direct sound, then an exponential tail of noise (60 dB in 0.08 to 0.45 s)."""
+    """The same samples in a `room`."""
+    return _convolved(pcm, room(rng))[: pcm.size]
+
+
+def room(rng: np.random.Generator) -> Pcm:
+    """An impulse response: the direct sound, then an exponential tail of noise (60 dB in 0.08 to 0.45 s)."""
     size = int(rng.uniform(0.08, 0.45) * SAMPLE_RATE)
     tail = rng.standard_normal(size) * np.exp(-6.9 * np.arange(size) / size)
     tail[: int(0.002 * SAMPLE_RATE)] = 0.0
     tail *= 10.0 ** (-rng.uniform(2, 14) / 20) / max(float(np.sqrt((tail**2).sum())), 1e-6)
     tail[0] = 1.0
-    return _convolved(pcm, tail.astype(np.float32))[: pcm.size]
+    return tail.astype(np.float32)
 
 
 def _channel(pcm: Pcm, rng: np.random.Generator) -> Pcm:
