@@ -16,8 +16,8 @@ class Echo:
     """share: of conversations that have one.  level: dB against the agent's voice as sent.  delay: seconds from the
     moment at which a unit can first be heard.  residue: share of echoes that an echo canceller has been at."""
 
-    share: float = 0.6
-    level: tuple[float, float] = (-32.0, -6.0)
+    share: float = 0.4
+    level: tuple[float, float] = (-36.0, -8.0)
     delay: tuple[float, float] = (0.04, 0.3)
     residue: float = 0.3
 

@@ -111,13 +111,15 @@ class Gate:
 
 @dataclass
 class Models:
-    """Both models. `log` has every job in the order of its start; `gates` hold a stage back; `errors` are raised."""
+    """Both models. `log` has every job in the order of its start; `gates` hold a stage back; `errors` are raised;
+    `sound` is what they say, by unit, where it matters."""
 
     clock: Callable[[], int]
     log: list[tuple[str, Any]] = field(default_factory=list)
     gates: dict[tuple[str, int], Gate] = field(default_factory=dict)
     errors: dict[tuple[str, int], Exception] = field(default_factory=dict)
     steps: int = 4
+    sound: np.ndarray | None = None
 
     def call(self, job: Any) -> Any:
         what = type(job).__name__.removesuffix("Job").lower()
@@ -137,7 +139,8 @@ class Models:
                 )
             case PerformJob():
                 z = np.full((2, 2), unit, np.float32)
-                pcm, frames = np.full(4, unit, np.float32), np.zeros((1, 1, 1, 3), np.uint8)
+                pcm = np.full(CONFIG.audio.unit_samples, unit, np.float32) if self.sound is None else self.sound[unit]
+                frames = np.zeros((1, 1, 1, 3), np.uint8)
                 ms = {"queue": 0.5, "perform": 4.0, "render": 1.0}
                 return PerformResult(job.session, job.epoch, unit, z, z, self.steps, self.clock(), pcm, frames, ms)
             case PerceiveJob():

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
+from ..echo_canceller import EchoCanceller
 from ..messages import CloseJob, Float32, OpenJob, SessionError
 from .contract import Call, Reply, UnitRequest
 from .output import Output
@@ -46,8 +49,16 @@ class Conversation:
     # from when on its time counts), what
     unanswered: dict[int, Reply] = field(default_factory=dict)  # by unit; at most max_in_flight
     output: Output = field(default_factory=Output)
+    canceller: EchoCanceller | None = None
     typed: int = 0  # text tokens that wait in the thinker for later units
     failure: SessionError | None = None
+
+    def without_echo(self, unit: int, pcm: Float32) -> Float32:
+        """The user's sound [N] of `unit` without the agent's that came back. Call it once a unit, in order."""
+        if self.canceller is None:
+            return pcm
+        played = self.output.played_in(unit)
+        return self.canceller.clean(pcm, np.zeros_like(pcm) if played is None else played)
 
     # -- take the lock -----------------------------------------------------------------------------------------
     def reach(self, **stages: Any) -> None:

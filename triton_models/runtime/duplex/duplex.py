@@ -23,6 +23,7 @@ from engine_builder.config import ModelConfig
 
 from .. import validate
 from ..budget.admission import Admission, Room
+from ..echo_canceller import EchoCanceller
 from ..messages import MAX_QUEUED_TEXT, CloseJob, SessionError
 from .contract import Call, Reply, UnitRequest, UnitResponse
 from .conversation import Conversation, Farewell, UnitWork
@@ -192,7 +193,10 @@ class Duplex:
         held = reply if session.options.hold_open else None
         if accepted.started:
             changed = threading.Condition(self._lock)
-            talk = self._conversations[session.name] = Conversation(session, accepted.epoch, held, changed)
+            talk = Conversation(session, accepted.epoch, held, changed)
+            if session.options.echo_canceller:
+                talk.canceller = EchoCanceller(self._config.audio.unit_samples)
+            self._conversations[session.name] = talk
             return talk
         talk = self._conversations[session.name]
         if accepted.resumed:

@@ -98,7 +98,8 @@ class UnitLoop:
             self._call(work, self._call_thinker, job)
 
         talk.wait_for("thought", unit - 1)
-        heard: PerceiveJob | None = PerceiveJob(name, epoch, unit, request.pcm, request.frames)
+        pcm = talk.without_echo(unit, request.pcm)
+        heard: PerceiveJob | None = PerceiveJob(name, epoch, unit, pcm, request.frames)
         if not talk.reached("solved", unit - 1):  # z of the unit before is still being made: perceive meanwhile
             self._call(work, self._call_thinker, heard)
             heard = None  # otherwise it goes along with the think job, which saves a call
@@ -146,9 +147,11 @@ class UnitLoop:
         self._after_solver_ns += SMOOTHING * (now - solved.solved_ns - self._after_solver_ns)
         self._after_think_ns += SMOOTHING * (now - work.think_ns - self._after_think_ns)
         taken = measures(solved.steps, job.steps, now - due if self._degrade else 0)
-        pcm, frames = talk.output.shorten(solved.pcm, solved.frames, list(MUTED) if muted else taken)
+        pcm, frames = talk.output.shorten(unit, solved.pcm, solved.frames, list(MUTED) if muted else taken)
         info = self._info(work, thought, solved, taken, now)
         text = thought.text
+        if talk.canceller is not None and talk.canceller.active:
+            info["echo"] = "cancelled"
         if muted:
             text, info["muted"] = "", talk.output.muted_for
         self._to_answer(work, UnitResponse(unit, thought.state, text, pcm, frames, info, thought.heard))

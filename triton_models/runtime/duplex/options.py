@@ -63,6 +63,7 @@ class SessionOptions:
     home          with `resume`: the token of the first answer, where the server is one of a fleet
     given         the fields that the client named
     prompt_tokens of prompt and persona, for whoever has counted them
+    echo_canceller  takes the agent's voice, where it comes back, out of the user's sound
     """
 
     prompt: str
@@ -75,6 +76,7 @@ class SessionOptions:
     given: frozenset[str] = frozenset()
     prompt_tokens: int = 0
     persona: Persona = NOBODY
+    echo_canceller: bool = True
 
     @classmethod
     def parse(cls, raw: str | bytes | None, limits: OptionLimits) -> SessionOptions:
@@ -113,6 +115,7 @@ class SessionOptions:
             solver_steps=_integer(given, "solver_steps", limits.solver_steps, 1, limits.max_solver_steps),
             hold_open=_flag(given, "hold_open"),
             resume=_flag(given, "resume"),
+            echo_canceller=_flag(given, "echo_canceller", True),
             home=_short(given, "home"),
             given=frozenset(given),
             persona=persona,
@@ -163,8 +166,8 @@ def _short(given: Mapping[str, object], name: str) -> str:
     return value
 
 
-def _flag(given: Mapping[str, object], name: str) -> bool:
-    value = given.get(name, False)
+def _flag(given: Mapping[str, object], name: str, default: bool = False) -> bool:
+    value = given.get(name, default)
     if not isinstance(value, bool):
         raise _invalid(f"options.{name}", "true or false", value)
     return value

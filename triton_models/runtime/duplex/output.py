@@ -30,24 +30,33 @@ def measures(steps: int, steps_asked: int, late_ns: int) -> list[Measure]:
 
 @dataclass(eq=False)
 class Output:
-    """Remembers the last frame that was sent. Model state is untouched: what is left out here is still history."""
+    """Remembers the last frame and sound that were sent. Model state is untouched: what is left out here is still
+    history."""
 
     last_frame: UInt8 | None = None  # [H, W, 3]
+    last_sound: tuple[int, Float32] | None = None  # unit, pcm [N]
     mute_until: int = 0  # by the guard: units before this one go out without text, sound and a new picture, because
     muted_for: str = ""
 
-    def shorten(self, pcm: Float32, frames: UInt8, taken: list[Measure]) -> tuple[Float32, UInt8]:
+    def shorten(self, unit: int, pcm: Float32, frames: UInt8, taken: list[Measure]) -> tuple[Float32, UInt8]:
         """pcm [N] and frames [4, H, W, 3] as they are sent."""
         if "repeat_frame" in taken and self.last_frame is not None:
             frames = np.repeat(self.last_frame[None], len(frames), axis=0)
         if "silence" in taken:
             pcm = np.zeros_like(pcm)
-        self.last_frame = frames[-1].copy()
+        self.last_frame, self.last_sound = frames[-1].copy(), (unit, pcm)
         return pcm, frames
+
+    def played_in(self, unit: int) -> Float32 | None:
+        """The sound that the client plays while the user's `unit` is recorded: that of the unit before. None if it is
+        not out yet."""
+        sound = self.last_sound
+        return sound[1] if sound is not None and sound[0] == unit - 1 else None
 
     def blank(self, response: UnitResponse) -> UnitResponse:
         """What is sent for a unit whose epoch is over: its number and what was heard of the user, and nothing that the
         agent wanted to say or show."""
+        self.last_sound = None
         shown = response.frames[:1] if self.last_frame is None else self.last_frame[None]
         return replace(
             response,

@@ -14,9 +14,9 @@ from .voices import Pcm, VoiceBank
 
 NOBODY = -1
 _PEOPLE_SHARE = 0.6  # of training conversations: their English digits are a real person's
-_CROWD_SHARE = 0.5  # of those: strangers are many, and those who said all digits few
+_CROWD_SHARE = 0.65  # of those: strangers are many, and those who said all digits few
 _TAKES = 300  # ways in which a person says a digit in training: each a recording, warped; 200 MB for four people
-_CROWD_TAKES = 900
+_CROWD_TAKES = 1600
 _WARPED = 0.3  # share of a synthetic voice's words that are warped in training
 _PLAIN_SHARE = 0.6  # of speakers who are eSpeak's; the others are of any other synthesiser that was found
 

@@ -24,7 +24,7 @@ _NAME = re.compile(r"(?P<speaker>[0-9a-f]{8})_nohash_\d+")
 _HELD_OUT = 1 / 4  # of the speakers: judges, never trained with
 _FRAME, _EDGE = 160, 1  # 10 ms; frames kept before and after what is loud
 _LOUD, _ABOVE_FLOOR = 0.03, 2.0  # of the loudest frame; times the noise between words
-_MOST = 400  # recordings of a digit: the whole collection has ten times as many, and would fill the memory
+_MOST = 600  # recordings of a digit: the whole collection has several times as many, and would fill the memory
 _LONGEST = 0.9  # s; what fills the whole second has no beginning or no end
 
 

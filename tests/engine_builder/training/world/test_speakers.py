@@ -90,7 +90,7 @@ def test_a_crowd_is_split_by_speaker_and_trimmed_in_noise(many: Path) -> None:
             assert peak(said[0]) == pytest.approx(300 + 40 * digit, abs=5)
 
 
-def test_half_of_the_people_of_training_are_strangers(folder: Path, many: Path, tmp_path: Path) -> None:
+def test_most_people_of_training_are_strangers(folder: Path, many: Path, tmp_path: Path) -> None:
     people = People.load(folder).and_crowd(many)
     assert people.speakers == ("ada", "bob", CROWD)
     cast = Cast(
@@ -98,8 +98,8 @@ def test_half_of_the_people_of_training_are_strangers(folder: Path, many: Path, 
     )
     rng = np.random.default_rng(1)
     drawn = [cast.speaker(rng).person for _ in range(2000)]
-    assert drawn.count(2) / 2000 == pytest.approx(0.3, abs=0.04)
-    assert drawn.count(0) / 2000 == pytest.approx(0.15, abs=0.04)
+    assert drawn.count(2) / 2000 == pytest.approx(0.39, abs=0.04)
+    assert drawn.count(0) / 2000 == pytest.approx(0.105, abs=0.04)
     clip = cast.word(rng, Speaker(0, 2), "en", "three")
     assert np.isfinite(clip).all()
     alone = Cast(cast.bank, People.strangers(many))

@@ -28,10 +28,13 @@ def test_all_fields() -> None:
         "hold_open": True,
         "resume": True,
         "home": "token",
+        "echo_canceller": False,
     }
     for raw in (json.dumps(given), json.dumps(given).encode()):
         options = SessionOptions.parse(raw, LIMITS)
-        assert options == SessionOptions("Grüß Gott", MAX_SEED, Window(0, 9), 16, True, True, "token", frozenset(given))
+        assert options == SessionOptions(
+            "Grüß Gott", MAX_SEED, Window(0, 9), 16, True, True, "token", frozenset(given), echo_canceller=False
+        )
 
 
 @pytest.mark.parametrize(
