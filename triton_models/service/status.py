@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -67,10 +68,10 @@ class Heartbeat:
     calls `also`.
 
     `beat` is `time.monotonic()`. A snapshot that raises stops the beat: what cannot describe itself is out of order; a
-    write that fails does not. The thread gives freed memory back to the system, and ends this process when its parent
-    is gone (killed, so that nobody told it), which Triton's own stub may not live up to while threads of ours wait for
-    an answer. (A launcher's server has a guard besides, `launcher/child.py`: this thread comes to nothing where another
-    waits for the dead parent and keeps the interpreter's lock.)
+    write that fails does not. The thread looks for garbage and gives freed memory back to the system, and ends this
+    process when its parent is gone (killed, so that nobody told it), which Triton's own stub may not live up to while
+    threads of ours wait for an answer. (A launcher's server has a guard besides, `launcher/child.py`: this thread comes
+    to nothing where another waits for the dead parent and keeps the interpreter's lock.)
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Heartbeat:
         while not self._stop.wait(BEAT_SECONDS):
             if time.monotonic() - trimmed >= TRIM_SECONDS:
                 trimmed = time.monotonic()
+                gc.collect()
                 _trim(0)
             if os.getppid() != self._parent:
                 os.kill(os.getpid(), signal.SIGKILL)

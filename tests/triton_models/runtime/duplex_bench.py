@@ -127,8 +127,8 @@ class Models:
         self.log.append((what, job))
         if gate := self.gates.get((what, unit)):
             gate.wait()
-        if error := self.errors.get((what, unit)):
-            raise error
+        if (what, unit) in self.errors:
+            raise self.errors[what, unit]  # a name for it here would hold the frames that it goes through
         match job:
             case ThinkJob():
                 history = HistoryView(np.array([1 + unit], np.int64), np.array([[0, 1]], np.int64))

@@ -267,7 +267,9 @@ class Duplex:
             self._end(talk, error)
 
     def _end(self, talk: Conversation, error: SessionError) -> None:
-        talk.failure = talk.failure or error
+        # A copy: what was raised holds the frames that it came through, and they hold the session until the garbage
+        # collector looks, which it seldom does.
+        talk.failure = talk.failure or SessionError(error.code, error.message)
         self.table.end(talk.session, str(error))
 
     def _release(self, session: Session, reason: str) -> None:
