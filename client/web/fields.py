@@ -85,4 +85,9 @@ def of_model(call: Call, video: bool) -> dict[str, Any]:
 
 
 # Of the model's start request, by their place in a session object.
-MODEL_OPTIONS: dict[str, Read] = {"wan.seed": whole, "wan.solver_steps": whole, "wan.retention": as_given}
+MODEL_OPTIONS: dict[str, Read] = {
+    "wan.seed": whole,
+    "wan.solver_steps": whole,
+    "wan.retention": as_given,
+    "wan.echo_canceller": as_given,
+}

@@ -89,6 +89,16 @@ def test_a_persona_is_heeded_and_a_bad_one_refused(server: Any) -> None:
     assert not np.array_equal(with_it.pcm, without.pcm)
 
 
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_loudspeaker_is_noticed(server: Any, cancelled: bool) -> None:
+    """What the agent said comes back at half its level, and nothing else is in the microphone."""
+    stream = server.stream()
+    answers = [stream.ask(1, 0, options={} if cancelled else {"echo_canceller": False})]
+    for unit in range(1, 16):
+        answers.append(stream.ask(1, unit, pcm=0.5 * answers[-1].pcm, end=unit == 15))
+    assert any("echo" in answer.info for answer in answers) == cancelled
+
+
 def test_interleaved_sessions_equal_each_alone(server: Any) -> None:
     """Integer and string ids, different voices, prompts, seeds and retention; always two units under way."""
     starts = {

@@ -54,7 +54,7 @@ class SessionConfig:
     transcription: dict[str, Any] | None = field(default_factory=lambda: dict(_TRANSCRIPTION))
     video: bool = False
     voice: str = ""  # as it was asked for; see Personas.in_force
-    options: dict[str, Any] = field(default_factory=dict)  # seed, solver_steps, retention
+    options: dict[str, Any] = field(default_factory=dict)  # of `MODEL_OPTIONS`
     ignored: tuple[str, ...] = ()  # what clients gave that nothing here answers to
 
     @property
