@@ -35,11 +35,11 @@ def goals(presets: dict[str, dict[str, Any]], steps: Sequence[dict[str, Any]]) -
     for name, result in presets.items():
         floor, plain, own = result.get("sessions_floor"), result.get("plain_sessions"), result.get("sessions")
         share = own / floor if own is not None and floor else None
-        text = f">= {SHARE_OF_FLOOR:.0%} of {floor}, which the ceilings allow"
+        text = f">= {SHARE_OF_FLOOR:.0%} of {'those' if floor is None else floor}, which the ceilings allow"
         found.append(_goal(f"{name}: sessions on time", text, share, lambda s: s >= SHARE_OF_FLOOR, percent=True))
         # Plain PyTorch that keeps no session on time is beaten by any that does.
         times = None if own is None or plain is None else own / plain if plain else float("inf") if own else 0.0
-        text = f">= {TIMES_PLAIN:g} times the {plain} of plain PyTorch"
+        text = f">= {TIMES_PLAIN:g} times {'those' if plain is None else f'the {plain}'} of plain PyTorch"
         found.append(_goal(f"{name}: sessions on time", text, times, lambda x: x >= TIMES_PLAIN))
         wide = [r["share_matmul"] for r in _rows(steps, name, "perform") if r["batch"] >= MATMUL_BATCH]
         text = f">= {SHARE_OF_MATMUL:.0%} of the product ceiling at batch >= {MATMUL_BATCH}"

@@ -26,8 +26,7 @@ from engine_builder.config import FRAMES_PER_UNIT, UNIT_MS, ModelConfig
 from triton_models.planner.policies import step_level
 from triton_models.planner.simulate import capacity
 from triton_models.planner.workload import Workload
-from triton_models.runtime.budget.costs import CostTable
-from triton_models.runtime.budget.probe import probe
+from triton_models.runtime.budget import probe as cost_probe
 from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS
 from triton_models.runtime.performer.scheduler import StepScheduler
 from triton_models.service.load import load_engines
@@ -128,16 +127,18 @@ def main() -> None:
     engines = load_engines(directory, (*THINKER_STEPS, *PERFORMER_STEPS), device=device)
     save("loaded after s", round(time.monotonic() - begin, 1))
     steps = config.solver.steps
-    if smoke:
-        costs, history, predicted = CostTable.linear({"perform": (1.0, 1.0)}), 0, 1
-    else:
-        costs = probe(engines, directory, PAGE_TOKENS, 1, device=device)
-        save("costs", [[cost.step, cost.batch, cost.history, round(cost.ms, 3)] for cost in costs.costs])
-        # A model with random weights writes as many words as it may.
-        slots = (config.language.slots,) * 2
-        history = history_tokens(config, amount.window * UNIT_MS / 1e3, slots[0])
-        load = Workload(seconds=20.0, solver_steps=steps, devices=1, history=history, slots=slots, warmup_seconds=2.0)
-        predicted = capacity(load, costs, step_level(amount.batch), seeds=2, limit=amount.most)
+    if smoke:  # in the interpreter a call takes as long as a session of the day
+        cost_probe.ROUNDS = cost_probe.REPEATS = 1
+    costs = cost_probe.probe(engines, directory, PAGE_TOKENS, 1, device=device)
+    save("costs", [[cost.step, cost.batch, cost.history, round(cost.ms, 3)] for cost in costs.costs])
+    # A model with random weights writes as many words as it may.
+    slots = (config.language.slots,) * 2
+    history = history_tokens(config, amount.window * UNIT_MS / 1e3, slots[0])
+    warm_up = min(2.0, amount.seconds / 2)
+    load = Workload(
+        seconds=amount.seconds, solver_steps=steps, devices=1, history=history, slots=slots, warmup_seconds=warm_up
+    )
+    predicted = capacity(load, costs, step_level(amount.batch), seeds=2, limit=amount.most)
     save("predicted sessions", predicted)
     scheduler = StepScheduler(costs, amount.batch, history=history, degrade=False)  # as the simulation's
     with LocalRuntime(engines, pages=pool, page_tokens=PAGE_TOKENS, scheduler=scheduler) as runtime:

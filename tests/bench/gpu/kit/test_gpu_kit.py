@@ -32,6 +32,10 @@ def results(tmp_path: Path) -> Path:
         "v0.1-8b,bfloat16,perform,1,15.4,15.0,7.26,40,0.48,0.2\n",
         "v0.1-8b/gpu_units.csv": "preset,unit_ms,unit_floor_ms,sessions,sessions_floor,plain_sessions\n"
         "v0.1-8b,81.5,47.1,2,3,1\n",
+        "v0.1-8b/gpu_goals.csv": "name,goal,got,met\n"
+        '"v0.1-8b: unit, ms",<= 110,81.5,True\n'
+        'v0.1-8b: sessions on time,">= 60% of 3, which the ceilings allow",67%,True\n'
+        "v0.1-8b: sessions on time,>= 2 times those of plain PyTorch,not measured,\n",
         "overlap/overlap.json": '{"two streams": {"ov',  # cut short
     }
     for name, text in files.items():
@@ -47,12 +51,16 @@ def test_the_report_has_what_was_measured_and_says_what_was_not(results, tmp_pat
     assert "| `v0.2-8b` | not yet run | not yet run |" in text
     assert "| thinker and performer overlap, one process | >= 1.3 | not yet run | not yet run |" in text
     assert "| `v0.1-8b` perform, FP8 against bf16 | >= 1.5 | not yet run | not yet run |" in text
+    assert "| v0.1-8b: unit, ms | <= 110 | 81.5 | True |" in text
+    assert "| v0.1-8b: sessions on time | >= 60% of 3, which the ceilings allow | 67% | True |" in text
+    assert "| v0.1-8b: sessions on time | >= 2 times those of plain PyTorch | not yet run | not yet run |" in text
     assert "Stages that failed: overlap (stopped at its limit)." in text
     assert [row["name"] for row in csv.DictReader((tmp_path / "csv/gpu_facts.csv").open())] == ["gpu", "torch"]
     report.figure(results, tmp_path / "csv")
     assert (tmp_path / "csv/gpu_steps.svg").stat().st_size > 1000
     nothing = report.readme(tmp_path / "none")
-    assert nothing.count("not yet run") >= 4 * 5 + 8
+    assert nothing.count("not yet run") == 4 * 5 + 2 * (2 + 4 * 4) + 11, "each preset, each goal, overlap, memory, FP8"
+    assert "| v0.1-8b: unit, ms | <= 110 | not yet run | not yet run |" in nothing
     assert "no GPU" in nothing
 
 

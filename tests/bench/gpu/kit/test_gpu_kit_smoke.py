@@ -11,6 +11,8 @@ import day
 import pack
 import pytest
 
+from triton_models.runtime.budget.costs import STEPS
+
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 TWIN = Path(os.environ.get("GPU_VENV", Path.home() / ".cache/wan-streamer-triton/gpu-venv"))
 
@@ -40,3 +42,6 @@ def test_every_stage_runs_with_the_versions_of_the_gpu_machine(twin: Path, tmp_p
         "triton": "3.6",
         "numpy": "2.5",
     }
+    served = json.loads((out / "served/served.json").read_text())
+    assert {row[0] for row in served["costs"]} == set(STEPS)  # measured, and simulated with, as on the day
+    assert {"predicted sessions", "served sessions", "agree"} <= served.keys()
