@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from engine_builder.manifest import TENSORRT_MODULES, EngineEntry, Manifest, TensorSpec
-from triton_models.runtime.budget.probe import keeping_place, private_place
 from triton_models.runtime.engines.engine import PERFORMER_STEPS, EngineError, EngineSet
 from triton_models.runtime.kv.pool import Pool
 
@@ -27,7 +26,7 @@ from ..cuda.device_pool import to_bits
 from ..cuda.staging import Slot
 from .call import Call, Copies
 from .probe import probe
-from .runtime_cache import CacheFile
+from .runtime_cache import CacheFile, place_of
 from .solver_bank import PlanBank, Shapes
 
 MAX_PROMPTS = 8  # lengths of prompt passes that are kept beside all block and slot passes
@@ -296,8 +295,7 @@ def load_engines(
     cuda = cuda or CudaRuntime()
     streams: dict[str, CudaRuntime] = dict.fromkeys(PERFORMER_STEPS, performer_cuda or cuda)
     limits = Limits(int(manifest.limits["max_batch"]), int(manifest.limits["max_pages"]))
-    # Compiled kernels are code that no signature covers: who asks for one takes them from nobody but this user.
-    place = keeping_place(engine_dir) if trusted_key is None else private_place(engine_dir)
+    place = place_of(engine_dir, trusted_key)
     engines = {}
     for step, entry in manifest.engines.items():
         if step in steps:

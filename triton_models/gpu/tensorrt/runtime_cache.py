@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from triton_models.runtime.budget.probe import keeping_place, private_place
+
 MOST_BYTES = 256 << 20  # of a file that is read or written
 _log = logging.getLogger(__name__)
+
+
+def place_of(engine_dir: Path, trusted_key: Path | None) -> Path:
+    """Where the files of an engine directory lie. They are code that no signature covers: who asks for one takes them
+    from nobody but this user."""
+    return keeping_place(engine_dir) if trusted_key is None else private_place(engine_dir)
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class CacheFile:
 
     def save(self, cache: Any) -> None:
         """Writes what an `IRuntimeCache` holds, for this user alone, if the file holds something else. Never raises."""
-        kernels = bytes(cache.serialize())
+        kernels = bytes(memoryview(cache.serialize()))
         if len(kernels) > MOST_BYTES:
             _log.warning("%s: expected at most %d bytes, got %d; not written", self.path, MOST_BYTES, len(kernels))
             return

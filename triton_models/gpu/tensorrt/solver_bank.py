@@ -99,8 +99,8 @@ class PlanBank:
         self._scatter()
         self._cuda.copy(self._pinned, self._place(slot), self._layout.places["rope_cos"])
         self._cuda.synchronize()
-        out = self._host.copies(1)
-        return out["x_video"][0], out["x_audio"][0]
+        x_video, x_audio = (self._host.arrays[name][0].copy() for name in NOISY)
+        return x_video, x_audio
 
     def drop(self, slot: int) -> None:
         """Gives a slot back; what is in it stays until the next unit."""

@@ -32,7 +32,7 @@ from triton_models.gpu.cuda.device_pool import DevicePool
 from triton_models.gpu.tensorrt import runtime_cache
 from triton_models.gpu.tensorrt.engine import PlanEngine, load_engines
 from triton_models.gpu.tensorrt.probe import probe
-from triton_models.gpu.tensorrt.runtime_cache import CacheFile
+from triton_models.gpu.tensorrt.runtime_cache import CacheFile, place_of
 from triton_models.runtime.engines.engine import EngineError
 from triton_models.runtime.kv.pages import Span
 
@@ -216,6 +216,15 @@ def test_a_runtime_cache_that_is_damaged_is_ignored_and_replaced(
     monkeypatch.setattr(runtime_cache, "MOST_BYTES", 3)
     engine.keep_compiled()
     assert "expected at most 3 bytes, got 9; not written" in caplog.text
+
+
+def test_beside_signed_engines_no_code_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    engines = tmp_path / "engines"
+    engines.mkdir()
+    (engines / "manifest.json").write_text("{}")
+    assert place_of(engines, None) == engines
+    assert place_of(engines, tmp_path / "key").is_relative_to(tmp_path / "cache")
 
 
 def test_enterprise_tensorrt_has_no_runtime_cache(model, cuda, tmp_path):
