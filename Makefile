@@ -122,6 +122,7 @@ bench: $(ENGINES)/manifest.json  ## Scheduler, policies, overhead, an hour: buil
 	$(PY) tests/bench/bench_scheduler.py
 	$(PY) tests/bench/bench_think.py --checkpoint $(CHECKPOINT) --engines $(ENGINES)
 	$(PY) tests/bench/bench_guard.py
+	$(PY) tests/bench/bench_canceller.py
 	$(PY) tests/bench/bench_policies.py --engines $(ENGINES)
 	$(PY) tests/bench/bench_overhead.py --engines $(ENGINES)
 	$(PY) tests/bench/bench_hour.py --engines $(ENGINES)
