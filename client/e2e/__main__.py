@@ -127,6 +127,7 @@ def row(transport: str, rtt: float, loss: float, probe: dict[str, Any]) -> Row:
         jitter_buffer=buffered,
         units=sound - rtt - model - server_ms - codec - buffered,
         concealed=probe["concealed"],
+        lips_ms=feel.lips(probe["pictures"], *feel.quanta(probe["out"], QUANTUM)),
         load=os.getloadavg()[0],
     )
 

@@ -14,6 +14,7 @@ LOUD = 0.1  # share of the loudest quantum, from which there is a voice
 PAUSE = 0.6  # seconds without one end a word
 WAIT = 2.0  # seconds for an answer
 CHANGED = 4.0  # times the picture's usual change from one to the next
+STEP, MOST_LAG = 0.01, 0.25  # seconds: of lip sync
 STAGES = ("perceive", "think", "perform", "render")
 # Frames of 20 ms each way, 6.5 ms of look-ahead up and 2.5 down; PCM over a WebSocket has neither.
 CODEC_MS = {"webrtc": 20 + 6.5 + 20 + 2.5, "websocket": 0.0}
@@ -33,9 +34,14 @@ class Word:
 
 def voiced(blocks: Sequence[tuple[float, Sequence[int]]], quantum: float) -> tuple[Times, NDArray[np.bool_]]:
     """Time of each quantum of sound, and whether there is a voice in it."""
-    times = np.concatenate([start + quantum * np.arange(len(peaks)) for start, peaks in blocks])
-    peaks = np.concatenate([np.asarray(peaks, np.float64) for _, peaks in blocks])
+    times, peaks = quanta(blocks, quantum)
     return times, peaks > LOUD * np.percentile(peaks, 99.5)
+
+
+def quanta(blocks: Sequence[tuple[float, Sequence[int]]], quantum: float) -> tuple[Times, Times]:
+    """Time and peak of each quantum of sound."""
+    times = np.concatenate([start + quantum * np.arange(len(peaks)) for start, peaks in blocks])
+    return times, np.concatenate([np.asarray(peaks, np.float64) for _, peaks in blocks])
 
 
 def ends(times: Times, loud: NDArray[np.bool_]) -> list[float]:
@@ -71,6 +77,31 @@ def _change(pictures: Sequence[tuple[float, Sequence[int]]], end: float) -> floa
     usual = float(np.median(before)) if before else 0.0
     changed = [at for at, step in steps if at > end and step > max(0.5, CHANGED * usual)]
     return (changed[0] - end) * 1e3 if changed else None
+
+
+def lips(pictures: Sequence[tuple[float, Sequence[int]]], times: Times, loudness: Times) -> float:
+    """Milliseconds by which the mouth is later than the voice, as loudspeaker and screen give them; negative: earlier.
+
+    The lag at which some part of the picture follows the voice's loudness best; nan if nothing moves.
+    """
+    at, seen = np.array([at for at, _ in pictures]), np.array([p for _, p in pictures], np.float64)
+    if at.size < 2 or times.size < 2:
+        return float("nan")
+    grid = np.arange(max(at[0], times[0]), min(at[-1], times[-1]), STEP)
+    frame = max(1, round(0.04 / float(np.median(np.diff(times)))))  # a mouth has one opening a frame
+    voice = np.interp(grid, times, np.convolve(loudness, np.full(frame, 1 / frame), "same"))
+    parts = seen[np.searchsorted(at, grid, "right") - 1]
+    lags = range(-round(MOST_LAG / STEP), round(MOST_LAG / STEP) + 1)
+    inside = slice(len(lags), -len(lags))
+    parts = parts[:, parts[inside].std(axis=0) > 0.5]
+    if not parts.size or grid.size <= 3 * len(lags) or not voice[inside].std():
+        return float("nan")
+
+    def followed(lag: int) -> float:
+        moved = np.roll(parts, -lag, axis=0)[inside]
+        return float(np.nanmax(np.abs(np.corrcoef(voice[inside], moved, rowvar=False)[0, 1:])))
+
+    return 1e3 * STEP * max(lags, key=followed)
 
 
 def longest_silence(times: Times, loud: NDArray[np.bool_]) -> float:

@@ -23,7 +23,8 @@ SPAN_MS = 1000.0
 
 @dataclass(frozen=True)
 class Row:
-    """One transport behind one network; milliseconds are medians. units: the rest, most of it until a unit is full."""
+    """One transport behind one network; milliseconds are medians. units: the rest, most of it until a unit is full.
+    lips_ms: see `feel.lips`."""
 
     transport: str
     rtt_ms: float
@@ -41,6 +42,7 @@ class Row:
     jitter_buffer: float
     units: float
     concealed: float
+    lips_ms: float
     load: float
 
     @property
@@ -60,13 +62,15 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     parts = " + ".join(part.replace("_", " ") for part, _ in PARTS)
-    lines = [f"| over | round trip | loss | first sound, median (p90) | {parts} | first picture | answered, right |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    heads = ("over", "round trip", "loss", "first sound, median (p90)", parts, "first picture", "mouth after voice")
+    lines = [f"| {' | '.join((*heads, 'answered, right'))} |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
     for r in rows:
         sound = f"{r.sound_ms:.0f} ms ({r.sound_p90_ms:.0f})"
         counts = f"{r.answered} of {r.words}, {r.right}"
         where = " + ".join(f"{getattr(r, part):.0f}" for part, _ in PARTS)
-        cells = (r.transport, f"{r.rtt_ms:g} ms", f"{r.loss:.0%}", sound, where, f"{r.picture_ms:.0f} ms", counts)
+        seen = (f"{r.picture_ms:.0f} ms", f"{r.lips_ms:.0f} ms")
+        cells = (r.transport, f"{r.rtt_ms:g} ms", f"{r.loss:.0%}", sound, where, *seen, counts)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -31,7 +31,8 @@ _FLOOR = 1e-6
 
 
 class EchoCanceller:
-    """Of one session; call `clean` once a unit, in order. About 0.6 ms a unit after the agent spoke, else nothing."""
+    """Of one session; call `clean` once a unit, in order. 0.7 ms a unit after the agent spoke (`bench_canceller.py`),
+    else nothing."""
 
     def __init__(self, unit_samples: int) -> None:
         self._block = unit_samples // BLOCKS
