@@ -34,9 +34,8 @@ class Echo:
         size = agent_pcm.size
         if rng.random() >= self.share:
             return np.zeros(size, dtype=np.float32)
-        path = self.path(rng)
-        heard = [path.heard(unit) for unit in agent_pcm[:-1]]
-        out = np.concatenate([np.zeros(UNIT, dtype=np.float32), *heard])
+        out = np.zeros(size, dtype=np.float32)
+        out[UNIT:] = warps.convolved(agent_pcm[:-1].reshape(-1), self.path(rng).impulse)[: size - UNIT]
         if rng.random() < self.residue:
             # A canceller lets bursts through: a slow random gate, often shut.
             gate = np.clip(rng.normal(0.2, 0.5, size // 800 + 2), 0.0, 1.0)
@@ -48,13 +47,12 @@ class EchoPath:
     """From loudspeaker to microphone, unit by unit: what is played comes back through `impulse` [N]."""
 
     def __init__(self, impulse: Pcm) -> None:
-        self._size = UNIT + impulse.size - 1
-        self._transfer = np.fft.rfft(impulse, self._size)
+        self.impulse = impulse
         self._later = np.zeros(impulse.size - 1, dtype=np.float32)
 
     def heard(self, played: Pcm) -> Pcm:
         """What the microphone hears while `played` [2560] is played, float32 [2560]; the rest comes with the next."""
-        out = np.fft.irfft(np.fft.rfft(played, self._size) * self._transfer, self._size).astype(np.float32)
+        out = warps.convolved(played, self.impulse)
         out[: self._later.size] += self._later
         self._later = out[UNIT:]
         return out[:UNIT]

@@ -53,7 +53,7 @@ def warp(clip: Pcm, rng: np.random.Generator, spread: Spread) -> Pcm:
 
 def in_room(pcm: Pcm, rng: np.random.Generator) -> Pcm:
     """The same samples in a `room`."""
-    return _convolved(pcm, room(rng))[: pcm.size]
+    return convolved(pcm, room(rng))[: pcm.size]
 
 
 def room(rng: np.random.Generator) -> Pcm:
@@ -147,7 +147,8 @@ def _overlapped(frames: NDArray[np.float64], hop: int) -> Pcm:
     return (out / 1.5).astype(np.float32)  # sum of squared Hann windows at a quarter's hop
 
 
-def _convolved(pcm: Pcm, response: Pcm) -> Pcm:
+def convolved(pcm: Pcm, response: Pcm) -> Pcm:
+    """All of it: as long as both together, but for one sample."""
     size = pcm.size + response.size - 1
     n = _fast(size)
     return np.fft.irfft(np.fft.rfft(pcm, n) * np.fft.rfft(response, n), n)[:size].astype(np.float32)
