@@ -4,7 +4,8 @@ Word tokens carry their leading space, as in GPT-2's byte-level BPE, so the text
 sentence. There are no merges: a word is found whole in the vocabulary or spelt out in UTF-8 bytes.
 The special tokens of `LanguageConfig` are vocabulary entries but no "added" tokens: typing `<speak>` yields the bytes
 of that text, never the token, so a user cannot forge a state. So are the tokens of the transcript: a model that heard
-"two" writes `<heard:two>`, a token of its own beside the word that it says.
+"two" writes `<heard:two>`, a token of its own beside the word that it says. And those of the notes that a model writes
+to itself, `<note:said 2>`, which nobody else reads.
 """
 
 from __future__ import annotations
@@ -33,13 +34,27 @@ TINY_WORDS: tuple[str, ...] = (
 TINY_HEARD: tuple[str, ...] = (
     *TINY_WORDS[:20],  # digits
     *("hello", "thanks", "goodbye", "hallo", "danke", "tschüss"),
+    *("again", "what did i say", "nochmal", "was habe ich gesagt"),
 )
+# What a model notes for later: what it answered last, and the user's last digit.
+TINY_NOTES: tuple[str, ...] = (
+    *(f"digit {digit}" for digit in range(10)),
+    *(f"colour {colour}" for colour in TINY_WORDS[30:36]),
+    *("greeting", "thanks", "farewell"),
+    *(f"said {digit}" for digit in range(10)),
+)
+NOTE = re.compile("<note:(.+)>", re.DOTALL)
 HEARD = re.compile("<heard:(.+)>", re.DOTALL)  # how any vocabulary spells a token of the transcript, in plain text
 
 
 def heard_token(text: str) -> str:
     """The token by which a model says that it heard `text`."""
     return f"<heard:{text}>"
+
+
+def note_token(text: str) -> str:
+    """The token by which a model notes `text` for itself."""
+    return f"<note:{text}>"
 
 
 def _byte_characters() -> list[str]:
@@ -56,7 +71,7 @@ def _visible(word: str) -> str:
 
 
 def tiny_vocabulary(language: LanguageConfig | None = None) -> dict[str, int]:
-    """Token -> id: the special tokens where `language` has them, then bytes, words, and the transcript's tokens.
+    """Token -> id: the special tokens where `language` has them, then bytes, words, the transcript's tokens and notes.
 
     Raises ValueError if `language.vocab_size` is too small.
     """
@@ -66,6 +81,7 @@ def tiny_vocabulary(language: LanguageConfig | None = None) -> dict[str, int]:
     taken = set(vocabulary.values())
     free = (i for i in range(language.vocab_size) if i not in taken)
     tokens = [*_byte_characters(), *(_visible(word) for word in TINY_WORDS), *map(heard_token, TINY_HEARD)]
+    tokens += map(note_token, TINY_NOTES)
     for token in tokens:
         number = next(free, None)
         if number is None:
@@ -102,3 +118,9 @@ def heard_ids(language: LanguageConfig | None = None) -> dict[str, int]:
     """What a user may say -> id of the token that says it was heard."""
     vocabulary = tiny_vocabulary(language)
     return {text: vocabulary[heard_token(text)] for text in TINY_HEARD}
+
+
+def note_ids(language: LanguageConfig | None = None) -> dict[str, int]:
+    """What a model may note for itself -> token id."""
+    vocabulary = tiny_vocabulary(language)
+    return {text: vocabulary[note_token(text)] for text in TINY_NOTES}

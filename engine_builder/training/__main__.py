@@ -47,7 +47,7 @@ def _train(arguments: argparse.Namespace) -> None:
     def show(row: dict[str, float]) -> None:
         if row["step"] % 20 == 0:
             parts = "  ".join(
-                f"{name} {row[name]:.4g}" for name in ("state", "text", "heard", "audio", "video", "rate")
+                f"{name} {row[name]:.4g}" for name in ("state", "text", "heard", "notes", "audio", "video", "rate")
             )
             console.print(f"{int(row['step']):5d}  {row['seconds']:7.0f} s  {parts}")
 

@@ -123,6 +123,7 @@ class Evaluation:
             "strangers": "strangers",
             "foreign_synth": "Flite",
             "echo": "loudspeaker, -12 dB",
+            "memory": "after a minute without digits",
         }
         for group, row in rows.items():
             if results.template(group):

@@ -9,8 +9,8 @@ recipe was mended; the two left-out timbres were not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from engine_builder.training.world.echo import Echo
 from engine_builder.training.world.scenario import Habits
@@ -32,6 +32,13 @@ _TYPED = replace(_USUAL, typed=0.6, card=0.05, barge_in=0.2, backchannel=0.1)
 # Users of whom only English digits are known.
 _DIGITS = replace(_USUAL, digit=1.0, social=0.0, card=0.0, typed=0.0, murmur=0.0, backchannel=0.0, foreign=0.0)
 _LOUDSPEAKER = Echo(level=(-12.0, -12.0), delay=(0.12, 0.12))
+# A digit or two, a minute without any, and then one question for what was said or answered before it.
+_FIRST_DIGITS, _MINUTE_WITHOUT = 24, 24 + MINUTE
+_TOLD = replace(_DIGITS, idle=0.0, pause=0.3, barge_in=0.0)
+_NOTHING = replace(_TOLD, digit=0.0, murmur=0.1, idle=0.9)
+_OTHER_TALK = replace(_USUAL, digit=0.0, typed=0.0, idle=0.3)
+_ASKING = replace(_TOLD, digit=0.0, again=0.5, recall=0.5, pause=1000.0)
+_ASKED_FOR_DIGIT = replace(_ASKING, again=0.0)
 _MURMURS = replace(_USUAL, backchannel=0.8, barge_in=0.0, card=0.05, typed=0.05)
 
 
@@ -41,6 +48,7 @@ class Part:
 
     way: 'engines' (engines and serving runtime), 'degraded' (the same, late now and then), 'torch' (the model in
     PyTorch, in `precision`), 'oracle' (the one-pass model beside the engines).
+    habits, later: of the user, and other ones from a unit on.
     cast: who speaks (`work.cast`).  language: the persona's, drawn if None.  echo: the way of what the model says from
     the user's loudspeaker into the microphone.
     group: the figures that it adds to.
@@ -53,6 +61,7 @@ class Part:
     group: str = "main"
     way: str = "engines"
     habits: Habits = _USUAL
+    later: Mapping[int, Habits] = field(default_factory=dict)
     quiet: bool = False
     cast: str = "held_out"
     language: str | None = None
@@ -85,7 +94,17 @@ def main_parts(talks: int, quiet: int, sessions: int, minutes: int) -> list[Part
         Part("left-out voices", dense, 120, _FIRST_SEED + 5000, group="left-out voices", cast="left_out"),
     ]
     echoes = Part("loudspeaker, -12 dB after 120 ms", dense, 150, _FIRST_SEED + 5500, group="echo", echo=_LOUDSPEAKER)
-    parts.append(echoes)
+    remember = Part("", dense, _MINUTE_WITHOUT + 48, _FIRST_SEED + 5700, group="memory", habits=_TOLD)
+    parts += [
+        echoes,
+        replace(remember, name="a minute of nothing", later={_FIRST_DIGITS: _NOTHING, _MINUTE_WITHOUT: _ASKING}),
+        replace(
+            remember,
+            name="a minute of other talk",
+            seed=remember.seed + 100,
+            later={_FIRST_DIGITS: _OTHER_TALK, _MINUTE_WITHOUT - 24: _NOTHING, _MINUTE_WITHOUT: _ASKED_FOR_DIGIT},
+        ),
+    ]
     return [part for part in parts if part.talks and part.units]
 
 

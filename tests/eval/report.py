@@ -32,7 +32,7 @@ _VARIANT = ("answers", "answer_accuracy_text", "text_points", "answer_accuracy_a
 
 
 _SPEAKERS = ("answer_accuracy_text", "answers", "answer_accuracy_audio_judge", "transcript_error_rate",
-             "self_answer_rate", "barge_in_stop_units_p95")  # fmt: skip
+             "self_answer_rate", "barge_in_stop_units_p95", "again_accuracy", "recall_accuracy")  # fmt: skip
 
 
 def misses(found: Mapping[str, Any]) -> list[str]:
@@ -84,8 +84,9 @@ def table(summary: Mapping[str, Any]) -> str:
     if speakers:
         lines += [
             "",
-            "| speakers | right, text | of | right, audio | transcript errors | answers itself | silent after, p95 |",
-            "|---|---|---|---|---|---|---|",
+            "| speakers | right, text | of | right, audio | transcript errors | answers itself | silent after, p95 | "
+            "again | what did I say |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [
             f"| {row} | " + " | ".join(_number(f.get(n)) for n in _SPEAKERS) + " |" for row, f in speakers.items()

@@ -131,7 +131,7 @@ class Worker:
         if studio is None:
             studio = Studio(self.sources.cache, "held_out", cast=cast(part.cast, self.sources))
             self._studios[part.cast] = studio
-        studio.simulator = Simulator(studio.cast, studio.agent, part.habits)
+        studio.simulator = Simulator(studio.cast, studio.agent, part.habits, part.later)
         return studio
 
     def _perform(self, part: Part, talks: list[Conversation], first: int, on_unit: OnUnit | None) -> list[Performance]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine_builder.tokenizer import heard_ids, word_ids
+from engine_builder.tokenizer import heard_ids, note_ids, word_ids
 
 from ..world.scenario import SPEAK, Reaction, Scenario
 from ..world.speech.agent_voice import UNIT
@@ -77,6 +77,7 @@ class Judge:
         self.hear = hear
         self.words = {token: word for word, token in word_ids().items()}
         self.heard = {token: word for word, token in heard_ids().items()}
+        self.silent = self.heard.keys() | set(note_ids().values())  # tokens that are not said
 
     def conversation(self, scene: Scenario, done: Performance, tally: Tally) -> None:
         """Adds one conversation to the tally."""
@@ -144,7 +145,7 @@ class Judge:
 
     def spoken(self, done: Performance) -> list[SpokenWord]:
         """The agent's words cut by its own text timing (by energy, "six" would break in two)."""
-        starts = [(k, token) for k, tokens in enumerate(done.words) for token in tokens if token not in self.heard]
+        starts = [(k, token) for k, tokens in enumerate(done.words) for token in tokens if token not in self.silent]
         out = []
         for i, (unit, token) in enumerate(starts):
             stop = unit + 1
@@ -181,6 +182,7 @@ class Judge:
         tally.count(f"{name}_accuracy_text", right)
         if due.source == "speech":
             tally.count(f"minute_{due.unit // 375}", right)
+            tally.count(f"{due.meaning.kind}_answered", right)
         if found is None:
             tally.count(f"{name}_accuracy_audio_with_misses", False)
             return
@@ -262,6 +264,8 @@ def figures(tally: Tally) -> dict[str, float | None]:
         "backchannel_stop_rate": tally.share("backchannel_stop_rate"),
         "colour_accuracy": tally.share("colour_accuracy_text"),
         "text_input_accuracy": tally.share("text_input_accuracy_text"),
+        "again_accuracy": tally.share("again_answered"),
+        "recall_accuracy": tally.share("recall_answered"),
         "idle_face_blinks": tally.share("idle_face_blinks"),
         "av_sync_ms": tally.percentile("av_lag_ms", 50),
         "av_sync_ms_p95": tally.percentile("av_lag_ms", 95),

@@ -7,18 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
 from engine_builder.model.duplex import DuplexModel
 
 from ..world.conversation import NO_WORD, Conversation, Studio
+from ..world.notes import due
+from ..world.scenario import SPEAK
 from ..world.speech.agent_voice import UNIT
 from .ahead import ahead
 
 _LONGEST_SESSION = 6000  # units: 16 minutes; positions of training reach that far
 _FRESH = 0.35  # share of stretches that start a session
 _WINDOW = 16  # units that a unit sees, its own included, as served
+_SHORTEST = 8  # of the shorter memories: one has notes in it
 _SHORT, _LONG = 0.15, 0.4  # shares of stretches with a shorter, and with the longest memory
 _LONGEST_GAP = 400  # units: a minute
 _QUIET = 0.12  # share of stretches in which nobody says anything
@@ -39,6 +43,7 @@ class Batch:
     state: Tensor  # int64 [B, K]: 0 listen, 1 speak
     word: Tensor  # int64 [B, K]: token id or NO_WORD
     heard: Tensor  # int64 [B, K]: token id or NO_WORD
+    notes: Tensor  # int64 [B, K, 2]: token ids of the notes that are written in a unit, or NO_WORD
     reach: Tensor  # int64 [B]: as in `PackedUnits`, like the next two
     cut: Tensor
     gap: Tensor
@@ -57,7 +62,7 @@ class Memory:
         """A window as served, or a shorter one, or all there is with minutes left out at a quiet moment."""
         units, draw = len(conversation.state), rng.random()
         if draw < _SHORT:
-            return cls(int(rng.integers(4, _WINDOW)))
+            return cls(int(rng.integers(_SHORTEST, _WINDOW)))
         if draw < 1 - _LONG:
             return cls(_WINDOW)
         quiet = [unit for unit in range(4, units - 3) if _quiet(conversation, unit)]
@@ -89,12 +94,12 @@ def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tens
     return video, audio
 
 
-def slot_tokens(config: ModelConfig, state: Tensor, heard: Tensor, word: Tensor) -> Tensor:
-    """Emitted tokens int64 [..., 3] of units: the state, what was heard, the word; `pad_id` at the end for what
-    there is not."""
+def slot_tokens(config: ModelConfig, state: Tensor, heard: Tensor, word: Tensor, notes: Tensor) -> Tensor:
+    """Emitted tokens int64 [..., 3] of units: the state, what was heard, the word, or notes [..., 2]; `pad_id` at the
+    end for what there is not."""
     first = torch.where(heard == NO_WORD, word, heard)
     second = torch.where(heard == NO_WORD, NO_WORD, word)
-    texts = torch.stack((first, second), dim=-1)
+    texts = torch.where(notes == NO_WORD, torch.stack((first, second), dim=-1), notes)
     texts = torch.where(texts == NO_WORD, config.language.pad_id, texts)
     return torch.cat(((config.language.first_state_id + state).unsqueeze(-1), texts), dim=-1)
 
@@ -105,22 +110,30 @@ def collate(model: DuplexModel, conversations: list[Conversation], memories: lis
     state = torch.from_numpy(np.stack([c.state for c in conversations]))
     word = torch.from_numpy(np.stack([c.word for c in conversations]))
     heard = torch.from_numpy(np.stack([c.heard for c in conversations]))
+    notes = torch.from_numpy(np.stack([_written(c, m) for c, m in zip(conversations, memories, strict=True)]))
     return Batch(
         prompt=torch.from_numpy(np.stack([c.prompt for c in conversations])),
         first_unit=torch.tensor([c.first_unit for c in conversations]),
         user_pcm=torch.from_numpy(np.stack([c.user_pcm.reshape(-1) for c in conversations])),
         camera=torch.from_numpy(np.stack([c.camera.reshape(-1, *c.camera.shape[2:]) for c in conversations])),
         text=torch.from_numpy(np.stack([c.typed[:, 0] for c in conversations])),
-        slots=slot_tokens(model.config, state, heard, word),
+        slots=slot_tokens(model.config, state, heard, word, notes),
         z_video=torch.stack([video for video, _ in latents]),
         z_audio=torch.stack([audio for _, audio in latents]),
         state=state,
         word=word,
         heard=heard,
+        notes=notes,
         reach=torch.tensor([memory.reach for memory in memories]),
         cut=torch.tensor([memory.cut for memory in memories]),
         gap=torch.tensor([memory.gap for memory in memories]),
     )
+
+
+def _written(conversation: Conversation, memory: Memory) -> NDArray[np.int64]:
+    known, cut = conversation.notes, memory.cut if memory.gap else 0
+    units = due((conversation.state == SPEAK).tolist(), (known[:, 0] != NO_WORD).tolist(), cut)
+    return np.where(np.array(units)[:, None], known, NO_WORD)
 
 
 def batches(model: DuplexModel, studio: Studio, size: int, units: int, seed: int, first: int = 0) -> Generator[Batch]:

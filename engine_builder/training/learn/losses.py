@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from engine_builder.config import ModelConfig
-from engine_builder.tokenizer import word_ids
+from engine_builder.tokenizer import note_ids, word_ids
 
 from ..world.conversation import NO_WORD
 from ..world.words import COLOURS, LANGUAGES, SOCIAL, Meaning, answer
@@ -19,7 +19,7 @@ from .packed_pass import PackedPass, PackedUnits
 
 _FLOAT32 = ("modulation", "codec", "encoder")  # parts that stay in float32 when the backbone runs in bfloat16
 # Weights of words in the cross-entropy (`<eou>`: 1): rare answers count more, words that follow of themselves less.
-WORD_WEIGHT, FUNCTION_WEIGHT, SOCIAL_WEIGHT, COLOUR_WEIGHT = 6.0, 2.0, 6.0, 12.0
+WORD_WEIGHT, FUNCTION_WEIGHT, SOCIAL_WEIGHT, COLOUR_WEIGHT, NOTE_WEIGHT = 6.0, 2.0, 6.0, 12.0, 2.0
 LOUDNESS_WEIGHT = 0.01  # holds the percepts' scale: a layer norm follows, so nothing else does
 VIDEO_WEIGHT = 0.5
 SPEECH_WEIGHT, SILENCE_WEIGHT = 1.5, 0.7
@@ -33,6 +33,7 @@ def word_weights(config: ModelConfig) -> Tensor:
     """Weight of every token as the target of a text slot, [V]."""
     ids, weights = word_ids(config.language), torch.full((config.language.vocab_size,), WORD_WEIGHT)
     weights[config.language.eou_id] = 1.0
+    weights[[*note_ids(config.language).values()]] = NOTE_WEIGHT
     for language in LANGUAGES:
         for kind in SOCIAL[language]:
             words = answer(Meaning(kind), language)
@@ -53,13 +54,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars. `total` is what is minimised; `text` is of the agent's words, `heard` of the user's; `audio` and `video`
-    are unweighted errors of z_0."""
+    """Scalars. `total` is what is minimised; `text` is of the agent's words, `heard` of the user's, `notes` of the
+    agent's to itself; `audio` and `video` are unweighted errors of z_0."""
 
     total: Tensor
     state: Tensor
     text: Tensor
     heard: Tensor
+    notes: Tensor
     audio: Tensor
     video: Tensor
 
@@ -158,6 +160,10 @@ def joint_loss(
     )
     asked = nn.functional.pad(emitted, (1, 0), value=True)
     errors = entropy(logits[:, :, 1:].flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
+    # What a stretch from the middle of a session begins with comes from before it: it is read, and not asked for.
+    noted = batch.notes[:, :, 0] != NO_WORD
+    given = noted & (batch.first_unit > 0)[:, None] & (torch.arange(noted.shape[1]) == 0)
+    asked = asked & ~given[:, :, None]
     text = (errors * asked * word_weights(step.model.config)[targets]).sum(dim=2).mean()
     heard, speaks = batch.heard != NO_WORD, batch.word != NO_WORD
     told = torch.where(heard, errors[:, :, 1], errors[:, :, 0])
@@ -173,6 +179,7 @@ def joint_loss(
         state=state.detach(),
         text=told.detach()[speaks].mean(),
         heard=errors.detach()[:, :, 0][heard].mean(),
+        notes=errors.detach()[:, :, 0][noted & ~given].mean(),
         audio=audio_error.detach().mean(),
         video=video_error.detach().mean(),
     )

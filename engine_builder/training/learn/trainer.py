@@ -31,7 +31,7 @@ from .muon import Optimiser
 from .packed_pass import PackedPass
 
 _WARMUP = 40
-LOG_FIELDS = ("step", "seconds", "rate", "total", "state", "text", "heard", "audio", "video")
+LOG_FIELDS = ("step", "seconds", "rate", "total", "state", "text", "heard", "notes", "audio", "video")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_builder.config import FRAMES_PER_UNIT, LanguageConfig
-from engine_builder.tokenizer import heard_ids, word_ids
+from engine_builder.tokenizer import heard_ids, note_ids, word_ids
 
 from .camera import Camera, CardShow, sensor_noise_bank
 from .echo import Echo
 from .face import CYCLE_UNITS, film, mouth_levels, poses
+from .notes import Notes
 from .room import Room
 from .scenario import QUIET, Habits, Scenario, Simulator
 from .speech import warps
@@ -36,7 +37,8 @@ class Conversation:
     """K units. Inputs: user_pcm [K, 2560], camera uint8 [K, 4, 64, 64, 3], typed int64 [K, text_tokens] (pad_id where
     nothing), prompt int64 [P]. Targets: agent_pcm [K + 1, 2560] and face uint8 [K + 1, 4, 64, 64, 3], whose first
     unit is the one before unit 0; state int64 [K] (0 listen, 1 speak); word int64 [K], the text token of the unit or
-    NO_WORD; heard int64 [K], the token of the user's word that was understood in the unit, or NO_WORD.
+    NO_WORD; heard int64 [K], the token of the user's word that was understood in the unit, or NO_WORD; notes int64
+    [K, 2], the tokens of what is known after the unit, or NO_WORD.
     `first_unit` is the index of unit 0 in its session."""
 
     scenario: Scenario
@@ -50,6 +52,7 @@ class Conversation:
     state: NDArray[np.int64]
     word: NDArray[np.int64]
     heard: NDArray[np.int64]
+    notes: NDArray[np.int64]
 
 
 class Studio:
@@ -81,6 +84,7 @@ class Studio:
         self._sensor = sensor_noise_bank(2 if held_out else 1)
         self._language = LanguageConfig()
         self._words, self._heard = word_ids(self._language), heard_ids(self._language)
+        self._notes = note_ids(self._language)
         self._split = 1 if held_out else 0
 
     def conversation(
@@ -88,11 +92,12 @@ class Studio:
     ) -> Conversation:
         """Conversation number `seed` of this split: the same arrays for the same arguments.
 
-        `first_unit` > 0 gives a stretch from the middle of a session: unit -1 is an idle agent, not nothing. `quiet`:
+        `first_unit` > 0 gives a stretch from the middle of a session: unit -1 is an idle agent with notes. `quiet`:
         nobody says, types or shows anything, but there may be noise, music and knocks.
         """
         rng = np.random.default_rng([self._split, seed])
-        scene = self.simulator.run(rng, units, language, QUIET if quiet else None)
+        notes = Notes.drawn(rng) if first_unit else None
+        scene = self.simulator.run(rng, units, language, QUIET if quiet else None, notes)
         agent_pcm = self._agent_audio(scene)
         phase = 0 if first_unit == 0 else int(rng.integers(CYCLE_UNITS)) * FRAMES_PER_UNIT
         typed = np.full((units, self._language.text_tokens), self._language.pad_id, dtype=np.int64)
@@ -113,7 +118,11 @@ class Studio:
             state=np.array(scene.state, dtype=np.int64),
             word=np.array([NO_WORD if w is None else self._words[w] for w in scene.starts], dtype=np.int64),
             heard=np.array([NO_WORD if w is None else self._heard[w] for w in scene.heard], dtype=np.int64),
+            notes=np.array([self._noted(notes) for notes in scene.notes], dtype=np.int64),
         )
+
+    def _noted(self, notes: Notes) -> list[int]:
+        return [*(self._notes[text] for text in notes.texts()), NO_WORD, NO_WORD][:2]
 
     def snr(self, rng: np.random.Generator) -> float:
         """Speech over noise, 0 to 35 dB; training hears more of the loud noise, where the mistakes are."""

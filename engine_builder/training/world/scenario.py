@@ -6,10 +6,12 @@ typed and shown until then, and decides unit k with it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from .notes import Notes
 from .speech.agent_voice import UNIT, AgentVoice
 from .speech.cast import Cast, Speaker
 from .speech.voices import Pcm
@@ -63,6 +65,7 @@ class Scenario:
     heard: list[str | None] = field(default_factory=list)  # user's word that was understood in the unit
     playing: list[tuple[tuple[str, ...], int] | None] = field(default_factory=list)  # sentence and unit inside it
     attentive: list[bool] = field(default_factory=list)
+    notes: list[Notes] = field(default_factory=list)  # what is known after the unit
 
 
 @dataclass(frozen=True)
@@ -78,36 +81,52 @@ class Habits:
     barge_in: float = 0.42
     backchannel: float = 0.22
     foreign: float = 0.15  # the user speaks the other language than the persona's
+    again: float = 0.0  # "again" and "what did I say", beside digits and social words
+    recall: float = 0.0
     pause: float = 0.45  # mean seconds between the end of an answer and the user's next word
 
 
 # Training sees the same behaviour as evaluation, only denser: the first word of an answer is what is hard to learn.
-DENSE = Habits(digit=0.50, typed=0.10, card=0.20, barge_in=0.54, backchannel=0.24, foreign=0.22, pause=0.2)
+DENSE = Habits(
+    digit=0.50, again=0.05, recall=0.05, typed=0.10, card=0.20, barge_in=0.54, backchannel=0.24, foreign=0.22, pause=0.2
+)
 # Nobody speaks, types or shows anything.
 QUIET = Habits(digit=0, social=0, typed=0, card=0, murmur=0, idle=1.0)
 
 
 class Simulator:
-    """Writes scenarios. One instance serves any number of them; all randomness comes from the generator passed in."""
+    """Writes scenarios. One instance serves any number of them; all randomness comes from the generator passed in.
 
-    def __init__(self, cast: Cast, agent: AgentVoice, habits: Habits | None = None) -> None:
-        self.cast, self.agent, self.habits = cast, agent, habits or Habits()
+    later: other habits, each from a unit on.
+    """
+
+    def __init__(
+        self, cast: Cast, agent: AgentVoice, habits: Habits | None = None, later: Mapping[int, Habits] | None = None
+    ) -> None:
+        self.cast, self.agent, self.habits, self.later = cast, agent, habits or Habits(), later or {}
 
     def run(
-        self, rng: np.random.Generator, units: int, language: str | None = None, habits: Habits | None = None
+        self,
+        rng: np.random.Generator,
+        units: int,
+        language: str | None = None,
+        habits: Habits | None = None,
+        notes: Notes | None = None,
     ) -> Scenario:
-        """A conversation of `units` units in `language` (drawn if None), with other `habits` if given."""
+        """A conversation of `units` units in `language` (drawn if None), with other `habits` if given, after one that
+        left `notes`."""
         persona = language or LANGUAGES[int(rng.integers(2))]
         scene = Scenario(persona, self.cast.speaker(rng))
-        _Run(self, habits or self.habits, scene, rng, units).play()
+        _Run(self, habits or self.habits, scene, rng, units, notes or Notes()).play()
         return scene
 
 
 class _Run:
     def __init__(
-        self, parent: Simulator, habits: Habits, scene: Scenario, rng: np.random.Generator, units: int
+        self, parent: Simulator, habits: Habits, scene: Scenario, rng: np.random.Generator, units: int, notes: Notes
     ) -> None:
         self.p, self.habits, self.scene, self.rng, self.units = parent, habits, scene, rng, units
+        self.notes = notes
         self.sentence: tuple[str, ...] | None = None
         self.position = self.length = 0
         self.word_starts: list[str | None] = []
@@ -134,6 +153,9 @@ class _Run:
 
     def spoken_meaning(self) -> Meaning:
         h = self.habits
+        asks = h.again + h.recall
+        if asks and self.rng.random() < asks / (h.digit + h.social + asks):
+            return Meaning("again" if self.rng.random() < h.again / asks else "recall")
         if self.rng.random() < h.digit / (h.digit + h.social):
             return Meaning("digit", int(self.rng.integers(10)))
         return Meaning(("greeting", "thanks", "farewell")[int(self.rng.integers(3))])
@@ -180,7 +202,8 @@ class _Run:
 
     # -- agent ----------------------------------------------------------------------------------------------------
     def begin(self, unit: int, meaning: Meaning, source: str) -> None:
-        words = answer(meaning, self.scene.language)
+        words = answer(self.notes.meant(meaning), self.scene.language)
+        self.notes = self.notes.after(meaning)
         self.sentence, self.position = words, 0
         pcm, self.word_starts = self.p.agent.sentence(self.scene.language, words)
         self.length = len(pcm)
@@ -221,6 +244,7 @@ class _Run:
         scene = self.scene
         for unit in range(self.units):
             self.heard = None
+            self.habits = self.p.later.get(unit, self.habits)
             self.hear(unit)
             self.look(unit)
             quiet = self.sentence is None and not self.waiting and self.card_due is None
@@ -238,4 +262,5 @@ class _Run:
                 if self.position == self.length:
                     self.sentence = None
                     self.rest(unit)
+            scene.notes.append(self.notes)
             scene.attentive.append(unit <= self.attentive_until)

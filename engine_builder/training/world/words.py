@@ -20,16 +20,23 @@ SOCIAL: dict[str, dict[str, str]] = {
     "en": {"greeting": "hello", "thanks": "thanks", "farewell": "goodbye"},
     "de": {"greeting": "hallo", "thanks": "danke", "farewell": "tschüss"},
 }
+# Questions for what was said before.
+ASKS: dict[str, dict[str, str]] = {
+    "en": {"again": "again", "recall": "what did i say"},
+    "de": {"again": "nochmal", "recall": "was habe ich gesagt"},
+}
 _PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
         "greeting": ("hello", "say", "a", "number"),
         "thanks": ("you", "are", "welcome"),
         "farewell": ("goodbye",),
+        "unknown": ("say", "a", "number"),
     },
     "de": {
         "greeting": ("hallo", "sag", "eine", "zahl"),
         "thanks": ("gern", "geschehen"),
         "farewell": ("tschüss",),
+        "unknown": ("sag", "eine", "zahl"),
     },
 }
 _SUCCESSOR: dict[str, tuple[str, str]] = {"en": ("comes", "after"), "de": ("kommt", "nach")}
@@ -40,8 +47,9 @@ BACKCHANNELS: tuple[str, ...] = ("[[m-hm-]]", "[[m-:h'm-:]]", "[[m@-hm-]]", "[[m
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a user event says: `kind` is 'digit', 'colour', 'greeting', 'thanks', 'farewell' or 'backchannel';
-    `index` is the digit or the colour, else 0."""
+    """What a user event says: `kind` is 'digit', 'colour', 'greeting', 'thanks', 'farewell', 'again', 'recall' or
+    'backchannel'; `index` is the digit or the colour, else 0. What is answered may also be 'unknown', and of a 'recall'
+    `index` is then the digit."""
 
     kind: str
     index: int = 0
@@ -51,13 +59,15 @@ def spoken(meaning: Meaning, language: str) -> str:
     """The word by which a user of `language` says `meaning`; ValueError for what cannot be said in words."""
     if meaning.kind == "digit":
         return DIGITS[language][meaning.index]
-    if meaning.kind in SOCIAL[language]:
-        return SOCIAL[language][meaning.kind]
-    raise ValueError(f"meaning: expected a digit, greeting, thanks or farewell, got {meaning}")
+    said = SOCIAL[language] | ASKS[language]
+    if meaning.kind in said:
+        return said[meaning.kind]
+    raise ValueError(f"meaning: expected a digit, {', '.join(said)}, got {meaning}")
 
 
 def answer(meaning: Meaning, language: str) -> tuple[str, ...]:
-    """The agent's words, the decisive one first: ('eight', 'comes', 'after', 'seven') to a seven.
+    """The agent's words, the decisive one first: ('eight', 'comes', 'after', 'seven') to a seven. What 'again' and
+    'recall' mean is `Notes.meant`.
 
     A backchannel has no answer: the empty tuple.
     """
@@ -66,6 +76,8 @@ def answer(meaning: Meaning, language: str) -> tuple[str, ...]:
         return (digits[(meaning.index + 1) % 10], *_SUCCESSOR[language], digits[meaning.index])
     if meaning.kind == "colour":
         return (COLOURS[language][meaning.index],)
+    if meaning.kind == "recall":
+        return (DIGITS[language][meaning.index],)
     if meaning.kind == "backchannel":
         return ()
     try:
@@ -76,7 +88,7 @@ def answer(meaning: Meaning, language: str) -> tuple[str, ...]:
 
 def user_words(language: str) -> tuple[str, ...]:
     """Every word that a user of `language` may speak."""
-    return (*DIGITS[language], *SOCIAL[language].values())
+    return (*DIGITS[language], *SOCIAL[language].values(), *ASKS[language].values())
 
 
 def agent_words(language: str) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 Both kinds in use are byte-level BPE (the tiny preset's and Qwen's), so a token stands for bytes and not for characters:
 a character may be split over tokens, and tokens over units. `TextStream` holds back an incomplete character's bytes.
 
-A token spelt `<heard:two>` is no text: the model writes it when it heard "two".
+A token spelt `<heard:two>` is no text: the model writes it when it heard "two". Nor is `<note:said 2>`, which a model
+writes to itself: it stays in the session's history and goes to no client.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders
 
 from engine_builder.config import LanguageConfig
-from engine_builder.tokenizer import HEARD
+from engine_builder.tokenizer import HEARD, NOTE
 
 
 class TextTokenizer:
@@ -30,11 +31,11 @@ class TextTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        spelt = (
-            (number, HEARD.fullmatch(token)) for token, number in tokenizer.get_vocab(with_added_tokens=True).items()
-        )
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True).items()
+        spelt = ((number, HEARD.fullmatch(token)) for token, number in vocabulary)
         self._heard = {number: " " + found[1] for number, found in spelt if found}
-        self._special = frozenset(language.special_ids) | self._heard.keys()
+        notes = {number for token, number in vocabulary if NOTE.fullmatch(token)}
+        self._special = frozenset(language.special_ids) | self._heard.keys() | notes
         self._bytes = _token_bytes(tokenizer)
         highest = max(self._bytes, default=-1)
         if highest >= language.vocab_size:

@@ -1,7 +1,7 @@
-"""Other synthesisers than eSpeak's own: MBROLA's voices through eSpeak, SVOX Pico, and Flite.
+"""Other voices than eSpeak's own: its synthesiser with drawn timbres, MBROLA's voices, SVOX Pico, and Flite.
 
-MBROLA's diphones and Pico train; Flite is never trained with, it judges. All are called as commands and optional:
-`installed` says which are here, `HOW_TO_GET` where they come from.
+Drawn timbres, MBROLA's diphones and Pico train; Flite is never trained with, it judges. All are called as commands and
+optional: `installed` says which are here, `HOW_TO_GET` where they come from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from . import timbres
+
 HOW_TO_GET = {
+    "drawn": "apt-get install espeak-ng",
     "mbrola": "apt-get install mbrola 'mbrola-us?' mbrola-en1 'mbrola-de?' (Debian: non-free; Ubuntu: multiverse)",
     "pico": "apt-get install libttspico-utils (Debian: non-free; Ubuntu: multiverse)",
     "flite": "apt-get install flite",
@@ -29,9 +32,13 @@ _MBROLA = {
     ),
     "de": tuple(f"mb-de{i}" for i in range(1, 9)),
 }
+_DRAWN = {
+    "en": tuple(f"{('en-us', 'en-gb', 'en-gb-x-rp')[i % 3]}+made{i}" for i in range(timbres.COUNT)),
+    "de": tuple(f"de+made{i}" for i in range(timbres.COUNT)),
+}
 _PICO = {"en": ("en-US", "en-GB"), "de": ("de-DE",)}
 _FLITE = {"en": ("kal", "awb", "rms", "slt")}
-TRAINED_WITH = ("mbrola", "pico")
+TRAINED_WITH = ("drawn", "mbrola", "pico")
 _USUAL_PACE = 170  # words a minute of the voices that take a factor instead
 
 
@@ -39,6 +46,8 @@ _USUAL_PACE = 170  # words a minute of the voices that take a factor instead
 def installed() -> dict[str, dict[str, tuple[str, ...]]]:
     """Synthesiser -> language -> the voices of it that are installed."""
     have: dict[str, dict[str, tuple[str, ...]]] = {}
+    if shutil.which("espeak-ng"):
+        have["drawn"] = _DRAWN
     if shutil.which("espeak-ng") and shutil.which("mbrola"):
         have["mbrola"] = {language: tuple(v for v in names if _diphones(v)) for language, names in _MBROLA.items()}
     if shutil.which("pico2wave"):
@@ -53,15 +62,16 @@ def speak(synth: str, text: str, voice: str, pitch: int, speed: int) -> tuple[ND
     pace, tone = speed / _USUAL_PACE, 2.0 ** ((pitch - 50) / 100)
     with tempfile.TemporaryDirectory(prefix="synth-") as folder:
         wave = Path(folder) / "word.wav"
-        if synth == "mbrola":
-            command = ["espeak-ng", "-v", voice, "-p", str(pitch), "-s", str(speed), "-w", str(wave), text]
+        if synth in ("mbrola", "drawn"):
+            data = ["--path", timbres.home().name] if synth == "drawn" else []
+            command = ["espeak-ng", *data, "-v", voice, "-p", str(pitch), "-s", str(speed), "-w", str(wave), text]
         elif synth == "pico":
             marked = f'<speed level="{pace * 100:.0f}"><pitch level="{tone * 100:.0f}">{text}</pitch></speed>'
             command = ["pico2wave", "-l", voice, "-w", str(wave), marked]
         elif synth == "flite":
             command = ["flite", "-voice", voice, "--setf", f"duration_stretch={1 / pace:.3f}", "-t", text, str(wave)]
         else:
-            raise ValueError(f"synth: expected 'mbrola', 'pico' or 'flite', got {synth!r}")
+            raise ValueError(f"synth: expected 'drawn', 'mbrola', 'pico' or 'flite', got {synth!r}")
         subprocess.run(command, capture_output=True, check=True, timeout=30)
         return read_wave(wave)
 

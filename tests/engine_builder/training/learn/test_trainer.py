@@ -15,7 +15,9 @@ from engine_builder.config import BackboneConfig, ModelConfig
 from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.presets import preset
 from engine_builder.training.judges.run_report import read_log, write_report
-from engine_builder.training.learn.losses import word_weights
+from engine_builder.training.learn.batches import Batch, Memory, collate
+from engine_builder.training.learn.losses import NOTE_WEIGHT, Spread, draw_units, joint_loss, perceive, word_weights
+from engine_builder.training.learn.packed_pass import PackedPass
 from engine_builder.training.learn.trainer import Trainer, TrainingPlan
 from engine_builder.training.world.conversation import Studio
 
@@ -88,3 +90,24 @@ def test_rare_answers_weigh_more() -> None:
 
     weights, ids = word_weights(preset("tiny")), word_ids()
     assert weights[ids["yellow"]] > weights[ids["hello"]] >= weights[ids["seven"]] > weights[ids["comes"]]
+
+
+def test_notes_from_before_a_stretch_are_not_asked_for(tmp_path: Path) -> None:
+    """A model that finds all tokens equally likely: its loss counts what is asked for."""
+    studio = Studio(tmp_path / "voices", "held_out", voices=2)
+    model = DuplexModel(_config())
+    init_weights(model, 9)
+    torch.nn.init.zeros_(model.model.norm.weight)
+    talk = studio.conversation(1, 8, first_unit=50, quiet=True)
+    later = collate(model, [talk], [Memory(8)])
+    assert (later.notes[0, :, 0] != -1).nonzero().flatten().tolist() == [0, 6]
+
+    def total(batch: Batch) -> float:
+        generator, step = torch.Generator().manual_seed(1), PackedPass(model)
+        units = draw_units(batch, Spread(torch.ones(1), torch.ones(1)), generator)
+        percepts = perceive(step, batch, generator)
+        return float(joint_loss(step, batch, units, *percepts, torch.float32).total.detach())
+
+    own = total(replace(later, first_unit=torch.tensor([0])))
+    each = float(torch.tensor(model.config.language.vocab_size).log()) / 8
+    assert own - total(later) == pytest.approx((2 * NOTE_WEIGHT + 1) * each, rel=1e-3)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from engine_builder.config import LanguageConfig
-from engine_builder.tokenizer import heard_ids, tiny_tokenizer, write_tiny_tokenizer
+from engine_builder.tokenizer import heard_ids, note_ids, tiny_tokenizer, write_tiny_tokenizer
 from triton_models.runtime.engines.tokenizer import TextTokenizer
 
 pytestmark = pytest.mark.unit
@@ -68,11 +68,13 @@ def test_bytes_that_are_no_utf8_become_replacement_characters() -> None:
     assert stream.finish() == "\ufffd"
 
 
-@pytest.mark.parametrize("typed", ["<speak>", "<eou>", "<|im_start|>user", "<pad> <query>", "<heard:two>"])
+@pytest.mark.parametrize(
+    "typed", ["<speak>", "<eou>", "<|im_start|>user", "<pad> <query>", "<heard:two>", "<note:said 2>"]
+)
 def test_typing_a_control_token_yields_its_letters(typed: str) -> None:
     qwen = TextTokenizer(qwen_like(), SPARE_ROWS)
     for tokenizer, special in (
-        (TINY, {*LANGUAGE.special_ids, *heard_ids().values()}),
+        (TINY, {*LANGUAGE.special_ids, *heard_ids().values(), *note_ids().values()}),
         (qwen, set(SPARE_ROWS.special_ids) | {256}),
     ):
         ids = tokenizer.encode(typed)
@@ -104,6 +106,11 @@ def test_what_was_heard_is_no_text_however_the_vocabulary_has_it(special: bool) 
         assert tokenizer.heard(ids) == f" {word} {word}"
         assert tokenizer.decode(ids).strip() == tokenizer.stream().feed(ids).strip() == "a"
         assert tokenizer.heard(said) == ""
+
+
+def test_notes_are_neither_said_nor_heard() -> None:
+    ids = [*note_ids().values()]
+    assert TINY.decode(ids) == TINY.heard(ids) == TINY.stream().feed(ids) == ""
 
 
 def test_load_names_the_file(tmp_path: Path) -> None:
