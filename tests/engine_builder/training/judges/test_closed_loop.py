@@ -37,6 +37,7 @@ def _conversation(seed: int) -> Conversation:
         state=np.zeros(UNITS, dtype=np.int64),
         word=np.zeros(UNITS, dtype=np.int64),
         heard=np.zeros(UNITS, dtype=np.int64),
+        notes=np.full((UNITS, 2), -1, dtype=np.int64),
     )
 
 
