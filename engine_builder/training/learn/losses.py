@@ -19,7 +19,7 @@ from .packed_pass import PackedPass, PackedUnits
 
 _FLOAT32 = ("modulation", "codec", "encoder")  # parts that stay in float32 when the backbone runs in bfloat16
 # Weights of words in the cross-entropy (`<eou>`: 1): rare answers count more, words that follow of themselves less.
-WORD_WEIGHT, FUNCTION_WEIGHT, SOCIAL_WEIGHT, COLOUR_WEIGHT, NOTE_WEIGHT = 6.0, 2.0, 6.0, 12.0, 2.0
+WORD_WEIGHT, FUNCTION_WEIGHT, SOCIAL_WEIGHT, COLOUR_WEIGHT, NOTE_WEIGHT = 6.0, 2.0, 6.0, 12.0, 5.0
 LOUDNESS_WEIGHT = 0.01  # holds the percepts' scale: a layer norm follows, so nothing else does
 VIDEO_WEIGHT = 0.5
 SPEECH_WEIGHT, SILENCE_WEIGHT = 1.5, 0.7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,20 @@ import pytest
 from numpy.typing import NDArray
 
 from engine_builder.training.world.echo import Echo
-from engine_builder.training.world.speech import warps
+from engine_builder.training.world.speech import timbres, warps
 from engine_builder.training.world.speech.agent_voice import UNIT
 from engine_builder.training.world.speech.cast import NOBODY, Cast, Speaker
 from engine_builder.training.world.speech.crowd import CrowdMissing, crowd, held_out
 from engine_builder.training.world.speech.people import CROWD, People, PeopleMissing
-from engine_builder.training.world.speech.voices import SAMPLE_RATE, Pcm, VoiceBank, resample, user_voices
+from engine_builder.training.world.speech.voices import (
+    SAMPLE_RATE,
+    Pcm,
+    VoiceBank,
+    other_voices,
+    render,
+    resample,
+    user_voices,
+)
 from engine_builder.training.world.words import DIGITS
 
 pytestmark = pytest.mark.unit
@@ -198,3 +207,18 @@ def test_a_person_says_english_digits_and_a_voice_the_rest(folder: Path, tmp_pat
     assert peak(cast.word(rng, bob, "en", "three")) == pytest.approx(1020, abs=5)
     np.testing.assert_array_equal(cast.word(rng, bob, "de", "drei"), bank.word(0, "de", "drei"))
     assert Cast(bank).speaker(np.random.default_rng(1)).person == NOBODY
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_drawn_timbres_are_voices_of_their_own() -> None:
+    drawn = [voice for voice in other_voices() if voice.synth == "drawn"]
+    assert {accent for voice in drawn for _, accent in voice.accents} >= {"en-us+made0", "de+made35"}
+    ada, bob = (replace(voice, pitch=50, speed=170, accents=(("en", f"en+{voice.accents[0][1].split('+')[1]}"),))
+                for voice in drawn[:2])  # fmt: skip
+    first, again, other = (render("six", voice, "en") for voice in (ada, ada, bob))
+    np.testing.assert_array_equal(first, again)
+    assert first.size != other.size or np.abs(first - other).max() > 0.05
+    assert timbres.variant(1) == timbres.variant(1) != timbres.variant(2)
+    assert set((Path(timbres.home().name) / "espeak-ng-data/voices/!v").iterdir()) == {
+        Path(timbres.home().name) / f"espeak-ng-data/voices/!v/made{number}" for number in range(timbres.COUNT)
+    }
