@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .world.camera import CARD_RGB
+from .world.notes import Notes
 from .world.room import Room
 from .world.speech.espeak import SpeechToolMissing
 from .world.speech.people import DEFAULT, People, PeopleMissing
@@ -69,6 +70,7 @@ class Script:
 
     def __init__(self, language: str) -> None:
         self.language = language
+        self.notes = Notes()
         self.now = 1.2
         self.voices = "eSpeak NG, held-out voices"
         self.events: list[Event] = []
@@ -89,7 +91,7 @@ class Script:
             stop, who = self._speak(voice.pcm), f"{voice.speaker} (a recording) says"
         else:
             stop, who = self._speak(render(word, voice, language)), "says"
-        due = answer(meaning, self.language)
+        due = self._due(meaning)
         self.events.append(Event("say", self.now, stop, f"{who}: {word}", due, interrupts, cut))
         self.now = stop + (0.9 if cut else _ANSWER if len(due) > 2 else 1.8)
 
@@ -101,13 +103,13 @@ class Script:
         self.events.append(Event("murmur", start, start + clip.size / SAMPLE_RATE, "murmurs: mm-hm"))
 
     def show(self, colour: int, seconds: float = 1.6) -> None:
-        due = answer(Meaning("colour", colour), self.language)
+        due = self._due(Meaning("colour", colour))
         name = COLOURS[self.language][colour]
         self.events.append(Event("show", self.now, self.now + seconds, f"shows a {name} card", due, card=colour))
         self.now += seconds + 1.2
 
     def type(self, digit: int) -> None:
-        due = answer(Meaning("digit", digit), self.language)
+        due = self._due(Meaning("digit", digit))
         self.events.append(Event("type", self.now, self.now, f"types: {digit}", due, text=str(digit)))
         self.now += _ANSWER + 0.3
 
@@ -116,6 +118,10 @@ class Script:
         self.clips.append((self.now + seconds / 2, knock))
         self.events.append(Event("quiet", self.now, self.now + seconds, "says nothing; a knock"))
         self.now += seconds
+
+    def _due(self, meaning: Meaning) -> tuple[str, ...]:
+        meant, self.notes = self.notes.meant(meaning), self.notes.after(meaning)
+        return answer(meant, self.language)
 
     def _speak(self, clip: Pcm) -> float:
         self.clips.append((self.now, clip))
@@ -134,7 +140,8 @@ class Script:
 
 
 def tutorial(people: People | None = None) -> Script:
-    """An answer, a barge-in, a murmur, a card, a typed digit, a silence, a foreign word by another voice, a goodbye.
+    """An answer, a barge-in, a murmur, a card, a typed digit, a silence, a question for what was before, a foreign word
+    by another voice, a goodbye.
 
     Three of the digits are `people`'s, if there are any.
     """
@@ -160,6 +167,7 @@ def tutorial(people: People | None = None) -> Script:
     script.murmur(first, after=0.85)
     script.type(4)
     script.quiet(4.5, 0.25 * room.knock(np.random.default_rng(3)))
+    script.say(first, Meaning("recall"), "en")
     script.say(second, Meaning("digit", 3), "de")
     script.show(2)
     script.say(second, Meaning("farewell"), "en")

@@ -88,7 +88,7 @@ class Habits:
 
 # Training sees the same behaviour as evaluation, only denser: the first word of an answer is what is hard to learn.
 DENSE = Habits(
-    digit=0.50, again=0.05, recall=0.05, typed=0.10, card=0.20, barge_in=0.54, backchannel=0.24, foreign=0.22, pause=0.2
+    digit=0.50, again=0.12, recall=0.06, typed=0.10, card=0.20, barge_in=0.54, backchannel=0.24, foreign=0.22, pause=0.2
 )
 # Nobody speaks, types or shows anything.
 QUIET = Habits(digit=0, social=0, typed=0, card=0, murmur=0, idle=1.0)
