@@ -15,6 +15,7 @@ from engine_builder.training.judges.figures import Judge, Tally, figures
 from engine_builder.training.judges.rehearsal import template_ear
 from engine_builder.training.judges.sync import sync
 from engine_builder.training.world.conversation import NO_WORD, Conversation, Studio
+from engine_builder.training.world.scenario import LISTEN, Habits, Simulator
 from engine_builder.training.world.speech.agent_voice import AgentVoice
 from engine_builder.training.world.speech.voices import Pcm
 from engine_builder.training.world.words import LANGUAGES, agent_words
@@ -31,9 +32,11 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
 
 
 def perfect(c: Conversation) -> Performance:
-    """What the agent should have done, its voice one codec hop late as the codec makes it."""
+    """What the agent should have done, its voice one codec hop late as the codec makes it; notes wherever it may."""
     pcm = np.concatenate([np.zeros(320, dtype=np.float32), c.agent_pcm[1:].reshape(-1)])[:-320]
     words = [[int(token) for token in pair if token != NO_WORD] for pair in zip(c.heard, c.word, strict=True)]
+    for unit, notes in enumerate(c.notes):
+        words[unit] += [int(token) for token in notes if token != NO_WORD and c.state[unit] == LISTEN]
     return Performance(c.state, words, pcm.reshape(-1, 2560), c.face[1:])
 
 
@@ -105,6 +108,20 @@ def test_a_perfect_agent_gets_perfect_figures_and_a_mute_one_none(studio: Studio
     assert none["transcript_error_rate"] == 1.0
     assert none["answer_accuracy_text"] == none["take_over_rate"] == none["false_start_rate"] == 0.0
     assert none["barge_in_stop_units_p95"] is None
+
+
+def test_questions_for_what_was_said_are_counted_apart(studio: Studio) -> None:
+    judge, best, mute = Judge(lambda pcm, language: ""), Tally(), Tally()
+    asking = Simulator(studio.cast, studio.agent, Habits(again=0.3, recall=0.3))
+    for seed in range(4):
+        scene = asking.run(np.random.default_rng(seed), 90)
+        silence = np.zeros((90, 2560), dtype=np.float32), np.zeros((90, 4, 64, 64, 3), dtype=np.uint8)
+        said = [[] if word is None else [word_ids()[word]] for word in scene.starts]
+        judge.conversation(scene, Performance(np.array(scene.state), said, *silence), best)
+        judge.conversation(scene, Performance(np.zeros(90, dtype=np.int64), [[]] * 90, *silence), mute)
+    assert figures(best)["again_accuracy"] == figures(best)["recall_accuracy"] == 1.0
+    assert figures(mute)["again_accuracy"] == figures(mute)["recall_accuracy"] == 0.0
+    assert sum(best.trials[f"{kind}_answered"] for kind in ("again", "recall", "digit")) < best.trials["take_over_rate"]
 
 
 def test_sync_finds_a_shifted_voice(studio: Studio) -> None:
