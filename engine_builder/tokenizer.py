@@ -43,8 +43,8 @@ TINY_NOTES: tuple[str, ...] = (
     *("greeting", "thanks", "farewell"),
     *(f"said {digit}" for digit in range(10)),
 )
-NOTE = re.compile("<note:(.+)>", re.DOTALL)
-HEARD = re.compile("<heard:(.+)>", re.DOTALL)  # how any vocabulary spells a token of the transcript, in plain text
+# How any vocabulary spells a token of the transcript, and a note, in plain text.
+HEARD, NOTE = re.compile("<heard:(.+)>", re.DOTALL), re.compile("<note:(.+)>", re.DOTALL)
 
 
 def heard_token(text: str) -> str:

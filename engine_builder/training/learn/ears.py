@@ -93,7 +93,7 @@ class _Heads(nn.Module):
         self.onset = nn.Linear(_ONSET_UNITS * tokens * hidden_size, 3)
 
     def forward(self, percepts: Tensor, whole: int) -> tuple[Tensor, Tensor]:
-        """percepts [B, UNITS * n_ea, d] -> logits of the words [whole, 28] and of the onsets [B - whole, 3]."""
+        """percepts [B, UNITS * n_ea, d] -> logits of the words [whole, 2 + W] and of the onsets [B - whole, 3]."""
         x = self.norm(percepts)
         return self.word(x[:whole].flatten(1)), self.onset(x[whole:, -_ONSET_UNITS * self.tokens :].flatten(1))
 

@@ -1,8 +1,9 @@
 """What the agent keeps of a conversation, and when it writes that down for itself.
 
 A unit sees the last 16 units. So the agent keeps what it may be asked for later in notes: tokens of its own language
-slots (`<note:said 7>`) that no client gets, written after an answer and again before the last copy is out of sight. So
-a memory of any length costs two tokens a second and no longer window.
+slots (`<note:said 7>`) that no client gets, written after an answer and, while it listens, again before the last copy
+is out of sight. So a memory of any length costs two tokens a second and no longer window. Nothing is written while it
+speaks: answers that follow closely can put the last copy out of a window.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from .words import COLOURS, SOCIAL, Meaning
 
-EVERY = 6  # units from note to note: a window of eight has one in sight, one of sixteen two or three
+EVERY = 6  # units from note to note while it listens: a window of eight has one in sight, one of sixteen two or three
 _ASKS = ("again", "recall")
 
 

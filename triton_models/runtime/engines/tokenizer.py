@@ -32,9 +32,9 @@ class TextTokenizer:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab(with_added_tokens=True).items()
-        spelt = ((number, HEARD.fullmatch(token)) for token, number in vocabulary)
-        self._heard = {number: " " + found[1] for number, found in spelt if found}
-        notes = {number for token, number in vocabulary if NOTE.fullmatch(token)}
+        marked = {number: token for token, number in vocabulary if token.startswith("<")}  # few of 150,000
+        self._heard = {number: " " + found[1] for number, token in marked.items() if (found := HEARD.fullmatch(token))}
+        notes = {number for number, token in marked.items() if NOTE.fullmatch(token)}
         self._special = frozenset(language.special_ids) | self._heard.keys() | notes
         self._bytes = _token_bytes(tokenizer)
         highest = max(self._bytes, default=-1)
