@@ -25,7 +25,7 @@ _WINDOW = 16  # units that a unit sees, its own included, as served
 _SHORTEST = 8  # of the shorter memories: one has notes in it
 _SHORT, _LONG = 0.15, 0.4  # shares of stretches with a shorter, and with the longest memory
 _LONGEST_GAP = 400  # units: a minute
-_QUIET = 0.12  # share of stretches in which nobody says anything
+_QUIET = 0.16  # share of stretches in which nobody says anything
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def collate(model: DuplexModel, conversations: list[Conversation], memories: lis
 
 def _written(conversation: Conversation, memory: Memory) -> NDArray[np.int64]:
     known, cut = conversation.notes, memory.cut if memory.gap else 0
-    units = due((conversation.state == SPEAK).tolist(), (known[:, 0] != NO_WORD).tolist(), cut)
+    free = (conversation.word == NO_WORD) & (conversation.heard == NO_WORD)
+    units = due((conversation.state == SPEAK).tolist(), free.tolist(), (known[:, 0] != NO_WORD).tolist(), cut)
     return np.where(np.array(units)[:, None], known, NO_WORD)
 
 

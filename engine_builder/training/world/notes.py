@@ -1,9 +1,8 @@
 """What the agent keeps of a conversation, and when it writes that down for itself.
 
 A unit sees the last 16 units. So the agent keeps what it may be asked for later in notes: tokens of its own language
-slots (`<note:said 7>`) that no client gets, written after an answer and, while it listens, again before the last copy
-is out of sight. So a memory of any length costs two tokens a second and no longer window. Nothing is written while it
-speaks: answers that follow closely can put the last copy out of a window.
+slots (`<note:said 7>`) that no client gets, written after an answer and again before the last copy is out of sight, in
+units that have no word to write. So a memory of any length costs two tokens a second and no longer window.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 
 from .words import COLOURS, SOCIAL, Meaning
 
-EVERY = 6  # units from note to note while it listens: a window of eight has one in sight, one of sixteen two or three
+EVERY = 6  # units from note to note: a window of eight has one in sight, one of sixteen two or three
 _ASKS = ("again", "recall")
 
 
@@ -63,15 +62,16 @@ class Notes:
         return (last,) if self.said is None else (last, f"said {self.said}")
 
 
-def due(speaking: Sequence[bool], known: Sequence[bool], cut: int = 0) -> list[bool]:
-    """Units in which the notes are written: it listens and knows something, and has spoken since its last notes or
-    wrote them `EVERY` units ago. Time is left out before unit `cut`, so that the notes before it are old."""
+def due(speaking: Sequence[bool], free: Sequence[bool], known: Sequence[bool], cut: int = 0) -> list[bool]:
+    """Units in which the notes are written: there is room (no word said or heard) and something known, and either it
+    has stopped speaking or wrote them `EVERY` units ago. Time is left out before unit `cut`, so that the notes before
+    it are old."""
     out, last = [], -EVERY
     spoke = False
-    for unit, (speaks, knows) in enumerate(zip(speaking, known, strict=True)):
+    for unit, (speaks, room, knows) in enumerate(zip(speaking, free, known, strict=True)):
         old = unit - last >= EVERY or last < cut <= unit
-        write = not speaks and knows and (spoke or old)
-        spoke = not write and (spoke or speaks)
+        write = room and knows and (old or (spoke and not speaks))
+        spoke = speaks or (spoke and not write)
         last = unit if write else last
         out.append(write)
     return out

@@ -21,16 +21,29 @@ SEVEN, RED, HELLO = Meaning("digit", 7), Meaning("colour", 0), Meaning("greeting
 AGAIN, RECALL = Meaning("again"), Meaning("recall")
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=80), st.integers(0, 40), st.integers(0, 90))
-def test_notes_are_written_while_it_listens_and_never_lost_sight_of(talk: list[bool], first: int, cut: int) -> None:
+_UNITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80)  # speaks, has room
+
+
+@given(_UNITS, st.integers(0, 40), st.integers(0, 90))
+def test_notes_are_written_where_there_is_room_and_never_lost_sight_of(
+    talk: list[tuple[bool, bool]], first: int, cut: int
+) -> None:
+    speaking, free = [speaks for speaks, _ in talk], [room for _, room in talk]
     known = [unit >= first for unit in range(len(talk))]
-    written = due(talk, known, cut)
     last, spoke = -EVERY, False
-    for unit, write in enumerate(written):
-        free = not talk[unit] and known[unit]
-        assert free or not write
-        assert write or not free or (unit - last < EVERY and not spoke and not last < cut <= unit)
-        last, spoke = (unit, False) if write else (last, spoke or talk[unit])
+    for unit, write in enumerate(due(speaking, free, known, cut)):
+        possible = free[unit] and known[unit]
+        assert possible or not write
+        ended = spoke and not speaking[unit]
+        assert write or not possible or (unit - last < EVERY and not ended and not last < cut <= unit)
+        last, spoke = (unit if write else last), speaking[unit] or (spoke and not write)
+
+
+def test_a_long_answer_has_notes_between_its_words() -> None:
+    speaking = [False, False, *[True] * 9, False]
+    free = [True, True, *[False] * 4, *[True] * 6]
+    written = due(speaking, free, [True] * 12)
+    assert [unit for unit, write in enumerate(written) if write] == [0, 6, 11]
 
 
 def test_what_is_known_has_a_token_each() -> None:
