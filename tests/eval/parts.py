@@ -146,6 +146,13 @@ def variant_parts(talks: int, only: Sequence[str] = ()) -> list[Part]:
     return [replace(part, group=f"variant: {part.name}") for part in wanted]
 
 
+def face_parts(talks: int) -> list[Part]:
+    """Faces of which nobody wants anything, each with as many solver steps as its name says."""
+    quiet = Part("", talks, 124, _FIRST_SEED + 4500, quiet=True)
+    named = ((f"idle face, {steps} solver step{'s' if steps > 1 else ''}", steps) for steps in (1, 2, 4, 8))
+    return [replace(quiet, name=name, group=name, steps=steps) for name, steps in named if talks]
+
+
 def oracle_part(talks: int) -> Part:
     """Conversations short enough for one pass over all of their tokens."""
     return Part("oracle", talks, 96, _FIRST_SEED + 7000, group="oracle", way="oracle", batch=2)

@@ -98,6 +98,15 @@ def table(summary: Mapping[str, Any]) -> str:
         lines += ["|---" * (len(minutes["accuracy"]) + 1) + "|"]
         lines += ["| right answers | " + " | ".join(f"{a:.3f}" for a in minutes["accuracy"]) + " |"]
         lines += ["| of | " + " | ".join(map(str, minutes["answers"])) + " |"]
+    faces = {name: found for name, found in summary.get("faces", {}).items() if found}
+    if faces:
+        lines += [
+            "",
+            "| | open eyes look to a side, not to the mean of both | the other at the next glance (a coin: 0.5) |",
+        ]
+        lines += ["|---|---|---|"]
+        lines += [f"| {name} | {_number(f['idle_eyes_choose'])} | {_number(f['idle_eyes_turn'])} |"
+                  for name, f in faces.items()]  # fmt: skip
     if summary.get("variants"):
         lines += ["", "| variant | " + " | ".join(_VARIANT) + " |", "|---" * (len(_VARIANT) + 1) + "|"]
         lines += [f"| {v} | " + " | ".join(_number(f.get(n)) for n in _VARIANT) + " |"

@@ -20,7 +20,7 @@ from tests.eval import oracle, report, served
 from tests.eval.crew import Crew, JobFailed, Progress
 from tests.eval.ears import Recogniser
 from tests.eval.minutes import Minutes
-from tests.eval.parts import Part, main_parts, oracle_part, served_part, variant_parts
+from tests.eval.parts import Part, face_parts, main_parts, oracle_part, served_part, variant_parts
 from tests.eval.report import TARGETS, misses
 from tests.eval.results import Results, interval
 from tests.eval.stage import Lateness, Stage, performance
@@ -88,12 +88,13 @@ def test_targets_name_what_is_missed() -> None:
 
 
 def test_seeds_of_parts_do_not_meet() -> None:
-    everything = [*main_parts(64, 128, 8, 10), oracle_part(4), served_part(8), variant_parts(8)[0]]
+    everything = [*main_parts(64, 128, 8, 10), oracle_part(4), served_part(8), variant_parts(8)[0], face_parts(8)[0]]
     seeds = [seed for part in everything for first, last in part.jobs() for seed in range(first, last)]
     assert len(seeds) == len(set(seeds)) == sum(part.talks for part in everything)
     assert min(seeds) >= 8_000_000
     variants = variant_parts(8)
     assert [part.precision for part in variant_parts(8, ("no engines", "FP8"))] == ["float32", "fp8"]
+    assert [part.steps for part in face_parts(8)] == [1, 2, 4, 8]
     assert len({part.seed for part in variants}) == 1
     assert len({part.group for part in variants}) == len(variants)
     assert not [part for part in main_parts(4, 0, 0, 10) if part.name in ("quiet", "minutes")]

@@ -18,10 +18,12 @@ import numpy as np
 
 from engine_builder.tokenizer import heard_ids, note_ids, word_ids
 
+from ..world.face import GLANCE_UNITS
 from ..world.scenario import SPEAK, Reaction, Scenario
 from ..world.speech.agent_voice import UNIT
 from ..world.speech.voices import Pcm
 from .closed_loop import Performance
+from .glances import BLINK, EYES, LEFT, MEAN, RIGHT, sides
 from .sync import sync
 
 _UNASKED = 3  # units of a stretch worth judging
@@ -29,8 +31,7 @@ _EARLY, _LATE = 1, 6  # an answer may start this many units before and after its
 _QUIET = 0.01  # RMS below which a unit is silent
 _IN_STEP = 0.5  # least correlation at which mouth and voice have a lag to speak of
 _OUT_OF_STEP_MS = 240.0  # what counts instead: the reach of the search
-_EYES = (slice(18, 38), slice(18, 46))  # rows and columns of the agent's eyes, whose whites are its bluest pixels
-_WHITE = 200  # blue of an eye's white, and more than the blue of skin
+_WHITE = 200  # blue of an eye's white, the bluest pixels there, and more than the blue of skin
 _OPEN = (25, 100)  # white pixels of open eyes: about 50
 _CLOSED = 0.4  # of the usual number of white pixels: fewer are a blink; head and gaze never leave less than 0.8
 
@@ -133,12 +134,18 @@ class Judge:
     def quiet(self, done: Performance, tally: Tally, stretch: int = 62) -> None:
         """A conversation in which nothing is said or shown: every 10 s stretch (62 units) is a trial.
 
-        A false start is a unit that speaks; the face is alive if its eyes are open mostly and
-        closed once.
+        A false start is a unit that speaks; the face is alive if its eyes are open mostly and closed once. Eyes choose
+        if an open pair looks to a side; they turn if it is another than at the glance before.
         """
+        looks = sides(done.frames)
+        for look in looks[looks != BLINK]:
+            tally.count("idle_eyes_choose", look != MEAN)
+        for before, after in zip(looks, looks[GLANCE_UNITS:], strict=False):
+            if {before, after} <= {LEFT, RIGHT}:
+                tally.count("idle_eyes_turn", before != after)
         for start in range(0, len(done.state) - stretch + 1, stretch):
             tally.count("false_start_rate", bool((done.state[start : start + stretch] == SPEAK).any()))
-            whites = (done.frames[start : start + stretch, :, *_EYES, 2] > _WHITE).sum(axis=(2, 3)).reshape(-1)
+            whites = (done.frames[start : start + stretch, :, *EYES, 2] > _WHITE).sum(axis=(2, 3)).reshape(-1)
             usual = float(np.median(whites))
             steady = float((abs(whites - usual) < 0.5 * usual).mean()) > 0.8 and _OPEN[0] < usual < _OPEN[1]
             tally.count("idle_face_blinks", steady and bool(whites.min() < _CLOSED * usual))
@@ -267,6 +274,8 @@ def figures(tally: Tally) -> dict[str, float | None]:
         "again_accuracy": tally.share("again_answered"),
         "recall_accuracy": tally.share("recall_answered"),
         "idle_face_blinks": tally.share("idle_face_blinks"),
+        "idle_eyes_choose": tally.share("idle_eyes_choose"),
+        "idle_eyes_turn": tally.share("idle_eyes_turn"),
         "av_sync_ms": tally.percentile("av_lag_ms", 50),
         "av_sync_ms_p95": tally.percentile("av_lag_ms", 95),
         "av_correlation": tally.percentile("av_correlation", 50),

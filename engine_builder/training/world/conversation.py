@@ -13,7 +13,7 @@ from engine_builder.tokenizer import heard_ids, note_ids, word_ids
 
 from .camera import Camera, CardShow, sensor_noise_bank
 from .echo import Echo
-from .face import CYCLE_UNITS, film, mouth_levels, poses
+from .face import CYCLE_UNITS, film, glances, mouth_levels, poses
 from .notes import Notes
 from .room import Room
 from .scenario import QUIET, Habits, Scenario, Simulator
@@ -114,7 +114,7 @@ class Studio:
             camera=camera.reshape(units, FRAMES_PER_UNIT, *camera.shape[1:]),
             typed=typed,
             agent_pcm=np.concatenate([np.zeros((1, UNIT), dtype=np.float32), agent_pcm]),
-            face=self._face(scene, agent_pcm, phase),
+            face=self._face(scene, agent_pcm, phase, np.random.default_rng([5, self._split, seed])),
             state=np.array(scene.state, dtype=np.int64),
             word=np.array([NO_WORD if w is None else self._words[w] for w in scene.starts], dtype=np.int64),
             heard=np.array([NO_WORD if w is None else self._heard[w] for w in scene.heard], dtype=np.int64),
@@ -144,13 +144,14 @@ class Studio:
             before = now
         return out
 
-    def _face(self, scene: Scenario, agent_pcm: Pcm, phase: int) -> NDArray[np.uint8]:
+    def _face(self, scene: Scenario, agent_pcm: Pcm, phase: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         """[K + 1, 4, 64, 64, 3], starting one unit early."""
         frames = FRAMES_PER_UNIT
         mouths = np.concatenate([np.zeros(frames, dtype=np.int64), mouth_levels(agent_pcm.reshape(-1))])
         attentive = np.repeat(np.array([False, *scene.attentive]), frames)
         nods = [(r.unit + 1) * frames for r in scene.reactions if r.action == "nod"]
-        face = film(poses(phase - frames, mouths, attentive, nods))
+        aside = glances(rng, phase - frames, mouths.size)
+        face = film(poses(phase - frames, mouths, attentive, nods, aside))
         return face.reshape(-1, frames, *face.shape[1:])
 
     def _user_audio(self, scene: Scenario, rng: np.random.Generator, agent_pcm: Pcm, disturbed: float) -> Pcm:

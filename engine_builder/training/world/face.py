@@ -1,7 +1,8 @@
 """The agent's face: 64x64 frames drawn from mouth opening, eyelids, gaze and head position.
 
-Everything about an idle face follows one clock of `CYCLE_UNITS` units: the head breathes up and down, the eyes wander
-and blink at the top of each breath. So a face that has lost its audience stays alive, and predictably so.
+An idle face follows one clock of `CYCLE_UNITS` units: the head breathes up and down, and the eyes blink at the top of
+each breath. Four times a breath they look to the left or to the right, which nothing foretells: it is what the flow has
+to choose, and the mean of the two is no face.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from .speech.voices import Pcm
 Frames = NDArray[np.uint8]
 SIZE = 64
 CYCLE_UNITS = 24  # 3.84 s: a resting breath, and a blink about 15 times a minute
+GLANCE_UNITS = CYCLE_UNITS // 4  # the eyes stay where they are
+ASIDE = 7  # quarter pixels
+HEAD = 4  # quarter pixels that it breathes up and down
 MOUTH_LEVELS = 12
 NOD_FRAMES = 8
 _CYCLE_FRAMES = CYCLE_UNITS * FRAMES_PER_UNIT
@@ -101,18 +105,30 @@ def mouth_levels(pcm: Pcm, delay: int = 320) -> NDArray[np.int64]:
     return np.minimum(np.round(np.sqrt(rms / 0.22) * (MOUTH_LEVELS - 1)), MOUTH_LEVELS - 1).astype(np.int64)
 
 
-def poses(phase: int, mouths: NDArray[np.int64], attentive: NDArray[np.bool_], nod_starts: list[int]) -> list[Pose]:
+def glances(rng: np.random.Generator, phase: int, count: int) -> NDArray[np.int64]:
+    """Where idle eyes look in each frame, -ASIDE or ASIDE: a new toss of a coin at every quarter of the cycle."""
+    number = (phase + np.arange(count)) // (GLANCE_UNITS * FRAMES_PER_UNIT)
+    number -= number[0]
+    return ASIDE * (2 * rng.integers(2, size=number[-1] + 1) - 1)[number]
+
+
+def poses(
+    phase: int,
+    mouths: NDArray[np.int64],
+    attentive: NDArray[np.bool_],
+    nod_starts: list[int],
+    aside: NDArray[np.int64],
+) -> list[Pose]:
     """Pose of every frame. `phase`: frames into the breathing cycle at frame 0; mouths [F]; attentive [F]: the eyes
-    rest on the user instead of wandering; nod_starts: frames at which a nod begins."""
+    rest on the user instead of looking `aside` [F]; nod_starts: frames at which a nod begins."""
     count = mouths.size
     clock = (phase + np.arange(count)) % _CYCLE_FRAMES
     angle = 2 * np.pi * clock / _CYCLE_FRAMES
-    head = 4.0 * np.sin(angle)
+    head = HEAD * np.sin(angle)
     for start in nod_starts:
         span = np.arange(start, min(start + NOD_FRAMES, count))
         head[span] += 14.0 * np.sin(np.pi * (span - start + 0.5) / NOD_FRAMES)
-    wander = 7.0 * np.cos(angle)
-    gaze = np.where(attentive, 0.0, wander)
+    gaze = np.where(attentive, 0.0, aside)
     # The eyes need two frames to move: a saccade that a 25 Hz camera can see.
     gaze[1:] = 0.5 * gaze[1:] + 0.5 * gaze[:-1]
     top = _CYCLE_FRAMES * 3 // 4  # sin = -1: the head is highest

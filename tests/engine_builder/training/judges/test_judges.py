@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,21 @@ def test_silence_is_no_word() -> None:
     voice = AgentVoice()
     judge = template_ear(voice)["en"]
     assert judge.judge(np.zeros(2560, dtype=np.float32)) == ""
+
+
+def test_eyes_choose_a_side_and_the_mean_of_both_is_none(studio: Studio) -> None:
+    talks = [studio.conversation(seed, 124, quiet=True) for seed in range(3)]
+    judge, drawn, mean = Judge(lambda pcm, language: ""), Tally(), Tally()
+    for talk in talks:
+        done = perfect(talk)
+        judge.quiet(done, drawn)
+        mirrored = done.frames[..., ::-1, :]  # what is drawn is the same on both sides but for the eyes
+        judge.quiet(replace(done, frames=((done.frames.astype(np.uint16) + mirrored) // 2).astype(np.uint8)), mean)
+    found = figures(drawn)
+    assert found["idle_eyes_choose"] == 1.0
+    assert found["idle_eyes_turn"] is not None
+    assert 0.3 < found["idle_eyes_turn"] < 0.7
+    assert figures(mean)["idle_eyes_choose"] == 0.0
 
 
 def test_a_perfect_agent_gets_perfect_figures_and_a_mute_one_none(studio: Studio) -> None:
