@@ -1,7 +1,7 @@
 """Where the agent's eyes look while nothing happens: to one side or the other, which it has to choose.
 
-One evaluation of the flow gives the mean of all that may come, and the mean of a face that looks to the left and of one
-that looks to the right is no face. So the eyes of a unit are compared with drawn ones of both sides and with their mean.
+One evaluation of the flow gives the mean of all that may come, and the mean of two faces that look to the left and to
+the right is no face. So the eyes of a unit are compared with drawn ones of both sides and with their mean.
 """
 
 from __future__ import annotations
