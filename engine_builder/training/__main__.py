@@ -21,7 +21,7 @@ from .learn.trainer import Trainer, TrainingPlan
 from .world.conversation import Studio
 from .world.scenario import DENSE
 from .world.speech import crowd, synths
-from .world.speech.people import DEFAULT, HOME, People, PeopleMissing
+from .world.speech.people import DEFAULT, HOME, People
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         arguments.action(arguments)
-    except (PeopleMissing, crowd.CrowdMissing, CheckpointError, ConfigError, OSError) as error:
+    except (crowd.RecordingsMissing, CheckpointError, ConfigError, OSError) as error:
         parser.error(str(error))
     return 0
 

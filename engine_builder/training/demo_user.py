@@ -23,7 +23,8 @@ from .world.camera import CARD_RGB
 from .world.notes import Notes
 from .world.room import Room
 from .world.speech.espeak import SpeechToolMissing
-from .world.speech.people import DEFAULT, People, PeopleMissing
+from .world.speech.crowd import RecordingsMissing
+from .world.speech.people import DEFAULT, People
 from .world.speech.voices import SAMPLE_RATE, Pcm, Voice, render, user_voices
 from .world.words import BACKCHANNELS, COLOURS, Meaning, answer, spoken
 
@@ -252,7 +253,7 @@ def _with_card(picture: NDArray[np.uint8], colour: int, inside: float, number: i
 def _people(folder: Path) -> People | None:
     try:
         people = People.load(folder)
-    except PeopleMissing:
+    except RecordingsMissing:
         print(f"no recordings of real people in {folder}: all words are synthetic (SPEECH=DIR names another folder)")
         return None
     print(f"three words are recordings of {', '.join(people.speakers[:3])} ({folder})")

@@ -15,7 +15,8 @@ from engine_builder.training.judges.figures import Judge, Tally
 from engine_builder.training.world.conversation import Studio
 from engine_builder.training.world.scenario import Habits, Simulator
 from engine_builder.training.world.speech.cast import Cast
-from engine_builder.training.world.speech.people import DEFAULT, People, PeopleMissing
+from engine_builder.training.world.speech.crowd import RecordingsMissing
+from engine_builder.training.world.speech.people import DEFAULT, People
 from engine_builder.training.world.speech.voices import VoiceBank, user_voices
 
 pytestmark = [
@@ -28,7 +29,7 @@ _DIGITS = replace(Habits(), digit=1.0, social=0.0, card=0.0, typed=0.0, murmur=0
 def _people() -> People | None:
     try:
         return People.load(Path(os.environ.get("SPEECH", DEFAULT)))
-    except PeopleMissing:
+    except RecordingsMissing:
         return None
 
 

@@ -28,7 +28,7 @@ _MOST = 600  # recordings of a digit: the whole collection has several times as 
 _LONGEST = 0.9  # s; what fills the whole second has no beginning or no end
 
 
-class CrowdMissing(RuntimeError):
+class RecordingsMissing(RuntimeError):
     """No recordings where they were looked for; the message says where they come from."""
 
 
@@ -37,24 +37,21 @@ def held_out(speaker: str) -> bool:
     return int(hashlib.sha256(speaker.encode()).hexdigest()[:8], 16) < _HELD_OUT * 2**32
 
 
-def crowd(folder: Path, judges: bool) -> tuple[list[list[Pcm]], int]:
-    """Recordings of each digit at 16 kHz, peak 0.5, trimmed, and how many people said them. CrowdMissing if a digit has
-    none."""
+def crowd(folder: Path, judges: bool) -> list[list[Pcm]]:
+    """Recordings of each digit at 16 kHz, peak 0.5, trimmed. RecordingsMissing if a digit has none."""
     clips: list[list[Pcm]] = [[] for _ in DIGITS["en"]]
-    speakers = set()
     for path, word, speaker in _found(folder):
         said = clips[DIGITS["en"].index(word)]
         if held_out(speaker) == judges and len(said) < _MOST:
             clip = _trimmed(from_pcm16(*read_wave(path)))
             if clip.size < _LONGEST * SAMPLE_RATE:
                 said.append(normalise(clip))
-                speakers.add(speaker)
     if not all(clips):
-        raise CrowdMissing(
+        raise RecordingsMissing(
             f"{folder}: expected recordings zero/SPEAKER_nohash_INDEX.wav and so on of every digit, as Speech Commands "
             f"has them; unpack {ARCHIVE} there, or name another folder (CROWD=DIR)"
         )
-    return clips, len(speakers)
+    return clips
 
 
 def _found(folder: Path) -> Iterator[tuple[Path, str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .crowd import crowd
+from .crowd import RecordingsMissing, crowd
 from .synths import read_wave
 from .voices import Pcm, from_pcm16, normalise, trim
 
@@ -16,10 +16,6 @@ HOME = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 DEFAULT = Path("build/data/fsdd")
 CROWD = "crowd"  # a speaker who is many: every recording is another person's
 _DIGITS = 10
-
-
-class PeopleMissing(RuntimeError):
-    """No recordings where they were looked for; the message says where they come from."""
 
 
 class People:
@@ -32,16 +28,16 @@ class People:
 
     @classmethod
     def strangers(cls, folder: Path) -> People:
-        """The judges of a crowd, in whose voices nothing was trained. CrowdMissing if there is none."""
-        return cls({CROWD: crowd(folder, judges=True)[0]})
+        """The judges of a crowd, in whose voices nothing was trained. RecordingsMissing if there is none."""
+        return cls({CROWD: crowd(folder, judges=True)})
 
     def and_crowd(self, folder: Path) -> People:
         """These people and a crowd's voices for training, as one more speaker."""
-        return People({**self._clips, CROWD: crowd(folder, judges=False)[0]})
+        return People({**self._clips, CROWD: crowd(folder, judges=False)})
 
     @classmethod
     def load(cls, folder: Path, without: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> People:
-        """Everybody in `folder`, or `only` these, but not `without`. PeopleMissing if that is nobody."""
+        """Everybody in `folder`, or `only` these, but not `without`. RecordingsMissing if that is nobody."""
         clips: dict[str, list[list[Pcm]]] = {}
         root = folder / "recordings"
         for path in sorted(root.glob("*.wav"), key=_order):
@@ -52,7 +48,7 @@ class People:
             clips.setdefault(speaker, [[] for _ in range(_DIGITS)])[int(digit)].append(clip)
         clips = {speaker: said for speaker, said in clips.items() if all(said)}
         if not clips:
-            raise PeopleMissing(
+            raise RecordingsMissing(
                 f"{root}: expected recordings DIGIT_SPEAKER_INDEX.wav of real people; `git clone {HOME} {folder}` "
                 "brings them, or name another folder (SPEECH=DIR)"
             )
