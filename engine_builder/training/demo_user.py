@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from .world.camera import CARD_RGB
 from .world.notes import Notes
 from .world.room import Room
-from .world.speech.espeak import SpeechToolMissing
 from .world.speech.crowd import RecordingsMissing
+from .world.speech.espeak import SpeechToolMissing
 from .world.speech.people import DEFAULT, People
 from .world.speech.voices import SAMPLE_RATE, Pcm, Voice, render, user_voices
 from .world.words import BACKCHANNELS, COLOURS, Meaning, answer, spoken
