@@ -124,7 +124,8 @@ class Evaluation:
             "strangers": "strangers",
             "foreign_synth": "Flite",
             "echo": "loudspeaker, -12 dB",
-            "memory": "after a minute without digits",
+            "nothing": "after a minute of noise, music and murmurs",
+            "other talk": "after a minute of greetings, thanks and cards",
         }
         for group, row in rows.items():
             if results.template(group):

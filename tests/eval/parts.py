@@ -94,7 +94,7 @@ def main_parts(talks: int, quiet: int, sessions: int, minutes: int) -> list[Part
         Part("left-out voices", dense, 120, _FIRST_SEED + 5000, group="left-out voices", cast="left_out"),
     ]
     echoes = Part("loudspeaker, -12 dB after 120 ms", dense, 150, _FIRST_SEED + 5500, group="echo", echo=_LOUDSPEAKER)
-    remember = Part("", dense, _MINUTE_WITHOUT + 48, _FIRST_SEED + 5700, group="memory", habits=_TOLD)
+    remember = Part("", dense, _MINUTE_WITHOUT + 48, _FIRST_SEED + 5700, group="nothing", habits=_TOLD)
     parts += [
         echoes,
         replace(remember, name="a minute of nothing", later={_FIRST_DIGITS: _NOTHING, _MINUTE_WITHOUT: _ASKING}),
@@ -102,6 +102,7 @@ def main_parts(talks: int, quiet: int, sessions: int, minutes: int) -> list[Part
             remember,
             name="a minute of other talk",
             seed=remember.seed + 100,
+            group="other talk",
             later={_FIRST_DIGITS: _OTHER_TALK, _MINUTE_WITHOUT - 24: _NOTHING, _MINUTE_WITHOUT: _ASKED_FOR_DIGIT},
         ),
     ]
