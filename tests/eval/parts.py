@@ -124,11 +124,11 @@ def variant_parts(talks: int, only: Sequence[str] = ()) -> list[Part]:
 
     only: of these ways alone, by a part of their names.
     """
-    base = Part("as served: window 16, 2 steps, float32", talks, 160, _FIRST_SEED + 6000)
+    base = Part("as served: window 16, 4 steps, float32", talks, 160, _FIRST_SEED + 6000)
     varied = [
         base,
         replace(base, name="1 solver step", steps=1),
-        replace(base, name="4 solver steps", steps=4),
+        replace(base, name="2 solver steps", steps=2),
         replace(base, name="8 solver steps", steps=8),
         replace(base, name="retention: full", keep="full"),
         replace(base, name="retention: window 4 + 50", keep={"window": {"sink": 4, "recent": 50}}),

@@ -1,4 +1,5 @@
-"""The shipped weights: what they hear of voices and of real people, in PyTorch. Judged at length by `make eval`."""
+"""The shipped weights: what they hear of voices and of real people, and where they look, in PyTorch; `make eval` judges
+them at length."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ pytestmark = [
     pytest.mark.unit,
     pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed"),
 ]
+_TUTOR = Path(__file__).parents[3] / "checkpoints" / "tutor"
 _DIGITS = replace(Habits(), digit=1.0, social=0.0, card=0.0, typed=0.0, murmur=0.0, backchannel=0.0, foreign=0.0)
 
 
@@ -39,10 +41,21 @@ def test_the_shipped_tutor_writes_and_answers_what_it_heard(tmp_path: Path) -> N
     studio = Studio(tmp_path, "held_out", cast=cast)
     studio.simulator = Simulator(cast, studio.agent, _DIGITS)
     talks = [studio.conversation(7_000_000 + i, 50, language="en") for i in range(4)]
-    model = load_checkpoint(Path(__file__).parents[3] / "checkpoints" / "tutor")
+    model = load_checkpoint(_TUTOR)
     tally, judge = Tally(), Judge(lambda pcm, language: "")
     for talk, done in zip(talks, ClosedLoop(model, solver_steps=1).run(talks), strict=True):
         judge.conversation(talk.scenario, done, tally)
     assert tally.trials["answer_accuracy_text"] >= 8
     assert (tally.share("answer_accuracy_text") or 0.0) >= 0.75
     assert (tally.share("transcript_error_rate") or 0.0) <= 0.25
+
+
+def test_the_shipped_tutor_looks_to_a_side_and_not_to_the_mean_of_both(tmp_path: Path) -> None:
+    studio = Studio(tmp_path, "held_out", voices=1)
+    talks = [studio.conversation(7_100_000 + i, 48, quiet=True) for i in range(3)]
+    tally, judge = Tally(), Judge(lambda pcm, language: "")
+    for done in ClosedLoop(load_checkpoint(_TUTOR)).run(talks):
+        judge.quiet(done, tally, stretch=48)
+    assert tally.trials["idle_eyes_choose"] >= 100
+    assert (tally.share("idle_eyes_choose") or 0.0) >= 0.95
+    assert 0.1 <= (tally.share("idle_eyes_turn") or 0.0) <= 0.9
