@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -69,6 +70,14 @@ def think_job(engines: EngineSet, session: str, unit: int = 0, z: tuple[np.ndarr
 def perform_job(thought: ThinkResult, **changes: Any) -> PerformJob:
     job = PerformJob(thought.session, 1, thought.unit, thought.seed, 2, 2**62, thought.origin)
     return structs.replace(job, **{"history": thought.history, "seal": thought.seal, **changes})
+
+
+def forgotten(stage: Stage) -> None:
+    """Waits until nothing is left of any session: pages go first, and what is known of it in the callback after."""
+    end = time.monotonic() + WAIT
+    while (stage.blocks.used or stage._heard) and time.monotonic() < end:
+        time.sleep(0.001)
+    assert (stage.blocks.used, stage._heard) == (0, {})
 
 
 def error_of(future: Any) -> str:
@@ -163,8 +172,7 @@ def test_openings_of_nobody_are_reaped(start: Callable[..., Stage]) -> None:
         stage.submit(OpenJob(name, 1, "be kind")).result(WAIT)
     assert "all 2 of this thinker are open" in error_of(stage.submit(OpenJob("c", 1)))
     stage.reap()
-    while stage.blocks.used:
-        pass
+    forgotten(stage)
     stage.submit(OpenJob("c", 1)).result(WAIT)
 
 
@@ -186,9 +194,7 @@ def test_what_was_opened_while_a_close_ends_stays_known(
         assert "is open" in error_of(opening)  # that close has not come to the thinker
     assert [*stage._heard] == ["a"]
     stage.reap()
-    while stage.blocks.used:
-        pass
-    assert not stage._heard
+    forgotten(stage)
 
 
 def test_what_is_heard_of_is_queued_before_a_close_can_come(
