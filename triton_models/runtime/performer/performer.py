@@ -16,7 +16,7 @@ from .. import validate
 from ..engines.engine import EngineError, EngineSet, call_failed
 from ..engines.solver import Solver, SolverFull
 from ..kv.pool import Pool
-from ..messages import CloseJob, Float32, PerformJob, PerformResult, SessionError
+from ..messages import CloseJob, PerformJob, PerformResult, SessionError
 from ..metrics import Metrics
 from . import noise
 from .scheduler import StepScheduler
@@ -25,7 +25,6 @@ MAX_UNITS = 256  # in flight at once, unless a solver is given
 
 Key = tuple[str, int, int]  # session, epoch, unit
 Outcome = tuple[PerformJob, PerformResult | SessionError]
-Drawn = tuple[int, int]  # seed, unit
 
 
 def job_key(job: PerformJob) -> Key:
@@ -67,7 +66,6 @@ class Performer:
         self._clock = clock
         self._layout = UnitLayout.of(self.config)
         self._solves: dict[Hashable, _Solve] = {}
-        self._drawn: dict[str, tuple[Drawn, tuple[Float32, Float32]]] = {}  # by session: noise of a unit to come
         self.held_back = False  # the last tick ran nothing although jobs are here: the scheduler waits for company
 
     @property
@@ -87,7 +85,7 @@ class Performer:
         try:
             validate.history(history.page_ids, history.ranges, geometry.num_pages, geometry.page_tokens)
             taus = self.config.solver.taus(job.steps)
-            x_video, x_audio = self._noise(job)
+            x_video, x_audio = noise.latents(self.config, job.seed, job.unit)
             positions = self._layout.noisy_positions(job.origin, job.unit)
             cos, sin = rope_tables(self.config.backbone, positions)
         except ValueError as error:
@@ -105,7 +103,6 @@ class Performer:
     def leave(self, job: CloseJob) -> list[Outcome]:
         """Drops what a session still has here, before its pages are freed; returns those jobs as ABORTED."""
         gone = [key for key, s in self._solves.items() if s.job.session == job.session and s.job.epoch <= job.epoch]
-        self._drawn.pop(job.session, None)
         error = SessionError("ABORTED", f"session {job.session!r} was closed")
         return [(self._drop(key).job, error) for key in gone]
 
@@ -161,27 +158,14 @@ class Performer:
                 self._drop(key)
         return finished
 
-    def draw_ahead(self, job: PerformJob) -> None:
-        """Draws the noise of the unit after `job`, unless somebody waits: a millisecond off the next unit's way."""
-        if not self._solves:
-            following = job.seed, job.unit + 1
-            self._drawn[job.session] = following, noise.latents(self.config, *following)
-
     def clear(self) -> None:
         """Drops every job, as on shutdown."""
-        self._drawn.clear()
         for key in list(self._solves):
             self._drop(key)
 
     def stats(self) -> dict[str, float]:
         """Jobs now; counters and timings so far."""
         return {"jobs": len(self._solves), **self.metrics.snapshot()}
-
-    def _noise(self, job: PerformJob) -> tuple[Float32, Float32]:
-        drawn, latents = self._drawn.pop(job.session, (None, None))
-        if latents is not None and drawn == (job.seed, job.unit):
-            return latents
-        return noise.latents(self.config, job.seed, job.unit)
 
     def _start(self, solves: Sequence[_Solve], under_way: int, now: int) -> None:
         """Books the jobs whose first step this tick is; with them tick `under_way` others."""

@@ -56,10 +56,8 @@ class PerformerWorker(Worker):
         rendered = self._renderer.render([result for _, result in solved])
         for (future, _), result in zip(solved, rendered, strict=True):
             resolve(future, result)
-        for job, result in outcomes:
+        for job, _ in outcomes:
             del self._futures[job_key(job)]
-            if isinstance(result, PerformResult):
-                self._performer.draw_ahead(job)
 
     def _idle(self) -> None:
         """Nothing to look after: the performer allocates nothing."""

@@ -92,34 +92,6 @@ def test_the_first_input_is_the_noise_of_seed_and_unit_at_tau_one(stage: Stage, 
     np.testing.assert_allclose([x["tau"][0] for x in seen], bench.config.solver.taus(4)[:-1])
 
 
-def test_noise_drawn_ahead_is_the_noise_and_goes_with_its_session(
-    stage: Stage, bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage.performer.join(stage.job("a", 1, unit=7))
-    stage.performer.draw_ahead(stage.job("b", 1, unit=1))  # somebody is waiting: not now
-    stage.finish()
-    stage.performer.draw_ahead(stage.job("a", 1, unit=7))
-    drawn: list[tuple[int, int]] = []
-
-    def latents(_: object, seed: int, unit: int) -> tuple[np.ndarray, np.ndarray]:
-        drawn.append((seed, unit))
-        return original(bench.config, seed, unit)
-
-    original = noise.latents
-    monkeypatch.setattr(noise, "latents", latents)
-    seen: list[np.ndarray] = []
-    stage.engine.spoil = lambda inputs, _: seen.append(inputs["x_video"][0].copy())
-    stage.performer.join(stage.job("a", 1, steps=1, unit=8))
-    stage.finish()
-    np.testing.assert_array_equal(seen[0], original(bench.config, 5, 8)[0])
-    assert drawn == []
-
-    stage.performer.draw_ahead(stage.job("a", 1, unit=8))
-    stage.performer.leave(CloseJob("a", 1))
-    stage.performer.join(stage.job("a", 1, unit=9))
-    assert drawn == [(5, 9), (5, 9)]
-
-
 def test_jobs_join_and_leave_between_steps_each_at_its_own_tau(stage: Stage) -> None:
     taus: list[list[float]] = []
     stage.engine.spoil = lambda inputs, _: taus.append(sorted(inputs["tau"].tolist(), reverse=True))
