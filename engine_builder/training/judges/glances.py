@@ -32,7 +32,7 @@ def _known() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 def sides(frames: NDArray[np.uint8]) -> NDArray[np.int64]:
     """frames [K, 4, 64, 64, 3] -> int64 [K]: LEFT, MEAN, RIGHT or BLINK, what the last frame of each unit is nearest
-    to."""
+    to. Eyes that rest on the user, as they do while somebody speaks, are nearest to half-closed ones: BLINK as well."""
     pictures, kinds = _known()
     eyes = frames[:, -1, *EYES].reshape(len(frames), -1).astype(np.float32)
     # |a - b|^2 without |a|^2, which is the same for every b.
