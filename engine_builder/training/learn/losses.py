@@ -128,6 +128,7 @@ def own_context(
     """Roll-out: in stretches where `chosen` [B] the context becomes what the model itself would have made of it.
 
     One evaluation from pure noise for all units at once; units thus see their predecessors' mistakes, one unit deep.
+    With more evaluations the model would choose what is random, and its choice contradict the targets that follow.
     """
     with torch.no_grad():
         noise = replace(
