@@ -58,7 +58,7 @@ class AudioConfig:
 
     sample_rate: int = 16_000
     tokens: int = 2  # agent audio latent tokens a unit (z^a)
-    latent_dim: int = 320  # channels of one latent token
+    latent_dim: int = 480  # channels of one latent token
     perceive_tokens: int = 2  # user audio tokens a unit (e^a)
     mel_bands: int = 40
     encoder_channels: int = 128
@@ -122,7 +122,7 @@ class VideoConfig:
     height: int = 64
     width: int = 64
     stride: int = 32
-    latent_dim: int = 48
+    latent_dim: int = 64
     perceive_grid: tuple[int, int] = (1, 1)  # rows x columns of user video tokens (e^v)
     encoder_channels: int = 32
     refine_channels: int = 8  # hidden channels of the causal refinement (patch)

@@ -43,6 +43,8 @@ TINY_NOTES: tuple[str, ...] = (
     *("greeting", "thanks", "farewell"),
     *(f"said {digit}" for digit in range(10)),
 )
+# What a prompt may call the agent.
+TINY_PEOPLE: tuple[str, ...] = ("woman", "man")
 # How any vocabulary spells a token of the transcript, and a note, in plain text.
 HEARD, NOTE = re.compile("<heard:(.+)>", re.DOTALL), re.compile("<note:(.+)>", re.DOTALL)
 
@@ -71,7 +73,8 @@ def _visible(word: str) -> str:
 
 
 def tiny_vocabulary(language: LanguageConfig | None = None) -> dict[str, int]:
-    """Token -> id: the special tokens where `language` has them, then bytes, words, the transcript's tokens and notes.
+    """Token -> id: the special tokens where `language` has them, then bytes, words, the transcript's tokens, notes
+    and people.
 
     Raises ValueError if `language.vocab_size` is too small.
     """
@@ -81,7 +84,7 @@ def tiny_vocabulary(language: LanguageConfig | None = None) -> dict[str, int]:
     taken = set(vocabulary.values())
     free = (i for i in range(language.vocab_size) if i not in taken)
     tokens = [*_byte_characters(), *(_visible(word) for word in TINY_WORDS), *map(heard_token, TINY_HEARD)]
-    tokens += map(note_token, TINY_NOTES)
+    tokens += [*map(note_token, TINY_NOTES), *map(_visible, TINY_PEOPLE)]
     for token in tokens:
         number = next(free, None)
         if number is None:

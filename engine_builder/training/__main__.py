@@ -16,9 +16,11 @@ from ..presets import preset
 from .average import average
 from .judges.rehearsal import rehearse
 from .judges.run_report import write_report
+from .learn.codec_fit import with_finer_codecs
 from .learn.ears import with_longer_ears
 from .learn.trainer import Trainer, TrainingPlan
 from .world.conversation import Studio
+from .world.personas import write_references
 from .world.scenario import DENSE
 from .world.speech import crowd, synths
 from .world.speech.people import DEFAULT, HOME, People
@@ -40,6 +42,8 @@ def _train(arguments: argparse.Namespace) -> None:
     start = load_checkpoint(arguments.start) if arguments.start else None
     if start and arguments.longer_ears:
         start = with_longer_ears(start, arguments.longer_ears)
+    if start:
+        start = with_finer_codecs(start, studio, plan.codec_conversations)
     config = start.config if start else preset("tiny")
     trainer = Trainer(config, plan, studio, arguments.run, not arguments.no_compile, start)
     console.print(f"step {trainer.step_number} of {plan.steps}, {arguments.threads} threads, {trainer.dtype}")
@@ -131,6 +135,9 @@ def main(argv: list[str] | None = None) -> int:
     mean.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
     mean.add_argument("--shares", type=positive, nargs="+", metavar="SHARE", help="of each checkpoint (default: equal)")
     mean.set_defaults(action=_average)
+    references = commands.add_parser("personas", help="pictures and voices of the people that the agent may be")
+    references.add_argument("out", type=Path)
+    references.set_defaults(action=lambda arguments: write_references(arguments.out))
     arguments = parser.parse_args(argv)
     try:
         arguments.action(arguments)

@@ -49,6 +49,7 @@ class Evaluation:
         self.console, self.minutes, self.processes = console, a.minutes, a.processes
         self.main = parts.main_parts(a.talks, a.quiet, a.sessions, a.minutes)
         self.variants = parts.variant_parts(a.variants, a.only) if a.variants else []
+        self.personas = parts.persona_parts(0 if a.only else a.variants)
         self.faces = parts.face_parts(0 if a.only else a.variants)
         self.oracle = [parts.oracle_part(min(4, a.variants))] if a.variants and not a.only else []
         self.served = parts.served_part(a.served) if a.served else None
@@ -59,7 +60,7 @@ class Evaluation:
 
     @property
     def todo(self) -> list[parts.Part]:
-        return [*self.main, *self.speakers, *self.faces, *self.variants, *self.oracle]
+        return [*self.main, *self.speakers, *self.personas, *self.faces, *self.variants, *self.oracle]
 
     def play(self) -> None:
         """All jobs, in two processes."""
@@ -139,6 +140,7 @@ class Evaluation:
             "interval95": results.intervals(),
             "minutes": minutes.summary() if minutes is not None else None,
             "speakers": by_speaker,
+            "personas": results.personas(self.personas),
             "faces": {part.name: results.figures(part.group) for part in self.faces},
             "variants": results.variants(self.variants),
             "oracle": results.oracle(),

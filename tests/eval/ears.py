@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from engine_builder.training.judges.figures import Judge
-from engine_builder.training.judges.rehearsal import template_ear
-from engine_builder.training.world.speech.agent_voice import AgentVoice
+from engine_builder.training.judges.likeness import faces_of, voice_of
+from engine_builder.training.judges.rehearsal import hear as by_template
+from engine_builder.training.world.face import LOOKS, MOUTH_LEVELS, Pose, film
+from engine_builder.training.world.speech.agent_voice import agent_voice
 from engine_builder.training.world.speech.voices import SAMPLE_RATE, Pcm
-from engine_builder.training.world.words import COLOURS, DIGITS, LANGUAGES, agent_words
+from engine_builder.training.world.words import COLOURS, DIGITS, LANGUAGES, PEOPLE, agent_words
 
 _LEAD, _TAIL = 3200, 4800  # silence around a word, samples: the recogniser estimates the noise floor in it
 _DITHER = 1e-3
@@ -53,16 +56,11 @@ class Ears:
     """`template` judges every word, `recogniser` English ones; both were given clean words or a word list only."""
 
     def __init__(self) -> None:
-        self.voice = AgentVoice()
-        self._templates = template_ear(self.voice)
         self._recogniser = Recogniser(WORDS["en"])
-        self.template = Judge(self._by_template)
+        self.template = Judge(by_template)
         self.recogniser = Judge(self._by_recogniser)
 
-    def _by_template(self, pcm: Pcm, language: str) -> str:
-        return self._templates[language].judge(pcm)
-
-    def _by_recogniser(self, pcm: Pcm, language: str) -> str:
+    def _by_recogniser(self, pcm: Pcm, language: str, person: str) -> str:
         if language != "en":
             raise ValueError(f"language: the recogniser knows 'en', got {language!r}")
         return self._recogniser.judge(pcm)
@@ -71,13 +69,21 @@ class Ears:
         """Share of clean reference words that each judge gets right: all words, and the words that answer."""
         found: dict[str, float] = {}
         for name, hear, languages in (
-            ("template", self._by_template, LANGUAGES),
+            ("template", by_template, LANGUAGES),
             ("recogniser", self._by_recogniser, ("en",)),
         ):
             for kind in ("words", "answers"):
                 hits = []
-                for language in languages:
+                for person, language in product(PEOPLE, languages):
+                    voice = agent_voice(person)
                     chosen = WORDS[language] if kind == "words" else (*DIGITS[language], *COLOURS[language])
-                    hits += [hear(self.voice.word(language, w).reshape(-1), language) == w for w in chosen]
+                    hits += [hear(voice.word(language, w).reshape(-1), language, person) == w for w in chosen]
                 found[f"ceiling_{name}_{kind}"] = round(sum(hits) / len(hits), 4)
+        for person in PEOPLE:
+            voice = agent_voice(person)
+            said = [voice.word(language, w).reshape(-1) for language in LANGUAGES for w in WORDS[language]]
+            found[f"ceiling_voice_{person}"] = round(sum(voice_of(pcm) == person for pcm in said) / len(said), 4)
+            poses = product(range(MOUTH_LEVELS), (0, 1, 2), (-7, 0, 7), (-4, 0, 4, 14))
+            seen = film([Pose(*pose) for pose in poses], LOOKS[person])
+            found[f"ceiling_face_{person}"] = round(faces_of(seen).count(person) / len(seen), 4)
         return found

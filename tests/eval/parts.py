@@ -2,7 +2,7 @@
 
 What training never saw: the voices (other espeak timbres; accents, speeds and pitches come from the same ranges), the
 banks of noise, music and sensor noise (other seeds), and every scene, card, knock and moment, since seeds of the two
-splits are different streams. What is shared: the words, the agent's one voice, and the programs that draw all this.
+splits are different streams. What is shared: the words, the agent's voices, and the programs that draw all this.
 Rehearsals use the same held-out voices with other seeds (from 5,000,000), and their mistakes were looked at while the
 recipe was mended; the two left-out timbres were not.
 """
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 
 from engine_builder.training.world.echo import Echo
 from engine_builder.training.world.scenario import Habits
+from engine_builder.training.world.words import PEOPLE
 
 MINUTE = 375  # units
 BOTH_JUDGES = (
@@ -43,12 +45,23 @@ _MURMURS = replace(_USUAL, backchannel=0.8, barge_in=0.0, card=0.05, typed=0.05)
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Whom the agent is asked to be (`Persona.of`), or somebody who is none of `PEOPLE`."""
+
+    told: str | None = None
+    face: str | None = None
+    voice: str | None = None
+    unseen: bool = False
+
+
+@dataclass(frozen=True)
 class Part:
     """`talks` conversations of `units` units with consecutive seeds from `seed`.
 
     way: 'engines' (engines and serving runtime), 'degraded' (the same, late now and then), 'torch' (the model in
     PyTorch, in `precision`), 'oracle' (the one-pass model beside the engines).
     habits, later: of the user, and other ones from a unit on.
+    persona: whom the agent is asked to be, if anybody.
     cast: who speaks (`work.cast`).  language: the persona's, drawn if None.  echo: the way of what the model says from
     the user's loudspeaker into the microphone.
     group: the figures that it adds to.
@@ -63,6 +76,7 @@ class Part:
     habits: Habits = _USUAL
     later: Mapping[int, Habits] = field(default_factory=dict)
     quiet: bool = False
+    persona: Asked | None = None
     cast: str = "held_out"
     language: str | None = None
     echo: Echo | None = None
@@ -116,6 +130,23 @@ def speaker_parts(talks: int, people: bool, foreign: bool, strangers: bool) -> l
         Part(name, talks, 120, _FIRST_SEED + seed, group=name, cast=name, habits=_DIGITS, language="en")
         for name, there, seed in wanted
         if there and talks
+    ]
+
+
+def persona_parts(talks: int) -> list[Part]:
+    """`talks` conversations with each persona that can be asked for, and with somebody unseen."""
+    asked = {f"told {person}": Asked(told=person) for person in PEOPLE}
+    asked |= {f"shown {person}": Asked(face=person, voice=person) for person in PEOPLE}
+    asked |= {f"face of the {person} alone": Asked(face=person) for person in PEOPLE}
+    asked |= {f"voice of the {person} alone": Asked(voice=person) for person in PEOPLE}
+    asked |= {f"face of the {face}, voice of the {voice}": Asked(face=face, voice=voice)
+              for face, voice in permutations(PEOPLE)}  # fmt: skip
+    asked["unseen prompt, face and voice"] = Asked(unseen=True)
+    base = Part("", talks, 120, _FIRST_SEED + 9900)
+    return [
+        replace(base, name=name, group=f"persona: {name}", persona=who, seed=base.seed + 100 * number)
+        for number, (name, who) in enumerate(asked.items())
+        if talks
     ]
 
 

@@ -34,6 +34,8 @@ _VARIANT = ("answers", "answer_accuracy_text", "text_points", "answer_accuracy_a
 _SPEAKERS = ("answer_accuracy_text", "answers", "answer_accuracy_audio_judge", "transcript_error_rate",
              "self_answer_rate", "barge_in_stop_units_p95", "again_accuracy", "recall_accuracy")  # fmt: skip
 
+_PERSONA = ("persona_face", "persona_voice", "answer_accuracy_text", "answer_accuracy_audio_judge", "answers")
+
 
 def misses(found: Mapping[str, Any]) -> list[str]:
     """The targets that are missed, in words. A figure without a trial is missed, one that was not asked for is not."""
@@ -91,6 +93,12 @@ def table(summary: Mapping[str, Any]) -> str:
         lines += [
             f"| {row} | " + " | ".join(_number(f.get(n)) for n in _SPEAKERS) + " |" for row, f in speakers.items()
         ]
+    personas = {name: found for name, found in summary.get("personas", {}).items() if found}
+    if personas:
+        lines += ["", "| persona | its face | its voice | right, text | right, audio | of |"]
+        lines += ["|---" * 6 + "|"]
+        lines += [f"| {name} | " + " | ".join(_number(f.get(n)) for n in _PERSONA) + " |"
+                  for name, f in personas.items()]  # fmt: skip
     if summary.get("minutes"):
         minutes = summary["minutes"]
         lines += ["", f"| minute of {minutes['conversations']} conversations | " + " | ".join(

@@ -123,6 +123,22 @@ class Results:
         tallies = self.template("minutes")
         return Minutes.of(tallies, count) if tallies else None
 
+    def personas(self, parts: Sequence[Part]) -> dict[str, Figures]:
+        """Figures of each persona that was played, and of all that are known, with the ends of 95 % intervals."""
+        found = {part.name: self.figures(part.group) for part in parts if self.template(part.group)}
+        known = [part for part in parts if part.persona is not None and not part.persona.unseen]
+        for part in parts:
+            if part.name in found and part not in known:
+                found[part.name] |= {"persona_face": None, "persona_voice": None}
+        groups = [part.group for part in known]
+        if self.template(*groups):
+            found["all that are known"] = row = self.figures(*groups)
+            for name in ("persona_face", "persona_voice"):
+                ends = interval(self.template(*groups), name)
+                if ends is not None:
+                    row |= {f"{name}_low95": ends[0], f"{name}_high95": ends[1]}
+        return found
+
     def variants(self, parts: Sequence[Part]) -> dict[str, Figures]:
         """Figures of each variant that was played, `text_points` added: accuracy minus that of the first, in points."""
         found: dict[str, Figures] = {}

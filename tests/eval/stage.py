@@ -7,6 +7,7 @@ wire and the clock are left out, so that minutes of conversation take seconds; `
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,18 +15,20 @@ from types import TracebackType
 
 import numpy as np
 
+from client.media.sound import to_pcm16
 from engine_builder.training.judges.closed_loop import Performance
 from engine_builder.training.world.conversation import Conversation
 from engine_builder.training.world.echo import EchoPath
-from engine_builder.training.world.words import PERSONA_PROMPT
 from triton_models.runtime.engines.engine import PERFORMER_STEPS, THINKER_STEPS
 from triton_models.runtime.kv import retention
+from triton_models.runtime.messages import MAX_PERSONA_UNITS
 from triton_models.service.load import load_engines
 from triton_models.service.local import AgentUnit, LocalRuntime, LocalSession
 
 from .parts import TRAINED_RETENTION
 
 PAGE_TOKENS = 16
+_PROMPT = 48  # tokens of the longest prompt
 FIRST_NOISE = 1000  # session i of a stage has seed FIRST_NOISE + i
 
 
@@ -61,7 +64,8 @@ class Stage:
         self.keep = TRAINED_RETENTION if keep is None else keep
         self.steps, self.lateness = steps or self.config.solver.steps, lateness
         policy = retention.parse(self.keep)
-        pages = retention.pages_needed(policy, self.config, prompt_tokens=8, page_tokens=PAGE_TOKENS, units=units)
+        prompt = _PROMPT + MAX_PERSONA_UNITS * self.config.latent_tokens
+        pages = retention.pages_needed(policy, self.config, prompt, page_tokens=PAGE_TOKENS, units=units)
         if pages is None:
             raise ValueError(f"retention: {self.keep!r} has no bound for {units} units")
         self._runtime = LocalRuntime(engines, pages=1 + sessions * pages, page_tokens=PAGE_TOKENS)
@@ -106,9 +110,10 @@ class Stage:
         late = [self.lateness.draw(i, count) if self.lateness else np.zeros(count, int) for i in range(len(talks))]
         try:
             for i, talk in enumerate(talks):
-                prompt = PERSONA_PROMPT[talk.scenario.language]
                 sessions.append(
-                    await self._runtime.open(prompt=prompt, seed=FIRST_NOISE + i, retention=self.keep, steps=self.steps)
+                    await self._runtime.open(
+                        persona=_asked(talk), seed=FIRST_NOISE + i, retention=self.keep, steps=self.steps
+                    )
                 )
             for unit in range(count):
                 for session, measures in zip(sessions, late, strict=True):
@@ -132,6 +137,16 @@ class Stage:
             for session in sessions:
                 await session.close()
         return done
+
+
+def _asked(talk: Conversation) -> dict[str, str]:
+    """The session option `persona`."""
+    asked = {"prompt": talk.persona.prompt(talk.scenario.language)}
+    if talk.persona.picture is not None:
+        asked["picture"] = base64.b64encode(talk.persona.picture.tobytes()).decode()
+    if talk.persona.sound is not None:
+        asked["voice"] = base64.b64encode(to_pcm16(talk.persona.sound.reshape(-1))).decode()
+    return asked
 
 
 def performance(states: tuple[str, ...], units: list[AgentUnit]) -> Performance:

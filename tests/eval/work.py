@@ -15,6 +15,7 @@ from engine_builder.targets.precision import set_precision
 from engine_builder.training.judges.closed_loop import ClosedLoop, Performance
 from engine_builder.training.judges.figures import Judge, Tally
 from engine_builder.training.world.conversation import HELD_OUT_VOICES, Conversation, Studio
+from engine_builder.training.world.personas import Persona
 from engine_builder.training.world.scenario import Simulator
 from engine_builder.training.world.speech import synths
 from engine_builder.training.world.speech.cast import Cast
@@ -23,7 +24,7 @@ from engine_builder.training.world.speech.voices import Voice, VoiceBank, user_v
 
 from . import oracle
 from .ears import Ears
-from .parts import BOTH_JUDGES, TRAINED_RETENTION, Part
+from .parts import BOTH_JUDGES, TRAINED_RETENTION, Asked, Part
 from .stage import Lateness, Stage, performance
 
 _LEFT_OUT = (
@@ -93,6 +94,13 @@ def cast(name: str, sources: Sources) -> Cast:
     return Cast(VoiceBank.load(chosen, sources.cache))
 
 
+def _persona(asked: Asked | None, seed: int) -> Persona | None:
+    rng = np.random.default_rng([7, seed])
+    if asked is None:
+        return None
+    return Persona.unseen(rng) if asked.unseen else Persona.of(rng, asked.told, asked.face, asked.voice)
+
+
 def prepare(sources: Sources, parts: Sequence[Part]) -> None:
     """Renders all voices into the cache, so that workers find them there."""
     for name in {part.cast for part in parts}:
@@ -122,7 +130,9 @@ class Worker:
         """What is played, by seed."""
         studio = self._studio(part)
         return [
-            studio.conversation(seed, part.units, language=part.language, quiet=part.quiet)
+            studio.conversation(
+                seed, part.units, language=part.language, quiet=part.quiet, persona=_persona(part.persona, seed)
+            )
             for seed in range(first, last)
         ]
 

@@ -23,11 +23,13 @@ class Prompts:
         return cls(tuple(p for p in given if isinstance(p, str) and p) if isinstance(given, list) else ())
 
     def choose(self, asked: str) -> str:
-        """The prompt in force: what was asked, where the model knows it or takes any; the one known prompt whose name
-        stands in it ("Answer in English."); else the default. A strange one would be read letter by letter, and
-        answered with nonsense."""
+        """The prompt in force: what was asked, where the model knows it or takes any; the one known prompt of most
+        words all of which stand in it ("Answer in English, as a man."); else the default. A strange one would be read
+        letter by letter, and may be answered with nonsense."""
         if not self.known:
             return asked
         words = {word.strip(".,:;!?\"'()").casefold() for word in asked.split()}
-        named = [p for p in self.known if p == asked] or [p for p in self.known if p.casefold() in words]
+        whole = [p for p in self.known if set(p.casefold().split()) <= words]
+        most = max((len(p.split()) for p in whole), default=0)
+        named = [p for p in self.known if p == asked] or [p for p in whole if len(p.split()) == most]
         return named[0] if len(named) == 1 else self.known[0]

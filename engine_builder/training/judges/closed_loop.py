@@ -18,6 +18,7 @@ from engine_builder.layout import UnitLayout, rope_tables
 from engine_builder.model.backbone import KV
 from engine_builder.model.duplex import DuplexModel
 
+from ..learn.batches import encode_references
 from ..world.conversation import Conversation
 from ..world.speech.voices import Pcm
 
@@ -53,7 +54,8 @@ class ClosedLoop:
 
     @torch.no_grad()
     def run(self, conversations: list[Conversation]) -> list[Performance]:
-        """Conversations of one length and prompt length, each from unit 0 of a session."""
+        """Conversations of one length, whose prompts and references are of one length as well, each from unit 0 of a
+        session."""
         c, m = self.config, self.model
         size, units = len(conversations), len(conversations[0].state)
         pcm = torch.from_numpy(np.stack([t.user_pcm for t in conversations]))
@@ -65,9 +67,14 @@ class ClosedLoop:
         z_video = torch.zeros(size, c.video.tokens, c.video.latent_dim)
         z_audio = torch.zeros(size, c.audio.tokens, c.audio.latent_dim)
 
-        origin = prompt.shape[1]
-        causal = torch.ones(size, origin, origin, dtype=torch.bool).tril()
-        _, pinned = self._pass(m.model.embed_tokens(prompt), np.arange(origin), causal, [])
+        shown = [encode_references(m, t.persona) for t in conversations]
+        own = [m.embed_latents(video, audio).flatten(0, 1) for video, audio in shown]
+        prefix = torch.cat((m.model.embed_tokens(prompt), torch.stack(own)), dim=1)
+        origin, words = prefix.shape[1], prompt.shape[1]
+        step = torch.arange(origin)
+        step[words:] = words + (step[words:] - words) // c.latent_tokens  # each unit sees itself whole
+        causal = (step[None, :] <= step[:, None]).expand(size, -1, -1)
+        _, pinned = self._pass(prefix, np.arange(origin), causal, [])
         first = _Unit(pinned, torch.ones(size, origin, dtype=torch.bool))
         past: list[_Unit] = []
         states, words, videos, audios = [], [[[] for _ in range(units)] for _ in range(size)], [], []

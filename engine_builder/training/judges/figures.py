@@ -24,6 +24,7 @@ from ..world.speech.agent_voice import UNIT
 from ..world.speech.voices import Pcm
 from .closed_loop import Performance
 from .glances import BLINK, EYES, LEFT, MEAN, RIGHT, sides
+from .likeness import faces_of, voice_of
 from .sync import sync
 
 _UNASKED = 3  # units of a stretch worth judging
@@ -72,9 +73,9 @@ class Tally:
 
 
 class Judge:
-    """`hear`: (audio, language) -> word, the independent ear."""
+    """`hear`: (audio, language, person whose voice it is) -> word, the independent ear."""
 
-    def __init__(self, hear: Callable[[Pcm, str], str]) -> None:
+    def __init__(self, hear: Callable[[Pcm, str, str], str]) -> None:
         self.hear = hear
         self.words = {token: word for word, token in word_ids().items()}
         self.heard = {token: word for word, token in heard_ids().items()}
@@ -83,7 +84,7 @@ class Judge:
     def conversation(self, scene: Scenario, done: Performance, tally: Tally) -> None:
         """Adds one conversation to the tally."""
         spoken = self.spoken(done)
-        heard = [self.hear(w.pcm, scene.language) if w.complete else None for w in spoken]
+        heard = [self.hear(w.pcm, scene.language, scene.voice) if w.complete else None for w in spoken]
         for word, ear in zip(spoken, heard, strict=True):
             if ear is not None:
                 tally.count("audio_agrees_with_own_text", ear == word.text)
@@ -99,6 +100,7 @@ class Judge:
                 self._backchannel(scene, reaction, done, spoken, tally)
         self._transcript(scene, done, tally)
         self._unasked(scene, done, spoken, tally)
+        self._likeness(scene, done, spoken, tally)
         if spoken:
             lag, correlation = sync(done.frames.reshape(-1, *done.frames.shape[2:]), done.pcm.reshape(-1))
             tally.sample("av_lag_ms", abs(lag) if correlation >= _IN_STEP else _OUT_OF_STEP_MS)
@@ -130,6 +132,15 @@ class Judge:
             start = unit + _LATE  # an answer may be late, and end late
             if stop - start >= _UNASKED:
                 tally.count("self_answer_rate", any(start <= w.unit < stop for w in spoken))
+
+    @staticmethod
+    def _likeness(scene: Scenario, done: Performance, spoken: list[SpokenWord], tally: Tally) -> None:
+        """Face and voice are those of the persona: every unit's last frame, every word spoken to its end."""
+        for face in faces_of(done.frames[:, -1]):
+            tally.count("persona_face", face == scene.face)
+        for word in spoken:
+            if word.complete:
+                tally.count("persona_voice", voice_of(word.pcm) == scene.voice)
 
     def quiet(self, done: Performance, tally: Tally, stretch: int = 62) -> None:
         """A conversation in which nothing is said or shown: every 10 s stretch (62 units) is a trial.
@@ -273,6 +284,8 @@ def figures(tally: Tally) -> dict[str, float | None]:
         "text_input_accuracy": tally.share("text_input_accuracy_text"),
         "again_accuracy": tally.share("again_answered"),
         "recall_accuracy": tally.share("recall_answered"),
+        "persona_face": tally.share("persona_face"),
+        "persona_voice": tally.share("persona_voice"),
         "idle_face_blinks": tally.share("idle_face_blinks"),
         "idle_eyes_choose": tally.share("idle_eyes_choose"),
         "idle_eyes_turn": tally.share("idle_eyes_turn"),

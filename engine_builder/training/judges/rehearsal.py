@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from engine_builder.model.duplex import DuplexModel
 
 from ..world.conversation import Studio
-from ..world.speech.agent_voice import AgentVoice
+from ..world.speech.agent_voice import agent_voice
 from ..world.speech.voices import Pcm
 from ..world.words import LANGUAGES, agent_words
 from .closed_loop import ClosedLoop
@@ -17,12 +18,19 @@ from .figures import Judge, Tally, figures
 _FIRST_SEED = 5_000_000
 
 
-def template_ear(agent: AgentVoice) -> dict[str, DtwJudge]:
-    """The template judge of every language."""
+@cache
+def template_ear(person: str) -> dict[str, DtwJudge]:
+    """The template judge of every language, for the voice of one person."""
+    agent = agent_voice(person)
     return {
         language: DtwJudge({word: agent.word(language, word).reshape(-1) for word in agent_words(language)})
         for language in LANGUAGES
     }
+
+
+def hear(pcm: Pcm, language: str, person: str) -> str:
+    """The template judge's word."""
+    return template_ear(person)[language].judge(pcm)
 
 
 def rehearse(
@@ -35,11 +43,6 @@ def rehearse(
 ) -> tuple[dict[str, float | None], Tally]:
     """Figures over `conversations` of `units` units and `quiet` silent or noisy ones."""
     studio = Studio(cache, "held_out")
-    ears = template_ear(studio.agent)
-
-    def hear(pcm: Pcm, language: str) -> str:
-        return ears[language].judge(pcm)
-
     judge = Judge(hear)
     tally = Tally()
     loop = ClosedLoop(model, solver_steps=solver_steps)

@@ -15,6 +15,7 @@ from engine_builder.model.duplex import DuplexModel
 
 from ..world.conversation import NO_WORD, Conversation, Studio
 from ..world.notes import due
+from ..world.personas import MOST_UNITS, PROMPT_TOKENS, Persona
 from ..world.scenario import SPEAK
 from ..world.speech.agent_voice import UNIT
 from .ahead import ahead
@@ -25,6 +26,7 @@ _WINDOW = 16  # units that a unit sees, its own included, as served
 _SHORTEST = 8  # of the shorter memories: one has notes in it
 _SHORT, _LONG = 0.15, 0.4  # shares of stretches with a shorter, and with the longest memory
 _LONGEST_GAP = 400  # units: a minute
+_FEW_UNITS = 3  # of references, in most batches: every place costs six tokens
 _QUIET = 0.16  # share of stretches in which nobody says anything
 
 
@@ -33,6 +35,9 @@ class Batch:
     """B stretches of K units; shapes as in `packed_pass.PackedUnits`, plus the raw input of the encoders."""
 
     prompt: Tensor
+    own_video: Tensor
+    own_audio: Tensor
+    own_units: Tensor
     first_unit: Tensor
     user_pcm: Tensor  # [B, K * N]
     camera: Tensor  # uint8 [B, 4 K, H, W, 3]
@@ -94,6 +99,20 @@ def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tens
     return video, audio
 
 
+def encode_references(model: DuplexModel, persona: Persona) -> tuple[Tensor, Tensor]:
+    """Latents [U, n_v, c_v] and [U, n_a, c_a] of a persona's references, zeros for what it does not show."""
+    c, units = model.config, persona.units
+    video = torch.zeros(units, c.video.tokens, c.video.latent_dim)
+    audio = torch.zeros(units, c.audio.tokens, c.audio.latent_dim)
+    with torch.no_grad():
+        if persona.picture is not None:
+            still = torch.from_numpy(persona.picture).expand(1, FRAMES_PER_UNIT, -1, -1, -1)
+            video[:] = model.video_codec.encode(still, None)[0]
+        if persona.sound is not None:
+            audio = model.audio_codec.encode(torch.from_numpy(persona.sound).view(1, -1), None)[0].view_as(audio)
+    return video, audio
+
+
 def slot_tokens(config: ModelConfig, state: Tensor, heard: Tensor, word: Tensor, notes: Tensor) -> Tensor:
     """Emitted tokens int64 [..., 3] of units: the state, what was heard, the word, or notes [..., 2]; `pad_id` at the
     end for what there is not."""
@@ -104,15 +123,21 @@ def slot_tokens(config: ModelConfig, state: Tensor, heard: Tensor, word: Tensor,
     return torch.cat(((config.language.first_state_id + state).unsqueeze(-1), texts), dim=-1)
 
 
-def collate(model: DuplexModel, conversations: list[Conversation], memories: list[Memory]) -> Batch:
-    """Stacks conversations of one length."""
+def collate(
+    model: DuplexModel, conversations: list[Conversation], memories: list[Memory], own_units: int = MOST_UNITS
+) -> Batch:
+    """Stacks conversations of one length. own_units: places for references; what is beyond them is left out."""
+    own_video, own_audio, own = _references(model, conversations, own_units)
     latents = [encode_targets(model, conversation) for conversation in conversations]
     state = torch.from_numpy(np.stack([c.state for c in conversations]))
     word = torch.from_numpy(np.stack([c.word for c in conversations]))
     heard = torch.from_numpy(np.stack([c.heard for c in conversations]))
     notes = torch.from_numpy(np.stack([_written(c, m) for c, m in zip(conversations, memories, strict=True)]))
     return Batch(
-        prompt=torch.from_numpy(np.stack([c.prompt for c in conversations])),
+        prompt=torch.from_numpy(np.stack([_padded(c.prompt, model.config.language.pad_id) for c in conversations])),
+        own_video=own_video,
+        own_audio=own_audio,
+        own_units=own,
         first_unit=torch.tensor([c.first_unit for c in conversations]),
         user_pcm=torch.from_numpy(np.stack([c.user_pcm.reshape(-1) for c in conversations])),
         camera=torch.from_numpy(np.stack([c.camera.reshape(-1, *c.camera.shape[2:]) for c in conversations])),
@@ -128,6 +153,22 @@ def collate(model: DuplexModel, conversations: list[Conversation], memories: lis
         cut=torch.tensor([memory.cut for memory in memories]),
         gap=torch.tensor([memory.gap for memory in memories]),
     )
+
+
+def _references(model: DuplexModel, conversations: list[Conversation], most: int) -> tuple[Tensor, Tensor, Tensor]:
+    c, size = model.config, len(conversations)
+    video = torch.zeros(size, most, c.video.tokens, c.video.latent_dim)
+    audio = torch.zeros(size, most, c.audio.tokens, c.audio.latent_dim)
+    units = torch.zeros(size, dtype=torch.int64)
+    for row, conversation in enumerate(conversations):
+        shown, sounds = encode_references(model, conversation.persona)
+        units[row] = count = min(most, len(shown))
+        video[row, :count], audio[row, :count] = shown[:count], sounds[:count]
+    return video, audio, units
+
+
+def _padded(prompt: NDArray[np.int64], pad: int) -> NDArray[np.int64]:
+    return np.pad(prompt, (0, PROMPT_TOKENS - len(prompt)), constant_values=pad)
 
 
 def _written(conversation: Conversation, memory: Memory) -> NDArray[np.int64]:
@@ -148,7 +189,8 @@ def batches(model: DuplexModel, studio: Studio, size: int, units: int, seed: int
     def make(number: int) -> Batch:
         talks = [_stretch(studio, offset + number * size + i, units) for i in range(size)]
         rng = np.random.default_rng([4, number])
-        return collate(model, talks, [Memory.drawn(rng, talk) for talk in talks])
+        own_units = MOST_UNITS if number % 4 == 0 else _FEW_UNITS
+        return collate(model, talks, [Memory.drawn(rng, talk) for talk in talks], own_units)
 
     return ahead(make, first)
 

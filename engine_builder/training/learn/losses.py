@@ -102,6 +102,9 @@ def draw_units(batch: Batch, spread: Spread, generator: torch.Generator) -> Pack
     t = tau[..., None, None]
     return PackedUnits(
         prompt=batch.prompt,
+        own_video=batch.own_video,
+        own_audio=batch.own_audio,
+        own_units=batch.own_units,
         first_unit=batch.first_unit,
         z_video=batch.z_video + sigma * spread.video * normal(batch.z_video),
         z_audio=batch.z_audio + sigma * spread.audio * normal(batch.z_audio),

@@ -26,9 +26,10 @@ SLOTS = 3
 class PackedUnits:
     """B stretches of K units. Absent tokens hold `pad_id`.
 
-    prompt int64 [B, 1]; first_unit int64 [B]: session index of unit 0; z_video [B, K + 1, n_v, c_v] and z_audio
-    [B, K + 1, n_a, c_a]: committed latents of units -1 .. K-1 (what the context shows); text int64 [B, K]; slots int64
-    [B, K, 3]; x_video, x_audio [B, K, ...]: noisy latents at tau [B, K].
+    prompt int64 [B, P]; own_video [B, Q, n_v, c_v], own_audio [B, Q, n_a, c_a]: latents of a persona's references, of
+    which the first own_units int64 [B] are there; first_unit int64 [B]: session index of unit 0; z_video [B, K + 1,
+    n_v, c_v] and z_audio [B, K + 1, n_a, c_a]: committed latents of units -1 .. K-1 (what the context shows); text
+    int64 [B, K]; slots int64 [B, K, 3]; x_video, x_audio [B, K, ...]: noisy latents at tau [B, K].
 
     reach int64 [B]: a unit sees the prompt and the blocks of so many last units, its own included. cut, gap int64 [B]:
     between units cut - 1 and cut, `gap` units are left out: positions jump over them (PoSE, Zhu et al. 2023,
@@ -36,6 +37,9 @@ class PackedUnits:
     """
 
     prompt: Tensor
+    own_video: Tensor
+    own_audio: Tensor
+    own_units: Tensor
     first_unit: Tensor
     z_video: Tensor
     z_audio: Tensor
@@ -74,9 +78,11 @@ class PackedPass(nn.Module):
         words = m.model.embed_tokens(ids)
         blocks = torch.cat((context, e_video.to(dtype), e_audio.to(dtype), words), dim=2)
         probes = latents(units.x_video, units.x_audio)
-        x = torch.cat((m.model.embed_tokens(units.prompt), blocks.flatten(1, 2), probes.flatten(1, 2)), dim=1)
+        own = latents(units.own_video, units.own_audio)
+        prefix = torch.cat((m.model.embed_tokens(units.prompt), own.flatten(1, 2)), dim=1)
+        x = torch.cat((prefix, blocks.flatten(1, 2), probes.flatten(1, 2)), dim=1)
 
-        clean = units.prompt.shape[1] + count * span
+        clean = prefix.shape[1] + count * span
         cos, sin = (table.to(dtype) for table in self._rope(units))
         clean_bias, noisy_bias = self._mask(units)
         mask = clean_bias.to(dtype), noisy_bias.to(dtype)
@@ -84,22 +90,24 @@ class PackedPass(nn.Module):
         for layer, modulation in zip(m.model.layers, modulations, strict=True):
             x = _layer(cast(Layer, layer), x, cos, sin, mask, modulation, clean)
         hidden = m.model.norm(x)
-        logits = m.logits(hidden[:, units.prompt.shape[1] : clean].view(batch, count, span, -1)[:, :, -SLOTS - 1 :])
+        logits = m.logits(hidden[:, prefix.shape[1] : clean].view(batch, count, span, -1)[:, :, -SLOTS - 1 :])
         z_video, z_audio = m.clean_estimate(hidden[:, clean:].reshape(batch * count, noisy, -1))
         return logits, z_video.view_as(units.x_video), z_audio.view_as(units.x_audio)
 
     def _rope(self, units: PackedUnits) -> tuple[Tensor, Tensor]:
         c = self.model.config
         layout = UnitLayout.of(c)
-        prompt, count = units.prompt.shape[1], units.text.shape[1]
-        # A padded prompt takes no positions.
-        origin = (units.prompt != c.language.pad_id).sum(dim=1)[:, None, None]
+        words, count = units.prompt.shape[1], units.text.shape[1]
+        # Padding takes no positions: the references follow the last word, and unit 0 the last of them.
+        said = (units.prompt != c.language.pad_id).sum(dim=1)[:, None]
+        own = said + torch.arange(units.own_video.shape[1] * layout.latents)
+        origin = (said + units.own_units[:, None] * layout.latents)[:, :, None]
         number = torch.arange(count)
         left_out = units.gap[:, None] * (number >= units.cut[:, None])
         start = origin + (units.first_unit[:, None] + number + left_out)[:, :, None] * layout.span
         clean = (start + block_offsets(c)).flatten(1)
         noisy = (start + layout.span + torch.arange(layout.latents)).flatten(1)
-        positions = torch.cat((torch.arange(prompt).expand(len(clean), -1), clean, noisy), dim=1)
+        positions = torch.cat((torch.arange(words).expand(len(clean), -1), own, clean, noisy), dim=1)
         cos, sin = rope_tables(c.backbone, positions.numpy())
         return torch.from_numpy(cos), torch.from_numpy(sin)
 
@@ -111,11 +119,14 @@ class PackedPass(nn.Module):
         if count not in self._tables:
             self._tables[count] = _table(c, count)
         table = self._tables[count]
-        batch, prompt = len(units.text), units.prompt.shape[1]
+        batch, words, noisy = len(units.text), units.prompt.shape[1], c.latent_tokens
+        own = torch.arange(units.own_video.shape[1]).repeat_interleave(noisy)
+        step = torch.cat((torch.arange(words), words + own))  # each unit of the references sees itself whole
+        prompt = step.numel()
         valid = torch.ones(batch, count, block_offsets(c).numel(), dtype=torch.bool)
         valid[:, :, -SLOTS - 2] = units.text != pad
         valid[:, :, -SLOTS:] = units.slots != pad
-        keys = torch.cat((units.prompt != pad, valid.flatten(1)), dim=1)
+        keys = torch.cat((units.prompt != pad, own < units.own_units[:, None], valid.flatten(1)), dim=1)
         size = keys.shape[1]
         reach, cut = units.reach[:, None, None], units.cut[:, None, None]
         weight = weight_of_old(units)[:, None, None]
@@ -123,16 +134,16 @@ class PackedPass(nn.Module):
         clean = torch.zeros(batch, size, size, dtype=torch.bool)
         clean[:, prompt:, :prompt] = True
         clean[:, prompt:, prompt:] = table.own | ((table.age > 0) & (table.age < reach))
-        clean[:, :prompt, :prompt] = torch.ones(prompt, prompt, dtype=torch.bool).tril()
+        clean[:, :prompt, :prompt] = step[None, :] <= step[:, None]
         # Padding sees itself, so that its softmax is defined; nothing reads the result.
         clean = (clean & keys[:, None, :]) | torch.eye(size, dtype=torch.bool)
 
         rows = table.probe.numel()
         seen = torch.ones(batch, rows, prompt, dtype=torch.bool)
         history = (table.probe_age >= 0) & (table.probe_age < reach)
-        own = (table.probe[:, None] == table.probe[None, :]).expand(batch, -1, -1)
-        noisy = torch.cat((seen, history, own), dim=2)
-        noisy = noisy & torch.cat((keys, torch.ones(batch, rows, dtype=torch.bool)), dim=1)[:, None, :]
+        each = (table.probe[:, None] == table.probe[None, :]).expand(batch, -1, -1)
+        probes = torch.cat((seen, history, each), dim=2)
+        probes = probes & torch.cat((keys, torch.ones(batch, rows, dtype=torch.bool)), dim=1)[:, None, :]
 
         def bias(visible: Tensor, query: Tensor) -> Tensor:
             old = (query[:, None] >= cut) & (table.unit < cut)
@@ -140,7 +151,7 @@ class PackedPass(nn.Module):
             added = nn.functional.pad(added, (0, 0, visible.shape[1] - query.numel(), 0))
             return added.masked_fill(~visible, -torch.inf)
 
-        return bias(clean, table.unit), bias(noisy, table.probe)
+        return bias(clean, table.unit), bias(probes, table.probe)
 
 
 def weight_of_old(units: PackedUnits) -> Tensor:

@@ -9,20 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_builder.config import FRAMES_PER_UNIT, LanguageConfig
-from engine_builder.tokenizer import heard_ids, note_ids, word_ids
+from engine_builder.tokenizer import heard_ids, note_ids, tiny_tokenizer, word_ids
 
 from .camera import Camera, CardShow, sensor_noise_bank
 from .echo import Echo
-from .face import CYCLE_UNITS, film, glances, mouth_levels, poses
+from .face import CYCLE_UNITS, LOOKS, film, glances, mouth_levels, poses
 from .notes import Notes
+from .personas import Persona
 from .room import Room
 from .scenario import QUIET, Habits, Scenario, Simulator
 from .speech import warps
-from .speech.agent_voice import UNIT, AgentVoice
+from .speech.agent_voice import UNIT, agent_voice
 from .speech.cast import Cast
 from .speech.people import People
 from .speech.voices import Pcm, VoiceBank, other_voices, user_voices
-from .words import PERSONA_PROMPT
+from .words import PEOPLE
 
 NO_WORD = -1
 TRAIN_VOICES, HELD_OUT_VOICES = 240, 48
@@ -35,13 +36,15 @@ _LOUD_NOISE = 1.4  # exponent on the uniform draw of the SNR in training: 35 % o
 @dataclass(frozen=True)
 class Conversation:
     """K units. Inputs: user_pcm [K, 2560], camera uint8 [K, 4, 64, 64, 3], typed int64 [K, text_tokens] (pad_id where
-    nothing), prompt int64 [P]. Targets: agent_pcm [K + 1, 2560] and face uint8 [K + 1, 4, 64, 64, 3], whose first
+    nothing), prompt int64 [P];
+    the persona's references. Targets: agent_pcm [K + 1, 2560] and face uint8 [K + 1, 4, 64, 64, 3], whose first
     unit is the one before unit 0; state int64 [K] (0 listen, 1 speak); word int64 [K], the text token of the unit or
     NO_WORD; heard int64 [K], the token of the user's word that was understood in the unit, or NO_WORD; notes int64
     [K, 2], the tokens of what is known after the unit, or NO_WORD.
     `first_unit` is the index of unit 0 in its session."""
 
     scenario: Scenario
+    persona: Persona
     first_unit: int
     prompt: NDArray[np.int64]
     user_pcm: Pcm
@@ -78,26 +81,37 @@ class Studio:
             speakers = user_voices(split, count) + ([] if held_out else other_voices())
             cast = Cast(VoiceBank.load(speakers, cache), people, training=not held_out)
         self.cast, self.echo = cast, echo or (Echo(0.0) if held_out else Echo())
-        self.agent = AgentVoice()
+        self.agent = agent_voice(PEOPLE[0])  # every voice has its timing
         self.room = Room(seed=2 if held_out else 1)
         self.simulator = Simulator(self.cast, self.agent, habits)
         self._sensor = sensor_noise_bank(2 if held_out else 1)
         self._language = LanguageConfig()
         self._words, self._heard = word_ids(self._language), heard_ids(self._language)
         self._notes = note_ids(self._language)
+        self._tokenizer = tiny_tokenizer(self._language)
         self._split = 1 if held_out else 0
 
     def conversation(
-        self, seed: int, units: int, first_unit: int = 0, language: str | None = None, quiet: bool = False
+        self,
+        seed: int,
+        units: int,
+        first_unit: int = 0,
+        language: str | None = None,
+        quiet: bool = False,
+        persona: Persona | None = None,
     ) -> Conversation:
         """Conversation number `seed` of this split: the same arrays for the same arguments.
 
         `first_unit` > 0 gives a stretch from the middle of a session: unit -1 is an idle agent with notes. `quiet`:
-        nobody says, types or shows anything, but there may be noise, music and knocks.
+        nobody says, types or shows anything, but there may be noise, music and knocks. `persona`: whom the agent is;
+        None: anybody in training, and who it is by itself in the held-out split.
         """
         rng = np.random.default_rng([self._split, seed])
         notes = Notes.drawn(rng) if first_unit else None
         scene = self.simulator.run(rng, units, language, QUIET if quiet else None, notes)
+        if persona is None:
+            persona = Persona() if self.held_out else Persona.drawn(np.random.default_rng([6, self._split, seed]))
+        scene.face, scene.voice = persona.face, persona.voice
         agent_pcm = self._agent_audio(scene)
         phase = 0 if first_unit == 0 else int(rng.integers(CYCLE_UNITS)) * FRAMES_PER_UNIT
         typed = np.full((units, self._language.text_tokens), self._language.pad_id, dtype=np.int64)
@@ -105,9 +119,10 @@ class Studio:
             typed[unit, 0] = self._words[word]
         shows = [CardShow(colour, first, stop) for colour, first, stop in scene.cards]
         camera = Camera(rng, self._sensor, self.held_out).frames(units * FRAMES_PER_UNIT, shows)
-        prompt = [self._words[PERSONA_PROMPT[scene.language]]]
+        prompt = self._tokenizer.encode(persona.prompt(scene.language)).ids
         return Conversation(
             scenario=scene,
+            persona=persona,
             first_unit=first_unit,
             prompt=np.array(prompt, dtype=np.int64),
             user_pcm=self._user_audio(scene, rng, agent_pcm, 0.5 if quiet else 0.15),
@@ -131,14 +146,15 @@ class Studio:
 
     def _agent_audio(self, scene: Scenario) -> Pcm:
         """[K, 2560]; an interrupted sentence fades out over the first 20 ms of the unit that stops it."""
+        voice = agent_voice(scene.voice)
         out = np.zeros((len(scene.playing), UNIT), dtype=np.float32)
         ramp = np.linspace(1.0, 0.0, 320, dtype=np.float32)
         before: tuple[tuple[str, ...], int] | None = None
         for unit, now in enumerate(scene.playing):
             if now is not None:
-                out[unit] = self.agent.sentence(scene.language, now[0])[0][now[1]]
+                out[unit] = voice.sentence(scene.language, now[0])[0][now[1]]
             elif before is not None:
-                sentence = self.agent.sentence(scene.language, before[0])[0]
+                sentence = voice.sentence(scene.language, before[0])[0]
                 if before[1] + 1 < len(sentence):
                     out[unit, :320] = sentence[before[1] + 1, :320] * ramp
             before = now
@@ -151,7 +167,7 @@ class Studio:
         attentive = np.repeat(np.array([False, *scene.attentive]), frames)
         nods = [(r.unit + 1) * frames for r in scene.reactions if r.action == "nod"]
         aside = glances(rng, phase - frames, mouths.size)
-        face = film(poses(phase - frames, mouths, attentive, nods, aside))
+        face = film(poses(phase - frames, mouths, attentive, nods, aside), LOOKS[scene.face])
         return face.reshape(-1, frames, *face.shape[1:])
 
     def _user_audio(self, scene: Scenario, rng: np.random.Generator, agent_pcm: Pcm, disturbed: float) -> Pcm:

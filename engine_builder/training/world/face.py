@@ -29,13 +29,27 @@ _CYCLE_FRAMES = CYCLE_UNITS * FRAMES_PER_UNIT
 _CACHE_FRAMES = 6000  # 12 KiB each
 
 _BACKGROUND = np.array([52, 66, 94], dtype=np.float32)
-_SKIN = np.array([236, 196, 164], dtype=np.float32)
-_HAIR = np.array([92, 58, 40], dtype=np.float32)
-_SHIRT = np.array([70, 130, 120], dtype=np.float32)
 _WHITE = np.array([246, 246, 246], dtype=np.float32)
 _IRIS = np.array([44, 60, 96], dtype=np.float32)
-_LIPS = np.array([186, 74, 78], dtype=np.float32)
 _MOUTH = np.array([70, 18, 26], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What tells two faces apart: colours, RGB, and how far the hair reaches, pixels."""
+
+    skin: tuple[int, ...]
+    hair: tuple[int, ...]
+    shirt: tuple[int, ...]
+    lips: tuple[int, ...]
+    hair_width: float
+    hair_height: float
+
+
+LOOKS: dict[str, Look] = {
+    "woman": Look((236, 196, 164), (92, 58, 40), (70, 130, 120), (186, 74, 78), 20.5, 22.0),
+    "man": Look((206, 158, 126), (150, 144, 140), (120, 50, 58), (160, 86, 80), 18.5, 19.0),
+}
 
 
 @dataclass(frozen=True)
@@ -62,15 +76,16 @@ def _ellipse(x: float, y: float, rx: float, ry: float) -> NDArray[np.float32]:
 
 
 @lru_cache(_CACHE_FRAMES)
-def draw(pose: Pose) -> Frames:
+def draw(pose: Pose, look: Look = LOOKS["woman"]) -> Frames:
     """One frame uint8 [64, 64, 3], not to be written to: it is kept for the next such pose."""
+    skin, hair, shirt, lips = (np.array(c, dtype=np.float32) for c in (look.skin, look.hair, look.shirt, look.lips))
     image = np.empty((SIZE, SIZE, 3), dtype=np.float32)
     image[:] = _BACKGROUND + (_Y[..., None] - 32) * 0.35
     x, y = 31.5, 30.0 + pose.head_y / 4
-    _blend(image, _ellipse(x, 72.0, 27.0, 17.0), _SHIRT)
-    _blend(image, _ellipse(x, y + 22, 7.0, 10.0), _SKIN * 0.88)
-    _blend(image, _ellipse(x, y - 4, 20.5, 22.0), _HAIR)
-    _blend(image, _ellipse(x, y + 1, 17.5, 21.0), _SKIN)
+    _blend(image, _ellipse(x, 72.0, 27.0, 17.0), shirt)
+    _blend(image, _ellipse(x, y + 22, 7.0, 10.0), skin * 0.88)
+    _blend(image, _ellipse(x, y - 4, look.hair_width, look.hair_height), hair)
+    _blend(image, _ellipse(x, y + 1, 17.5, 21.0), skin)
     for side in (-1, 1):
         eye_x, eye_y = x + side * 7.5, y - 2.0
         opening = (3.4, 1.7, 0.5)[pose.lid]
@@ -79,20 +94,20 @@ def draw(pose: Pose) -> Frames:
             _blend(image, white, _WHITE)
             _blend(image, white * _ellipse(eye_x + pose.gaze_x / 4, eye_y, 2.2, 2.6), _IRIS)
         else:
-            _blend(image, _ellipse(eye_x, eye_y + 0.6, 4.2, 0.8), _HAIR)
-        _blend(image, _ellipse(eye_x, eye_y - 6.0, 4.6, 0.9), _HAIR)
-    _blend(image, 0.5 * _ellipse(x, y + 5, 1.6, 2.6), _SKIN * 0.75)
+            _blend(image, _ellipse(eye_x, eye_y + 0.6, 4.2, 0.8), hair)
+        _blend(image, _ellipse(eye_x, eye_y - 6.0, 4.6, 0.9), hair)
+    _blend(image, 0.5 * _ellipse(x, y + 5, 1.6, 2.6), skin * 0.75)
     opening = pose.mouth / (MOUTH_LEVELS - 1)
     mouth_y = y + 12.5
-    _blend(image, _ellipse(x, mouth_y, 7.0 - 1.2 * opening, 1.5 + 4.6 * opening), _LIPS)
+    _blend(image, _ellipse(x, mouth_y, 7.0 - 1.2 * opening, 1.5 + 4.6 * opening), lips)
     if pose.mouth:
         _blend(image, _ellipse(x, mouth_y, 5.6 - 1.2 * opening, 0.2 + 4.4 * opening), _MOUTH)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
-def film(poses: list[Pose]) -> Frames:
+def film(poses: list[Pose], look: Look = LOOKS["woman"]) -> Frames:
     """uint8 [len(poses), 64, 64, 3]."""
-    return np.stack([draw(pose) for pose in poses])
+    return np.stack([draw(pose, look) for pose in poses])
 
 
 def mouth_levels(pcm: Pcm, delay: int = 320) -> NDArray[np.int64]:

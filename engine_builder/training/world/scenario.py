@@ -15,7 +15,7 @@ from .notes import Notes
 from .speech.agent_voice import UNIT, AgentVoice
 from .speech.cast import Cast, Speaker
 from .speech.voices import Pcm
-from .words import BACKCHANNELS, LANGUAGES, Meaning, answer, spoken
+from .words import BACKCHANNELS, LANGUAGES, PEOPLE, Meaning, answer, spoken
 
 LISTEN, SPEAK = 0, 1
 # An answer starts in the first unit in which this much has been heard after the word: 60 ms.
@@ -52,7 +52,7 @@ class Reaction:
 
 @dataclass
 class Scenario:
-    """K units of a conversation, without sound or picture."""
+    """K units of a conversation, without sound or picture. face, voice: how the agent shall look and sound."""
 
     language: str
     speaker: Speaker
@@ -66,6 +66,8 @@ class Scenario:
     playing: list[tuple[tuple[str, ...], int] | None] = field(default_factory=list)  # sentence and unit inside it
     attentive: list[bool] = field(default_factory=list)
     notes: list[Notes] = field(default_factory=list)  # what is known after the unit
+    face: str = PEOPLE[0]
+    voice: str = PEOPLE[0]
 
 
 @dataclass(frozen=True)

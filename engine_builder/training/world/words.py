@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LANGUAGES: tuple[str, ...] = ("en", "de")
+PEOPLE: tuple[str, ...] = ("woman", "man")  # whom the agent may be; the first, if nobody says whom
 PERSONA_PROMPT: dict[str, str] = {"en": "english", "de": "german"}
 
 DIGITS: dict[str, tuple[str, ...]] = {

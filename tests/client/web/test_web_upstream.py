@@ -185,10 +185,12 @@ async def test_a_conversation_that_has_ended_is_kept_by_nobody():
         ("Be brief.", "english"),
         ("You are a helpful assistant. Answer in German.", "german"),
         ("English or German, as you like", "english"),
+        ("Answer in German, as a man.", "german man"),
+        ("You are a man.", "english"),
     ],
 )
 def test_a_prompt_that_the_model_never_saw_is_not_given_to_it(asked, chosen):
-    assert Prompts.of({"prompts": '["english", "german"]'}).choose(asked) == chosen
+    assert Prompts.of({"prompts": '["english", "german", "english man", "german man"]'}).choose(asked) == chosen
     assert Prompts.of({}).choose(asked) == asked
     assert Prompts.of({"prompts": "{"}).choose(asked) == asked
 

@@ -1,4 +1,4 @@
-"""The agent's one voice: every word always sounds the same and fills whole units.
+"""The agent's voices, one a person: every word always sounds the same and fills whole units, as many in every voice.
 
 A word starts on a unit boundary and its last 20 ms are silent, so the codec's latents of a word do not depend on its
 neighbours. (A voice that varies is what the prototype could not learn: reference notes, "What failed".)
@@ -6,9 +6,12 @@ neighbours. (A voice that varies is what the prototype could not learn: referenc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
+
 import numpy as np
 
-from ..words import LANGUAGES, agent_words
+from ..words import LANGUAGES, PEOPLE, agent_words
 from .voices import SAMPLE_RATE, Pcm, Voice, render
 
 UNIT = SAMPLE_RATE * 160 // 1000
@@ -19,17 +22,19 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
-def _speaker(fast: bool) -> Voice:
-    # Timbre f5 at these speeds: the off-the-shelf recogniser knows every English word of it on clean audio.
-    return Voice("agent", (("en", "en-us"), ("de", "de")), "f5", 50, 240 if fast else 200)
+# The off-the-shelf recogniser knows every answer in these voices on clean audio, English digits and colours. Timbre of
+# eSpeak NG and pitch.
+_VOICES: dict[str, tuple[str, int]] = {"woman": ("f5", 50), "man": ("m6", 40)}
+_SPEEDS = range(120, 330, 10)  # words a minute
 
 
 class AgentVoice:
-    """Units [U, 2560] of every word the agent can say."""
+    """Units [U, 2560] of every word that this person can say. `agent_voice` makes each once."""
 
-    def __init__(self) -> None:
+    def __init__(self, person: str = PEOPLE[0]) -> None:
+        like = None if person == PEOPLE[0] else agent_voice(PEOPLE[0])
         self._units = {
-            (language, word): _to_units(render(word, _speaker(word in _FUNCTION_WORDS), language))
+            (language, word): _said(person, language, word, None if like is None else len(like.word(language, word)))
             for language in LANGUAGES
             for word in agent_words(language)
         }
@@ -49,6 +54,26 @@ class AgentVoice:
     def vocabulary(self) -> Pcm:
         """All words one after another, float32 [U, 2560]."""
         return np.concatenate(list(self._units.values()))
+
+
+@cache
+def agent_voice(person: str) -> AgentVoice:
+    """The voice of one of `PEOPLE`."""
+    return AgentVoice(person)
+
+
+def _said(person: str, language: str, word: str, units: int | None) -> Pcm:
+    """`word` at the usual speed, or at the nearest at which it fills so many `units`."""
+    for speed in _speeds(240 if word in _FUNCTION_WORDS else 200):
+        speaker = Voice("agent", (("en", "en-us"), ("de", "de")), *_VOICES[person], speed)
+        said = _to_units(render(word, speaker, language))
+        if units is None or len(said) == units:
+            return said
+    raise RuntimeError(f"voice of the {person}: no speed at which {word!r} takes {units} units")
+
+
+def _speeds(usual: int) -> Iterator[int]:
+    yield from sorted(_SPEEDS, key=lambda speed: abs(speed - usual))
 
 
 def _to_units(pcm: Pcm) -> Pcm:

@@ -13,9 +13,12 @@ from engine_builder.model import reference
 from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.presets import preset
 from engine_builder.training.judges.closed_loop import ClosedLoop
+from engine_builder.training.learn.batches import encode_references
 from engine_builder.training.world.conversation import Conversation
+from engine_builder.training.world.personas import Persona
 from engine_builder.training.world.scenario import Scenario
 from engine_builder.training.world.speech.cast import Speaker
+from engine_builder.training.world.words import PEOPLE
 
 pytestmark = pytest.mark.unit
 UNITS = 6
@@ -27,6 +30,7 @@ def _conversation(seed: int) -> Conversation:
     typed[2, : 1 + seed] = 300 + seed
     return Conversation(
         scenario=Scenario("en", Speaker(0)),
+        persona=Persona.of(rng, voice=PEOPLE[seed], units=2),
         first_unit=0,
         prompt=np.array([301 + seed]),
         user_pcm=(0.1 * rng.standard_normal((UNITS, 2560))).astype(np.float32),
@@ -77,6 +81,7 @@ def test_lockstep_sessions_make_what_the_oracle_predicts() -> None:
     ]
     pcm = torch.from_numpy(np.stack([t.user_pcm.reshape(-1) for t in talks]))
     camera = torch.from_numpy(np.stack([t.camera.reshape(-1, 64, 64, 3) for t in talks]))
+    shown = [encode_references(model, talk.persona) for talk in talks]
     with torch.no_grad():
         e_audio, _ = model.audio_encoder(pcm, torch.zeros(2, model.audio_encoder.state_size))
         e_video, _ = model.video_encoder(camera, torch.zeros(2, model.video_encoder.state_size))
@@ -93,6 +98,8 @@ def test_lockstep_sessions_make_what_the_oracle_predicts() -> None:
                 x_video=torch.stack([v for v, _ in probes], dim=1),
                 x_audio=torch.stack([a for _, a in probes], dim=1),
                 tau=torch.ones(2, UNITS),
+                own_video=torch.stack([video for video, _ in shown]),
+                own_audio=torch.stack([audio for _, audio in shown]),
             ),
             lambda _, past, now: now - past < recent,
         )

@@ -13,13 +13,13 @@ from engine_builder.training.judges import dtw
 from engine_builder.training.judges.closed_loop import Performance
 from engine_builder.training.judges.dtw import DtwJudge
 from engine_builder.training.judges.figures import Judge, Tally, figures
-from engine_builder.training.judges.rehearsal import template_ear
+from engine_builder.training.judges.rehearsal import hear, template_ear
 from engine_builder.training.judges.sync import sync
 from engine_builder.training.world.conversation import NO_WORD, Conversation, Studio
+from engine_builder.training.world.personas import Persona
 from engine_builder.training.world.scenario import LISTEN, Habits, Simulator
-from engine_builder.training.world.speech.agent_voice import AgentVoice
-from engine_builder.training.world.speech.voices import Pcm
-from engine_builder.training.world.words import LANGUAGES, agent_words
+from engine_builder.training.world.speech.agent_voice import agent_voice
+from engine_builder.training.world.words import LANGUAGES, PEOPLE, agent_words
 
 pytestmark = [
     pytest.mark.unit,
@@ -42,10 +42,10 @@ def perfect(c: Conversation) -> Performance:
 
 
 def test_the_template_judge_knows_every_clean_word() -> None:
-    voice = AgentVoice()
-    for language, judge in template_ear(voice).items():
-        for word in agent_words(language):
-            assert judge.judge(voice.word(language, word).reshape(-1)) == word
+    for person in PEOPLE:
+        for language, judge in template_ear(person).items():
+            for word in agent_words(language):
+                assert judge.judge(agent_voice(person).word(language, word).reshape(-1)) == word
     with pytest.raises(ValueError, match="references"):
         DtwJudge({})
 
@@ -68,14 +68,13 @@ def test_the_distance_is_that_of_the_cheapest_path() -> None:
 
 
 def test_silence_is_no_word() -> None:
-    voice = AgentVoice()
-    judge = template_ear(voice)["en"]
+    judge = template_ear(PEOPLE[0])["en"]
     assert judge.judge(np.zeros(2560, dtype=np.float32)) == ""
 
 
 def test_eyes_choose_a_side_and_the_mean_of_both_is_none(studio: Studio) -> None:
     talks = [studio.conversation(seed, 124, quiet=True) for seed in range(3)]
-    judge, drawn, mean = Judge(lambda pcm, language: ""), Tally(), Tally()
+    judge, drawn, mean = Judge(lambda pcm, language, person: ""), Tally(), Tally()
     for talk in talks:
         done = perfect(talk)
         judge.quiet(done, drawn)
@@ -89,15 +88,10 @@ def test_eyes_choose_a_side_and_the_mean_of_both_is_none(studio: Studio) -> None
 
 
 def test_a_perfect_agent_gets_perfect_figures_and_a_mute_one_none(studio: Studio) -> None:
-    ears = template_ear(studio.agent)
-
-    def hear(pcm: Pcm, language: str) -> str:
-        return ears[language].judge(pcm)
-
     judge = Judge(hear)
     best, mute = Tally(), Tally()
     for seed in range(4):
-        talk = studio.conversation(seed, 90)
+        talk = studio.conversation(seed, 90, persona=Persona.of(np.random.default_rng(seed), PEOPLE[seed % 2]))
         done = perfect(talk)
         judge.conversation(talk.scenario, done, best)
         silent = Performance(np.zeros_like(done.state), [[] for _ in done.words], 0 * done.pcm, done.frames)
@@ -113,6 +107,7 @@ def test_a_perfect_agent_gets_perfect_figures_and_a_mute_one_none(studio: Studio
     assert stop is not None
     assert stop < 1.7
     assert found["transcript_error_rate"] == 0.0
+    assert found["persona_face"] == found["persona_voice"] == 1.0
     assert found["av_sync_ms"] is not None
     assert found["av_sync_ms"] <= 20
     assert found["false_start_rate"] == 1.0
@@ -126,8 +121,16 @@ def test_a_perfect_agent_gets_perfect_figures_and_a_mute_one_none(studio: Studio
     assert none["barge_in_stop_units_p95"] is None
 
 
+def test_somebody_else_has_neither_the_face_nor_the_voice(studio: Studio) -> None:
+    asked, other = (studio.conversation(2, 90, persona=Persona(person, person)) for person in PEOPLE)
+    tally = Tally()
+    Judge(hear).conversation(asked.scenario, perfect(other), tally)
+    assert tally.trials["persona_voice"] > 3
+    assert figures(tally)["persona_face"] == figures(tally)["persona_voice"] == 0.0
+
+
 def test_questions_for_what_was_said_are_counted_apart(studio: Studio) -> None:
-    judge, best, mute = Judge(lambda pcm, language: ""), Tally(), Tally()
+    judge, best, mute = Judge(lambda pcm, language, person: ""), Tally(), Tally()
     asking = Simulator(studio.cast, studio.agent, Habits(again=0.3, recall=0.3))
     for seed in range(4):
         scene = asking.run(np.random.default_rng(seed), 90)
@@ -152,7 +155,7 @@ def test_sync_finds_a_shifted_voice(studio: Studio) -> None:
 def test_babble_is_not_interrupted_and_not_in_step(studio: Studio) -> None:
     """An agent that speaks all the time, wrong words to a face that does not move, has no good figure."""
     token = word_ids()["geschehen"]
-    judge = Judge(lambda pcm, language: "")
+    judge = Judge(lambda pcm, language, person: "")
     tally = Tally()
     for seed in range(4):
         talk = studio.conversation(seed, 90)
@@ -171,4 +174,4 @@ def test_babble_is_not_interrupted_and_not_in_step(studio: Studio) -> None:
 
 
 def test_languages_have_judges(studio: Studio) -> None:
-    assert set(template_ear(studio.agent)) == set(LANGUAGES)
+    assert set(template_ear(PEOPLE[0])) == set(LANGUAGES)

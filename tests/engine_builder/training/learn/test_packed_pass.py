@@ -14,9 +14,9 @@ from engine_builder.training.learn.packed_pass import PackedPass, PackedUnits
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("gap", [0, 2])
-def test_packed_pass_equals_the_oracle(gap: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a gap: the oracle has units in it that nobody sees."""
+@pytest.mark.parametrize(("gap", "shown"), [(0, 0), (2, 0), (0, 2)])
+def test_packed_pass_equals_the_oracle(gap: int, shown: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a gap: the oracle has units in it that nobody sees. shown: units of references, of three places for them."""
     monkeypatch.setattr(packed_pass, "weight_of_old", lambda units: torch.zeros(len(units.cut)))
     config = preset("tiny")
     model = DuplexModel(config).eval()
@@ -39,7 +39,10 @@ def test_packed_pass_equals_the_oracle(gap: int, monkeypatch: pytest.MonkeyPatch
     slots = torch.stack((torch.full_like(word, 4), word, answer), dim=2)
     e_video, e_audio = normal(batch, units, v.perceive_tokens, d), normal(batch, units, a.perceive_tokens, d)
     packed = PackedUnits(
-        prompt=torch.tensor([[320], [321]]),
+        prompt=torch.tensor([[320, pad, pad], [321, 322, pad]]),
+        own_video=normal(batch, 3, v.tokens, v.latent_dim),
+        own_audio=normal(batch, 3, a.tokens, a.latent_dim),
+        own_units=torch.full((batch,), shown),
         first_unit=torch.zeros(batch, dtype=torch.int64),
         z_video=z_video,
         z_audio=z_audio,
@@ -74,6 +77,8 @@ def test_packed_pass_equals_the_oracle(gap: int, monkeypatch: pytest.MonkeyPatch
         x_video=apart(packed.x_video),
         x_audio=apart(packed.x_audio),
         tau=apart(packed.tau),
+        own_video=packed.own_video[:, :shown],
+        own_audio=packed.own_audio[:, :shown],
     )
     real = [k for k in range(units + gap) if not cut <= k < cut + gap]
 

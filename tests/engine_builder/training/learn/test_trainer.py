@@ -15,11 +15,14 @@ from engine_builder.config import BackboneConfig, ModelConfig
 from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.presets import preset
 from engine_builder.training.judges.run_report import read_log, write_report
-from engine_builder.training.learn.batches import Batch, Memory, collate
+from engine_builder.training.learn.batches import Batch, Memory, collate, encode_targets
+from engine_builder.training.learn.codec_fit import fit_codecs, with_finer_codecs
 from engine_builder.training.learn.losses import NOTE_WEIGHT, Spread, draw_units, joint_loss, perceive, word_weights
 from engine_builder.training.learn.packed_pass import PackedPass
 from engine_builder.training.learn.trainer import Trainer, TrainingPlan
 from engine_builder.training.world.conversation import Studio
+from engine_builder.training.world.personas import Persona
+from engine_builder.training.world.words import PEOPLE
 
 pytestmark = [
     pytest.mark.unit,
@@ -74,6 +77,42 @@ def test_going_on_from_trained_weights_keeps_the_codecs(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before if "codec" in name)
     assert any(not torch.equal(before[name], after[name]) for name in before if "layers" in name)
     assert plan.rate(0) == 0.5 * PLAN.rate(0)
+
+
+def test_finer_codecs_know_the_other_person_and_the_model_is_as_it_was(tmp_path: Path) -> None:
+    """A model that knows one person: the latents of old stay, new ones say nothing and are not listened to."""
+    studio = Studio(tmp_path / "voices", "held_out", voices=2)  # whose agent is always the first person
+    config, first, second = _config(), *PEOPLE
+    few = replace(config, audio=replace(config.audio, latent_dim=320), video=replace(config.video, latent_dim=48))
+    coarse = DuplexModel(few)
+    init_weights(coarse, 9)
+    fit_codecs(coarse, studio, 4)
+    mixed = Studio(tmp_path / "voices", "train", cast=studio.cast)  # whose agent is anybody
+    fine = with_finer_codecs(coarse, mixed, 8)
+    assert (fine.config.audio, fine.config.video) == (config.audio, config.video)
+
+    def lost(model: DuplexModel, person: str) -> list[float]:
+        talk = studio.conversation(3, 30, persona=Persona(person, person))
+        film, pcm = torch.from_numpy(talk.face).flatten(0, 1)[None], torch.from_numpy(talk.agent_pcm).view(1, -1)
+        seen, _ = model.video_codec.decode(model.video_codec.encode(film, None)[0], None)
+        heard, _ = model.audio_codec.decode(model.audio_codec.encode(pcm, None)[0], None)
+        sound = (heard[:, 320:] - pcm[:, :-320]).square().sum() / pcm.square().sum()
+        return [float((seen - film).square().mean()), float(sound)]
+
+    with torch.no_grad():
+        for person, audio_loss in ((first, 0.01), (second, 0.02)):
+            (video_before, audio_before), (video, audio) = lost(coarse, person), lost(fine, person)
+            assert audio < min(audio_loss, audio_before + 1e-6)
+            assert video < video_before
+        talk = studio.conversation(4, 6)
+        old, new = encode_targets(coarse, talk), encode_targets(fine, talk)
+        torch.testing.assert_close(new[0][..., :48], old[0])
+        torch.testing.assert_close(new[1][..., :320], old[1])
+        torch.testing.assert_close(fine.embed_latents(*new), coarse.embed_latents(*old))
+        hidden = torch.randn(2, config.latent_tokens, 64)
+        for said, expected in zip(fine.clean_estimate(hidden), coarse.clean_estimate(hidden), strict=True):
+            torch.testing.assert_close(said[..., : expected.shape[-1]], expected)
+            assert not said[..., expected.shape[-1] :].any()
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:

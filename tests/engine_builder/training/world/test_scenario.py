@@ -10,8 +10,8 @@ import pytest
 
 from engine_builder.training.world.conversation import NO_WORD, Studio
 from engine_builder.training.world.scenario import HEARD, LISTEN, SPEAK, STOP_HEARD, Scenario
-from engine_builder.training.world.speech.agent_voice import UNIT, AgentVoice
-from engine_builder.training.world.words import LANGUAGES, Meaning, agent_words, answer, spoken
+from engine_builder.training.world.speech.agent_voice import UNIT, agent_voice
+from engine_builder.training.world.words import LANGUAGES, PEOPLE, Meaning, agent_words, answer, spoken
 
 pytestmark = [
     pytest.mark.unit,
@@ -102,12 +102,13 @@ def test_nine_is_followed_by_zero_in_both_languages() -> None:
 
 
 def test_agent_words_fill_whole_units_and_end_silent() -> None:
-    voice = AgentVoice()
+    """As many in every voice, since a scenario does not know which is to be heard."""
     for language in LANGUAGES:
         for word in agent_words(language):
-            units = voice.word(language, word)
-            assert units.shape[1] == UNIT
-            assert not units[-1, -320:].any()
+            said = [agent_voice(person).word(language, word) for person in PEOPLE]
+            assert len({units.shape for units in said}) == 1
+            assert said[0].shape[1] == UNIT
+            assert not any(units[-1, -320:].any() for units in said)
 
 
 def test_voice_splits_share_no_timbre(tmp_path: Path) -> None:
