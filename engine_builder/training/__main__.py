@@ -45,8 +45,9 @@ def _train(arguments: argparse.Namespace) -> None:
     if start:
         start = with_finer_codecs(start, studio, plan.codec_conversations)
     config = start.config if start else preset("tiny")
-    trainer = Trainer(config, plan, studio, arguments.run, not arguments.no_compile, start)
-    console.print(f"step {trainer.step_number} of {plan.steps}, {arguments.threads} threads, {trainer.dtype}")
+    trainer = Trainer(config, plan, studio, arguments.run, not arguments.no_compile, start, arguments.device)
+    where = f"{arguments.threads} threads" if arguments.device == "cpu" else arguments.device
+    console.print(f"step {trainer.step_number} of {plan.steps}, {where}, {trainer.dtype}")
 
     def show(row: dict[str, float]) -> None:
         if row["step"] % 20 == 0:
@@ -57,7 +58,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     trainer.train(arguments.save_every, show)
     console.print("rehearsal in closed loop with held-out voices ...")
-    found, _ = rehearse(trainer.model, arguments.cache)
+    found, _ = rehearse(trainer.model.cpu(), arguments.cache)
     console.print(f"report: {write_report(arguments.run, found)}; checkpoint: {arguments.run / 'checkpoint'}")
 
 
@@ -119,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument(
         "--threads", type=whole(1, 1024), default=1, help="one repeats exactly, and is nearly as fast as two"
     )
+    train.add_argument("--device", default="cpu", help="of PyTorch, for the network: cuda (default: cpu)")
     train.add_argument("--save-every", type=whole(1), default=200)
     train.add_argument("--no-compile", action="store_true", help="skip torch.compile (no C++ compiler, short runs)")
     train.set_defaults(action=_train)

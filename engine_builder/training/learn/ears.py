@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engine_builder.model.duplex import DuplexModel
+from engine_builder.model.perception import AudioEncoder, LatentEncoder
 
 from ..world.conversation import IN_ROOM, TRAINED_LEVELS, Studio
 from ..world.scenario import HEARD, STOP_HEARD
@@ -23,6 +24,7 @@ from ..world.speech import warps
 from ..world.speech.agent_voice import UNIT
 from ..world.speech.voices import Pcm
 from ..world.words import BACKCHANNELS, LANGUAGES, user_words
+from .devices import device_of, home
 from .masks import listen
 from .warm_up import warm_up
 
@@ -98,6 +100,12 @@ class _Heads(nn.Module):
         return self.word(x[:whole].flatten(1)), self.onset(x[whole:, -_ONSET_UNITS * self.tokens :].flatten(1))
 
 
+def _percepts(encoder: AudioEncoder | LatentEncoder, pcm: Tensor) -> Tensor:
+    """What it says of sound without holes."""
+    pcm = pcm.to(device_of(encoder))
+    return encoder(pcm, pcm.new_zeros(len(pcm), encoder.state_size))[0]
+
+
 def with_longer_ears(model: DuplexModel, dilations: Sequence[int]) -> DuplexModel:
     """`model` whose audio encoder ends in more convolutions, which look further back. They begin at zero, so that the
     model is the same function until they learn (function-preserving growth, Chen et al. 2016, arXiv:1511.05641)."""
@@ -129,7 +137,7 @@ def open_ears(
     torch.manual_seed(seed)
     encoder = model.audio_encoder
     anchor = copy.deepcopy(encoder).requires_grad_(False) if anchored else None
-    heads = _Heads(model.config.backbone.hidden_size, model.config.audio.perceive_tokens)
+    heads = _Heads(model.config.backbone.hidden_size, model.config.audio.perceive_tokens).to(device_of(encoder))
 
     def draw(step: int) -> Windows:
         return windows(studio, np.random.default_rng([seed, 51, step]), batch)
@@ -138,20 +146,19 @@ def open_ears(
 
     def loss(drawn: Windows) -> Tensor:
         percepts = listen(encoder, drawn.pcm, generator)
-        words, onsets = heads(percepts, drawn.whole)
+        words, onsets = map(home, heads(percepts, drawn.whole))
         entropy = nn.functional.cross_entropy
         word = entropy(words, drawn.classes[: drawn.whole], label_smoothing=_SMOOTHING)
         found = word + entropy(onsets, drawn.classes[drawn.whole :])
         if anchor is None:
             return found
-        before, _ = anchor(drawn.pcm, torch.zeros(len(drawn.pcm), anchor.state_size))
-        return found + _ANCHOR * nn.functional.mse_loss(percepts, before) / before.var()
+        before = _percepts(anchor, drawn.pcm)
+        return found + _ANCHOR * home(nn.functional.mse_loss(percepts, before) / before.var())
 
     warm_up([*encoder.parameters(), *heads.parameters()], draw, loss, steps)
     with torch.no_grad():
         drawn = windows(studio, np.random.default_rng([seed, 52]), 256)
-        percepts, _ = encoder(drawn.pcm, torch.zeros(len(drawn.pcm), encoder.state_size))
-        words, onsets = heads(percepts, drawn.whole)
+        words, onsets = map(home, heads(_percepts(encoder, drawn.pcm), drawn.whole))
         right = (words.argmax(dim=1) == drawn.classes[: drawn.whole]).float().mean()
         begun = (onsets.argmax(dim=1) == drawn.classes[drawn.whole :]).float().mean()
         return float(right), float(begun)

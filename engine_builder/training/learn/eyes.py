@@ -14,6 +14,7 @@ from engine_builder.config import FRAMES_PER_UNIT
 from engine_builder.model.duplex import DuplexModel
 
 from ..world.camera import CARD_RGB, Camera, CardShow, sensor_noise_bank
+from .devices import device_of, home
 from .warm_up import warm_up
 
 UNITS = 2  # a unit before and the one that is judged
@@ -39,9 +40,9 @@ def rooms(rng: np.random.Generator, count: int, noise: np.ndarray, held_out: boo
 
 def classify(model: DuplexModel, head: nn.Linear, frames: Tensor) -> Tensor:
     """Logits [B, 7] from the mean of the last unit's tokens."""
-    encoder = model.video_encoder
-    tokens, _ = encoder(frames, torch.zeros(len(frames), encoder.state_size))
-    return head(tokens.view(len(frames), UNITS, -1, tokens.shape[-1])[:, -1].mean(dim=1))
+    encoder, frames = model.video_encoder, frames.to(device_of(model))
+    tokens, _ = encoder(frames, frames.new_zeros(len(frames), encoder.state_size, dtype=torch.float32))
+    return home(head(tokens.view(len(frames), UNITS, -1, tokens.shape[-1])[:, -1].mean(dim=1)))
 
 
 def open_eyes(
@@ -52,7 +53,7 @@ def open_eyes(
 ) -> float:
     """Trains `model.video_encoder`; returns the share of held-out rooms that it then classifies correctly."""
     torch.manual_seed(seed)
-    head = nn.Linear(model.config.backbone.hidden_size, 1 + len(CARD_RGB))
+    head = nn.Linear(model.config.backbone.hidden_size, 1 + len(CARD_RGB)).to(device_of(model))
     noise = sensor_noise_bank(1)
 
     def draw(step: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from engine_builder.tokenizer import note_ids, word_ids
 from ..world.conversation import NO_WORD
 from ..world.words import COLOURS, LANGUAGES, SOCIAL, Meaning, answer
 from .batches import Batch
+from .devices import device_of, home
 from .masks import listen
 from .packed_pass import PackedPass, PackedUnits
 
@@ -68,24 +69,26 @@ class Losses:
 
 def perceive(step: PackedPass, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """e_video [B, K, n_ev, d], e_audio [B, K, n_ea, d] in float32, from silent encoder states; the sound through
-    masks."""
+    masks; where the model is."""
     m = step.model
     size, units = batch.text.shape
     e_audio = listen(m.audio_encoder, batch.user_pcm, generator)
-    e_video, _ = m.video_encoder(batch.camera, torch.zeros(size, m.video_encoder.state_size))
+    camera = batch.camera.to(device_of(m))
+    e_video, _ = m.video_encoder(camera, camera.new_zeros(size, m.video_encoder.state_size, dtype=torch.float32))
     return e_video.view(size, units, -1, e_video.shape[-1]), e_audio.view(size, units, -1, e_audio.shape[-1])
 
 
 def run_pass(
     step: PackedPass, units: PackedUnits, e_video: Tensor, e_audio: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The packed pass with backbone, projections and heads in `dtype`; outputs float32."""
+    """The packed pass with backbone, projections and heads in `dtype`; outputs float32, on the CPU."""
     weights = {
         name: parameter if any(part in name for part in _FLOAT32) else parameter.to(dtype)
         for name, parameter in step.named_parameters()
     }
     outputs = functional_call(step, weights, (units, e_video, e_audio))
-    return outputs[0].float(), outputs[1].float(), outputs[2].float()
+    logits, video, audio = (home(output.float()) for output in outputs)
+    return logits, video, audio
 
 
 def draw_units(batch: Batch, spread: Spread, generator: torch.Generator) -> PackedUnits:
@@ -171,7 +174,7 @@ def joint_loss(
     text = (errors * asked * word_weights(step.model.config)[targets]).sum(dim=2).mean()
     heard, speaks = batch.heard != NO_WORD, batch.word != NO_WORD
     told = torch.where(heard, errors[:, :, 1], errors[:, :, 0])
-    loudness = sum(torch.log(e.square().mean()).square() for e in (e_video, e_audio)) * LOUDNESS_WEIGHT
+    loudness = sum(torch.log(home(e.square().mean())).square() for e in (e_video, e_audio)) * LOUDNESS_WEIGHT
 
     weight = units.tau.clamp(min=TAU_FLOOR) ** -2
     loud = torch.where(batch.state == 1, SPEECH_WEIGHT, SILENCE_WEIGHT)

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from engine_builder.model.perception import AudioEncoder, LatentEncoder
 
+from .devices import device_of
+
 _BANDS, _BANDS_SHARE = 8, 0.6  # widest hole, share of examples
 _FRAMES, _FRAMES_SHARE = 6, 0.5  # of 20 ms
 
 
 def listen(encoder: AudioEncoder | LatentEncoder, pcm: Tensor, generator: torch.Generator) -> Tensor:
-    """pcm [B, U * N] from a session's start -> e_audio [B, U * n_ea, d], heard through masks."""
-    state = torch.zeros(len(pcm), encoder.state_size)
+    """pcm [B, U * N] from a session's start -> e_audio [B, U * n_ea, d], heard through masks, where the encoder is."""
+    pcm = pcm.to(device_of(encoder))
+    state = pcm.new_zeros(len(pcm), encoder.state_size)
     if isinstance(encoder, LatentEncoder):
         return encoder(pcm, state)[0]
     hop = encoder.config.hop
@@ -27,9 +30,9 @@ def listen(encoder: AudioEncoder | LatentEncoder, pcm: Tensor, generator: torch.
 
 def masked(bands: Tensor, generator: torch.Generator) -> Tensor:
     """Log-mel [B, bands, T] with holes: a band becomes the mean of its frame, a moment the quietest of its band."""
-    across = _hole(bands.shape[0], bands.shape[1], _BANDS, _BANDS_SHARE, generator)[:, :, None]
+    across = _hole(bands.shape[0], bands.shape[1], _BANDS, _BANDS_SHARE, generator)[:, :, None].to(bands.device)
     bands = torch.where(across, bands.mean(dim=1, keepdim=True), bands)
-    along = _hole(bands.shape[0], bands.shape[2], _FRAMES, _FRAMES_SHARE, generator)[:, None, :]
+    along = _hole(bands.shape[0], bands.shape[2], _FRAMES, _FRAMES_SHARE, generator)[:, None, :].to(bands.device)
     return torch.where(along, bands.amin(dim=2, keepdim=True), bands)
 
 

@@ -31,6 +31,8 @@ class PackedUnits:
     n_v, c_v] and z_audio [B, K + 1, n_a, c_a]: committed latents of units -1 .. K-1 (what the context shows); text
     int64 [B, K]; slots int64 [B, K, 3]; x_video, x_audio [B, K, ...]: noisy latents at tau [B, K].
 
+    All of it on the CPU, wherever the model is.
+
     reach int64 [B]: a unit sees the prompt and the blocks of so many last units, its own included. cut, gap int64 [B]:
     between units cut - 1 and cut, `gap` units are left out: positions jump over them (PoSE, Zhu et al. 2023,
     arXiv:2309.10400), and each key before the cut weighs as much as its share of the left-out ones would.
@@ -54,7 +56,8 @@ class PackedUnits:
 
 
 class PackedPass(nn.Module):
-    """forward -> logits [B, K, 4, V] (query, slots) and estimates of z_0 [B, K, n_v, c_v], [B, K, n_a, c_a]."""
+    """forward -> logits [B, K, 4, V] (query, slots) and estimates of z_0 [B, K, n_v, c_v], [B, K, n_a, c_a], where the
+    model is."""
 
     def __init__(self, model: DuplexModel) -> None:
         super().__init__()
@@ -65,28 +68,28 @@ class PackedPass(nn.Module):
         """e_video [B, K, n_ev, d], e_audio [B, K, n_ea, d]."""
         m, c = self.model, self.model.config
         batch, count = units.text.shape
-        noisy, dtype = c.latent_tokens, m.video_in.weight.dtype
+        noisy, dtype, device = c.latent_tokens, m.video_in.weight.dtype, m.video_in.weight.device
         span = block_offsets(c).numel()
 
         def latents(video: Tensor, audio: Tensor) -> Tensor:
-            flat = m.embed_latents(video.flatten(0, 1).to(dtype), audio.flatten(0, 1).to(dtype))
+            flat = m.embed_latents(video.flatten(0, 1).to(device, dtype), audio.flatten(0, 1).to(device, dtype))
             return flat.view(batch, -1, noisy, flat.shape[-1])
 
         query = torch.full((batch, count, 1), c.language.query_id)
         ids = torch.cat((units.text.unsqueeze(2), query, units.slots), dim=2)
         context = latents(units.z_video[:, :count], units.z_audio[:, :count])
-        words = m.model.embed_tokens(ids)
+        words = m.model.embed_tokens(ids.to(device))
         blocks = torch.cat((context, e_video.to(dtype), e_audio.to(dtype), words), dim=2)
         probes = latents(units.x_video, units.x_audio)
         own = latents(units.own_video, units.own_audio)
-        prefix = torch.cat((m.model.embed_tokens(units.prompt), own.flatten(1, 2)), dim=1)
+        prefix = torch.cat((m.model.embed_tokens(units.prompt.to(device)), own.flatten(1, 2)), dim=1)
         x = torch.cat((prefix, blocks.flatten(1, 2), probes.flatten(1, 2)), dim=1)
 
         clean = prefix.shape[1] + count * span
-        cos, sin = (table.to(dtype) for table in self._rope(units))
+        cos, sin = (table.to(device, dtype) for table in self._rope(units))
         clean_bias, noisy_bias = self._mask(units)
-        mask = clean_bias.to(dtype), noisy_bias.to(dtype)
-        modulations = [t.to(dtype).repeat_interleave(noisy, dim=1) for t in m.modulation(units.tau)]
+        mask = clean_bias.to(device, dtype), noisy_bias.to(device, dtype)
+        modulations = [t.to(dtype).repeat_interleave(noisy, dim=1) for t in m.modulation(units.tau.to(device))]
         for layer, modulation in zip(m.model.layers, modulations, strict=True):
             x = _layer(cast(Layer, layer), x, cos, sin, mask, modulation, clean)
         hidden = m.model.norm(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -69,9 +70,11 @@ class Trainer:
         run: Path,
         compile_layers: bool,
         start: DuplexModel | None = None,
+        device: str = "cpu",
     ) -> None:
-        """`start`: a trained model to go on from; it keeps its codecs and eyes."""
+        """`start`: a trained model to go on from; it keeps its codecs and eyes. device: of PyTorch, for the network."""
         self.plan, self.run, self.studio = plan, run, studio
+        self.device = torch.device(device)
         self.step_number = 0
         self.seconds = 0.0
         run.mkdir(parents=True, exist_ok=True)
@@ -86,18 +89,23 @@ class Trainer:
             self.step_number, self.seconds = progress["step"], progress["seconds"]
         else:
             (run / "warm_up.json").write_text(json.dumps(self._warm_up(start is None)) + "\n")
+        self.model.to(self.device)
+        # Batches are made at home, with codecs that no step changes.
+        self._home = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
         for codec in (self.model.audio_codec, self.model.video_codec):
             codec.requires_grad_(False)
-        self.spread = Spread(*latent_spread(self.model, studio, plan.codec_conversations))
+        self.spread = Spread(*latent_spread(self._home, studio, plan.codec_conversations))
         self.optimiser = Optimiser(self.model, plan.muon_lr, plan.adam_lr)
         if kept:
-            self.optimiser.load_state_dict(_part(kept, "optimiser/"))
+            state = _part(kept, "optimiser/")
+            self.optimiser.load_state_dict({name: t.to(self.device) for name, t in state.items()})
         else:
             self.save()  # the warm-ups took a quarter of an hour
         self.packed = PackedPass(self.model)
         # bfloat16 with AMX or AVX-512 is twice as fast as float32; elsewhere it is emulated.
-        self.dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
-        if compile_layers and shutil.which("g++"):
+        fast = self.device.type == "cuda" or _fast_bfloat16()
+        self.dtype = torch.bfloat16 if fast else torch.float32
+        if compile_layers and (self.device.type == "cuda" or shutil.which("g++")):
             packed_pass.compile_layers()
 
     def _warm_up(self, from_chance: bool) -> dict[str, object]:
@@ -107,6 +115,8 @@ class Trainer:
         found["synthesisers"] = sorted({voice.synth for voice in cast.bank.voices})
         if from_chance:
             found |= fit_codecs(self.model, self.studio, plan.codec_conversations)
+        self.model.to(self.device)
+        if from_chance:
             found["cards_seen"] = round(open_eyes(self.model, plan.seed, plan.eye_steps), 4)
         if plan.ear_steps:
             words, onsets = open_ears(self.model, self.studio, plan.seed, plan.ear_steps, anchored=not from_chance)
@@ -134,7 +144,7 @@ class Trainer:
         kept = [row for row in rows if int(row.split(",", 1)[0]) <= self.step_number]
         log.write_text("\n".join([",".join(LOG_FIELDS), *kept]) + "\n")
         plan = self.plan
-        source = batches(self.model, self.studio, plan.batch, plan.units, plan.seed, self.step_number)
+        source = batches(self._home, self.studio, plan.batch, plan.units, plan.seed, self.step_number)
         with closing(source), log.open("a", buffering=1) as stream:
             while self.step_number < self.plan.steps:
                 batch = next(source)

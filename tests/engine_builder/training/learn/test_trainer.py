@@ -7,19 +7,34 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from engine_builder.checkpoint import load_checkpoint
 from engine_builder.config import BackboneConfig, ModelConfig
 from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.presets import preset
 from engine_builder.training.judges.run_report import read_log, write_report
+from engine_builder.training.learn import eyes, losses
 from engine_builder.training.learn.batches import Batch, Memory, collate, encode_targets
-from engine_builder.training.learn.codec_fit import fit_codecs, with_finer_codecs
-from engine_builder.training.learn.losses import NOTE_WEIGHT, Spread, draw_units, joint_loss, perceive, word_weights
+from engine_builder.training.learn.codec_fit import fit_codecs, latent_spread, with_finer_codecs
+from engine_builder.training.learn.ears import windows
+from engine_builder.training.learn.eyes import rooms
+from engine_builder.training.learn.losses import (
+    NOTE_WEIGHT,
+    Spread,
+    draw_units,
+    joint_loss,
+    own_context,
+    perceive,
+    word_weights,
+)
+from engine_builder.training.learn.masks import listen
 from engine_builder.training.learn.packed_pass import PackedPass
 from engine_builder.training.learn.trainer import Trainer, TrainingPlan
+from engine_builder.training.world.camera import sensor_noise_bank
 from engine_builder.training.world.conversation import Studio
 from engine_builder.training.world.personas import Persona
 from engine_builder.training.world.words import PEOPLE
@@ -113,6 +128,34 @@ def test_finer_codecs_know_the_other_person_and_the_model_is_as_it_was(tmp_path:
         for said, expected in zip(fine.clean_estimate(hidden), coarse.clean_estimate(hidden), strict=True):
             torch.testing.assert_close(said[..., : expected.shape[-1]], expected)
             assert not said[..., expected.shape[-1] :].any()
+
+
+def test_the_network_is_where_its_weights_are_and_all_else_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, which refuses a tensor from elsewhere and computes nothing: what a GPU would be given."""
+    studio, model = Studio(tmp_path / "voices", "train", voices=2), DuplexModel(_config())
+    talks = [studio.conversation(seed, 6) for seed in range(2)]
+    batch = collate(model, talks, [Memory(6), Memory(6)], own_units=2)
+    spread, drawn = Spread(*latent_spread(model, studio, 2)), windows(studio, np.random.default_rng(1), 4)
+    frames, _ = rooms(np.random.default_rng(1), 2, sensor_noise_bank(1))
+    generator, packed = torch.Generator().manual_seed(3), PackedPass(model.to("meta"))
+    returned: list[torch.device] = []
+
+    def home(tensor: torch.Tensor) -> torch.Tensor:
+        returned.append(tensor.device)
+        return torch.zeros(tensor.shape)
+
+    for module in (losses, eyes):
+        monkeypatch.setattr(module, "home", home)
+    percepts = perceive(packed, batch, generator)
+    units = draw_units(batch, spread, generator)
+    units = own_context(packed, units, *percepts, torch.bfloat16, torch.tensor([True, False]), generator)
+    joint_loss(packed, batch, units, *percepts, torch.bfloat16)
+    eyes.classify(model, nn.Linear(64, 7, device="meta"), frames)
+    assert listen(model.audio_encoder, drawn.pcm, generator).is_meta
+    assert len(returned) == 9
+    assert {device.type for device in returned} == {"meta"}
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
