@@ -67,7 +67,7 @@ fleet: $(ENGINES)/manifest.json  ## Three servers behind HAProxy, visitors, a ki
 
 .PHONY: web
 web: $(ENGINES)/manifest.json  ## Server, gateway and browser page on loopback: http://127.0.0.1:8080/
-	$(PY) -m client.web --engines $(ENGINES) $(WEB_FLAGS)
+	$(PY) -m client.web --engines $(ENGINES) $(if $(wildcard $(CHECKPOINT)/personas),--personas $(CHECKPOINT)/personas) $(WEB_FLAGS)
 
 # --------------------------------------------------------------------------------------------------------- containers
 CONTAINER = TARGET=$(TARGET) CHECKPOINT=$(CHECKPOINT) ENGINES=$(ENGINES) BUILD_FLAGS='$(BUILD_FLAGS)' build/container.sh

@@ -65,7 +65,10 @@ def _train(arguments: argparse.Namespace) -> None:
 def _rehearse(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     model = load_checkpoint(arguments.checkpoint)
-    found, tally = rehearse(model, arguments.cache, arguments.talks, arguments.units, solver_steps=arguments.steps)
+    people = People.load(arguments.speech, only=(arguments.only,)) if arguments.only else None
+    found, tally = rehearse(
+        model, arguments.cache, arguments.talks, arguments.units, solver_steps=arguments.steps, people=people
+    )
     print(json.dumps({**found, "trials": dict(tally.trials)}, indent=1))
 
 
@@ -130,6 +133,8 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument("--talks", type=whole(1), default=16, help="held-out conversations")
     check.add_argument("--units", type=whole(1), default=150, help="units of each")
     check.add_argument("--steps", type=whole(1), default=None, help="solver steps (default: the checkpoint's)")
+    check.add_argument("--only", metavar="SPEAKER", help="digits by this person of --speech, whom --without left out")
+    check.add_argument("--speech", type=Path, default=DEFAULT, metavar="DIR", help=f"default: {DEFAULT}")
     check.add_argument("--threads", type=whole(1, 1024), default=2)
     check.set_defaults(action=_rehearse)
     mean = commands.add_parser("average", help="one checkpoint of several that began as one: the mean of their weights")

@@ -71,7 +71,7 @@ def test_layout_covers_a_unit_without_gaps(name):
         ({"audio": {"codec": "opus"}}, "audio.codec: expected one of mdct, mimi-vae, got 'opus'"),
         ({"audio": {"codec": "mimi-vae"}}, "audio.sample_rate: expected 24000 with mimi-vae, got 16000"),
         ({"video": {"codec": "taehv", "stride": 4}}, "video.stride: expected a multiple of 8 with taehv, got 4"),
-        ({"video": {"codec": "wan21"}}, "video.latent_dim: expected 256 with wan21, got 48"),
+        ({"video": {"codec": "wan21"}}, "video.latent_dim: expected 256 with wan21, got 64"),
         ({"video": {"perceive": "eyes"}}, "video.perceive: expected one of conv, codec, got 'eyes'"),
         (
             {"video": {"perceive": "codec", "perceive_grid": [4, 1]}},

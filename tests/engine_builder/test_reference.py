@@ -38,14 +38,14 @@ def conversation(batch=2, seed=0):
     prompt = torch.tensor([[10, 11, 12], [10, 11, 0]])[:batch]
     return Conversation(
         prompt=prompt,
-        z_video=normal(4, 48),
-        z_audio=normal(2, 320),
+        z_video=normal(4, c.video.latent_dim),
+        z_audio=normal(2, c.audio.latent_dim),
         e_video=normal(1, 256),
         e_audio=normal(2, 256),
         text=text,
         slots=slots,
-        x_video=normal(4, 48),
-        x_audio=normal(2, 320),
+        x_video=normal(4, c.video.latent_dim),
+        x_audio=normal(2, c.audio.latent_dim),
         tau=torch.rand(batch, UNITS, generator=g) * 0.9 + 0.1,
     )
 

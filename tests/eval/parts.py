@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import permutations
 
 from engine_builder.training.world.echo import Echo
-from engine_builder.training.world.scenario import Habits
+from engine_builder.training.world.scenario import DIGITS_ONLY, Habits
 from engine_builder.training.world.words import PEOPLE
 
 MINUTE = 375  # units
@@ -31,12 +31,10 @@ _BUSY = replace(_USUAL, pause=0.1, idle=0.0, card=0.08, typed=0.05)
 # Rare events, often: everything else is as usual, so that they happen between answers and not in a laboratory.
 _CARDS = replace(_USUAL, card=0.6, digit=0.25, social=0.05, typed=0.05, barge_in=0.1, backchannel=0.1)
 _TYPED = replace(_USUAL, typed=0.6, card=0.05, barge_in=0.2, backchannel=0.1)
-# Users of whom only English digits are known.
-_DIGITS = replace(_USUAL, digit=1.0, social=0.0, card=0.0, typed=0.0, murmur=0.0, backchannel=0.0, foreign=0.0)
 _LOUDSPEAKER = Echo(level=(-12.0, -12.0), delay=(0.12, 0.12))
 # A digit or two, a minute without any, and then one question for what was said or answered before it.
 _FIRST_DIGITS, _MINUTE_WITHOUT = 24, 24 + MINUTE
-_TOLD = replace(_DIGITS, idle=0.0, pause=0.3, barge_in=0.0)
+_TOLD = replace(DIGITS_ONLY, idle=0.0, pause=0.3, barge_in=0.0)
 _NOTHING = replace(_TOLD, digit=0.0, murmur=0.1, idle=0.9)
 _OTHER_TALK = replace(_USUAL, digit=0.0, typed=0.0, idle=0.3)
 _ASKING = replace(_TOLD, digit=0.0, again=0.5, recall=0.5, pause=1000.0)
@@ -127,7 +125,7 @@ def speaker_parts(talks: int, people: bool, foreign: bool, strangers: bool) -> l
     """English digits by real people, by people and by a synthesiser that training never heard, where there are such."""
     wanted = [("people", people, 9000), ("foreign_synth", foreign, 9500), ("strangers", strangers, 9800)]
     return [
-        Part(name, talks, 120, _FIRST_SEED + seed, group=name, cast=name, habits=_DIGITS, language="en")
+        Part(name, talks, 120, _FIRST_SEED + seed, group=name, cast=name, habits=DIGITS_ONLY, language="en")
         for name, there, seed in wanted
         if there and talks
     ]

@@ -8,7 +8,10 @@ from pathlib import Path
 from engine_builder.model.duplex import DuplexModel
 
 from ..world.conversation import Studio
+from ..world.scenario import DIGITS_ONLY
 from ..world.speech.agent_voice import agent_voice
+from ..world.speech.cast import Cast
+from ..world.speech.people import People
 from ..world.speech.voices import Pcm
 from ..world.words import LANGUAGES, agent_words
 from .closed_loop import ClosedLoop
@@ -40,13 +43,18 @@ def rehearse(
     units: int = 150,
     quiet: int = 8,
     solver_steps: int | None = None,
+    people: People | None = None,
 ) -> tuple[dict[str, float | None], Tally]:
-    """Figures over `conversations` of `units` units and `quiet` silent or noisy ones."""
-    studio = Studio(cache, "held_out")
+    """Figures over `conversations` of `units` units and `quiet` silent or noisy ones. people: who say digits, all in
+    English, instead of the held-out voices."""
+    studio, language = Studio(cache, "held_out"), None
+    if people is not None:
+        cast = Cast(studio.cast.bank, people)
+        studio, language = Studio(cache, "held_out", habits=DIGITS_ONLY, cast=cast), LANGUAGES[0]
     judge = Judge(hear)
     tally = Tally()
     loop = ClosedLoop(model, solver_steps=solver_steps)
-    talks = [studio.conversation(_FIRST_SEED + i, units) for i in range(conversations)]
+    talks = [studio.conversation(_FIRST_SEED + i, units, language=language) for i in range(conversations)]
     for talk, done in zip(talks, loop.run(talks), strict=True):
         judge.conversation(talk.scenario, done, tally)
     if quiet:

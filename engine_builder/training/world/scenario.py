@@ -92,6 +92,8 @@ class Habits:
 DENSE = Habits(
     digit=0.50, again=0.12, recall=0.06, typed=0.10, card=0.20, barge_in=0.54, backchannel=0.24, foreign=0.22, pause=0.2
 )
+# Of users of whom only English digits are known.
+DIGITS_ONLY = Habits(digit=1.0, social=0.0, card=0.0, typed=0.0, murmur=0.0, backchannel=0.0, foreign=0.0)
 # Nobody speaks, types or shows anything.
 QUIET = Habits(digit=0, social=0, typed=0, card=0, murmur=0, idle=1.0)
 

@@ -239,7 +239,7 @@ def test_enterprise_tensorrt_has_no_runtime_cache(model, cuda, tmp_path):
     [
         ({"x_video": None}, "perform: x_video: expected shape .* got nothing"),
         ({"x_video": np.zeros((1, 4, 47), np.float32)}, r"x_video: expected shape .*got \[1, 4, 47\]"),
-        ({"x_video": np.zeros((2, 4, 48), np.float32)}, "x_audio: expected shape .* with {'batch': 2}"),
+        ({"x_video": np.zeros((2, 4, 64), np.float32)}, "x_audio: expected shape .* with {'batch': 2}"),
         ({"tau": np.zeros(1)}, r"perform: tau: expected float32 \[1\], got float64"),
         ({"k_pool": np.zeros((2, 5, 8, 2, 16), np.float32)}, "v_pool: expected shape"),
         ({n: np.zeros((2, 5, 8, 2, 16), np.float32) for n in ("k_pool", "v_pool")}, r"profile 0: k_pool \[2, 6, 8"),

@@ -260,7 +260,7 @@ def test_loader_refuses_altered_weights_and_other_targets(directories, tmp_path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x_video": np.zeros((1, 3, 48), np.float32)}, r"x_video: expected float32 \[1, 4, 48\], got float32 \[1, 3"),
+        ({"x_video": np.zeros((1, 3, 64), np.float32)}, r"x_video: expected float32 \[1, 4, 64\], got float32 \[1, 3"),
         ({"tau": np.zeros(1)}, "tau: expected float32"),
         ({"page_table": np.full((1, 3), 6)}, "page_table: expected pages 0 to 5, got 6 to 6"),
         ({"page_range": np.zeros((1, 2, 2), np.int64)}, "page_range: expected"),

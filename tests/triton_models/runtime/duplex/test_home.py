@@ -55,8 +55,10 @@ def test_in_a_fleet_a_session_is_taken_up_by_who_has_its_token(make: Callable[..
     token = first.said[0].info.get("home", "")  # type: ignore[union-attr]
     assert bool(token) == fleet
     stranger = bench.unit(7, -1, start=True, options='{"resume": true}')
+    bench.settled()
     assert bool(stranger.errors) == fleet
     forged = bench.unit(7, -1, start=True, options=f'{{"resume": true, "home": "{Home("s1", OTHER).token(7)}"}}')
+    bench.settled()
     assert bool(forged.errors) == fleet
     back = bench.unit(7, -1, start=True, options=f'{{"resume": true, "home": "{token}"}}')
     bench.settled()
