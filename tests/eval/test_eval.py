@@ -13,6 +13,7 @@ from engine_builder.checkpoint import load_checkpoint
 from engine_builder.training.judges.figures import Judge, Tally, figures
 from engine_builder.training.judges.rehearsal import hear
 from engine_builder.training.world.conversation import Studio
+from engine_builder.training.world.personas import Persona
 from engine_builder.training.world.speech.agent_voice import agent_voice
 from engine_builder.training.world.speech.voices import user_voices
 from engine_builder.training.world.words import COLOURS, DIGITS, PEOPLE, agent_words
@@ -20,7 +21,7 @@ from tests.eval import oracle, report, served
 from tests.eval.crew import Crew, JobFailed, Progress
 from tests.eval.ears import Recogniser
 from tests.eval.minutes import Minutes
-from tests.eval.parts import Part, face_parts, main_parts, oracle_part, served_part, variant_parts
+from tests.eval.parts import Part, face_parts, main_parts, oracle_part, persona_parts, served_part, variant_parts
 from tests.eval.report import TARGETS, misses
 from tests.eval.results import Results, interval
 from tests.eval.stage import Lateness, Stage, performance
@@ -73,6 +74,19 @@ def test_random_weights_fall_to_chance(tiny_engines: Path, studio: Studio, judge
     # An agent that never speaks starts nothing falsely; every other figure must be missed.
     assert missed >= {name for name, _, _ in TARGETS} - {"false_start_rate", "minutes_stable"}
     assert found["idle_face_blinks"] == 0.0
+
+
+def test_random_weights_are_nobody(tiny_engines: Path, studio: Studio, judge: Judge) -> None:
+    """Asked to be each person in turn, they show one face or none."""
+    tally = Tally()
+    for part in persona_parts(1)[:4]:
+        assert part.persona is not None
+        persona = Persona.of(np.random.default_rng(1), part.persona.told, part.persona.face, part.persona.voice)
+        talk = studio.conversation(part.seed, 30, persona=persona)
+        with Stage(tiny_engines, sessions=1, units=30, steps=1) as stage:
+            judge.conversation(talk.scenario, stage.run([talk])[0], tally)
+    assert tally.trials["persona_face"] == 4 * 30
+    assert (tally.share("persona_face") or 0.0) <= 0.7
 
 
 def test_targets_name_what_is_missed() -> None:
