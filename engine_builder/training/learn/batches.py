@@ -18,7 +18,6 @@ from ..world.notes import due
 from ..world.personas import MOST_UNITS, PROMPT_TOKENS, Persona
 from ..world.scenario import SPEAK
 from ..world.speech.agent_voice import UNIT
-from ..world.speech.voices import Pcm
 from .ahead import ahead
 
 _LONGEST_SESSION = 6000  # units: 16 minutes; positions of training reach that far
@@ -44,9 +43,7 @@ class Batch:
     camera: Tensor  # uint8 [B, 4 K, H, W, 3]
     text: Tensor
     slots: Tensor
-    past_video: Tensor  # [B, K + 1, n_v, c_v], what the context shows
-    past_audio: Tensor  # [B, K + 1, n_a, c_a]
-    z_video: Tensor  # [B, K + 1, n_v, c_v], what shall come
+    z_video: Tensor  # [B, K + 1, n_v, c_v]
     z_audio: Tensor  # [B, K + 1, n_a, c_a]
     state: Tensor  # int64 [B, K]: 0 listen, 1 speak
     word: Tensor  # int64 [B, K]: token id or NO_WORD
@@ -90,17 +87,11 @@ def _quiet(conversation: Conversation, unit: int) -> bool:
 
 def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tensor, Tensor]:
     """Latents [K + 1, n_v, c_v] and [K + 1, n_a, c_a] of the agent's side, unit -1 first (zeros at a session start)."""
-    return _encode(model, conversation, conversation.face, conversation.agent_pcm)
-
-
-def _encode(
-    model: DuplexModel, conversation: Conversation, face: NDArray[np.uint8], agent_pcm: Pcm
-) -> tuple[Tensor, Tensor]:
     c = model.config
     with torch.no_grad():
-        film = torch.from_numpy(face).flatten(0, 1).unsqueeze(0)
+        film = torch.from_numpy(conversation.face).flatten(0, 1).unsqueeze(0)
         video = model.video_codec.encode(film, None)[0].view(-1, c.video.tokens, c.video.latent_dim)
-        pcm = torch.from_numpy(agent_pcm).view(1, -1)
+        pcm = torch.from_numpy(conversation.agent_pcm).view(1, -1)
         audio, _ = model.audio_codec.encode(pcm, None)
         audio = audio.view(-1, c.audio.tokens, c.audio.latent_dim)
     if conversation.first_unit == 0:
@@ -138,7 +129,6 @@ def collate(
     """Stacks conversations of one length. own_units: places for references; what is beyond them is left out."""
     own_video, own_audio, own = _references(model, conversations, own_units)
     latents = [encode_targets(model, conversation) for conversation in conversations]
-    pasts = [_encode(model, c, c.past_face, c.past_pcm) for c in conversations]
     state = torch.from_numpy(np.stack([c.state for c in conversations]))
     word = torch.from_numpy(np.stack([c.word for c in conversations]))
     heard = torch.from_numpy(np.stack([c.heard for c in conversations]))
@@ -153,8 +143,6 @@ def collate(
         camera=torch.from_numpy(np.stack([c.camera.reshape(-1, *c.camera.shape[2:]) for c in conversations])),
         text=torch.from_numpy(np.stack([c.typed[:, 0] for c in conversations])),
         slots=slot_tokens(model.config, state, heard, word, notes),
-        past_video=torch.stack([video for video, _ in pasts]),
-        past_audio=torch.stack([audio for _, audio in pasts]),
         z_video=torch.stack([video for video, _ in latents]),
         z_audio=torch.stack([audio for _, audio in latents]),
         state=state,

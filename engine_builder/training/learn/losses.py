@@ -24,6 +24,8 @@ WORD_WEIGHT, FUNCTION_WEIGHT, SOCIAL_WEIGHT, COLOUR_WEIGHT, NOTE_WEIGHT = 6.0, 2
 LOUDNESS_WEIGHT = 0.01  # holds the percepts' scale: a layer norm follows, so nothing else does
 VIDEO_WEIGHT = 0.5
 SPEECH_WEIGHT, SILENCE_WEIGHT = 1.5, 0.7
+# Of the first picture of a session: all later ones show who it was, and only this one must heed prompt and references.
+BEGIN_WEIGHT = 12.0
 TAU_FLOOR = 0.3  # velocity weighting 1 / max(tau, floor)^2 of the error of z_0
 TAU_SHIFT = 0.8  # tau = sigmoid(N(TAU_SHIFT, 1))
 PURE_NOISE = 0.15  # share of units at tau = 1, where every solver starts
@@ -109,8 +111,8 @@ def draw_units(batch: Batch, spread: Spread, generator: torch.Generator) -> Pack
         own_audio=batch.own_audio,
         own_units=batch.own_units,
         first_unit=batch.first_unit,
-        z_video=batch.past_video + sigma * spread.video * normal(batch.z_video),
-        z_audio=batch.past_audio + sigma * spread.audio * normal(batch.z_audio),
+        z_video=batch.z_video + sigma * spread.video * normal(batch.z_video),
+        z_audio=batch.z_audio + sigma * spread.audio * normal(batch.z_audio),
         text=batch.text,
         slots=batch.slots,
         x_video=(1 - t) * batch.z_video[:, 1:] + t * normal(batch.z_video[:, 1:]),
@@ -180,7 +182,9 @@ def joint_loss(
     loud = torch.where(batch.state == 1, SPEECH_WEIGHT, SILENCE_WEIGHT)
     video_error = (video - batch.z_video[:, 1:]).square().mean(dim=(2, 3))
     audio_error = (audio - batch.z_audio[:, 1:]).square().mean(dim=(2, 3))
-    flow = (audio_error * weight * loud).mean() + VIDEO_WEIGHT * (video_error * weight).mean()
+    begins = (batch.first_unit == 0)[:, None] & (torch.arange(weight.shape[1]) == 0)
+    shown = weight * torch.where(begins, BEGIN_WEIGHT, 1.0)
+    flow = (audio_error * weight * loud).mean() + VIDEO_WEIGHT * (video_error * shown).mean()
     return Losses(
         total=flow + state + text + loudness,
         state=state.detach(),

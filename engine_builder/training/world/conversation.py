@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -31,20 +30,18 @@ TRAIN_VOICES, HELD_OUT_VOICES = 240, 48
 _LEVELS = (-32, -15)  # dB of full scale, of a user's words
 TRAINED_LEVELS = (-38, -12)
 IN_ROOM = 0.35  # of training conversations
-_TAKEN_FOR_ANOTHER = 0.4  # of those
 _LOUD_NOISE = 1.4  # exponent on the uniform draw of the SNR in training: 35 % of conversations below 8 dB instead of 23
 
 
 @dataclass(frozen=True)
 class Conversation:
     """K units. Inputs: user_pcm [K, 2560], camera uint8 [K, 4, 64, 64, 3], typed int64 [K, text_tokens] (pad_id where
-    nothing), prompt int64 [P], the persona's references; past_pcm [K + 1, 2560] and past_face uint8 [K + 1, 4, 64, 64,
-    3], what the agent seems to have done so far, from the unit before unit 0 on.
-
-    Targets: agent_pcm and face, shaped like them; state int64 [K] (0 listen, 1 speak); word int64 [K], the text token
-    of the unit or NO_WORD; heard int64 [K], the token of the user's word that was understood in the unit, or NO_WORD;
-    notes int64 [K, 2], the tokens of what is known after the unit, or NO_WORD. `first_unit` is the index of unit 0 in
-    its session."""
+    nothing), prompt int64 [P];
+    the persona's references. Targets: agent_pcm [K + 1, 2560] and face uint8 [K + 1, 4, 64, 64, 3], whose first
+    unit is the one before unit 0; state int64 [K] (0 listen, 1 speak); word int64 [K], the text token of the unit or
+    NO_WORD; heard int64 [K], the token of the user's word that was understood in the unit, or NO_WORD; notes int64
+    [K, 2], the tokens of what is known after the unit, or NO_WORD.
+    `first_unit` is the index of unit 0 in its session."""
 
     scenario: Scenario
     persona: Persona
@@ -53,8 +50,6 @@ class Conversation:
     user_pcm: Pcm
     camera: NDArray[np.uint8]
     typed: NDArray[np.int64]
-    past_pcm: Pcm
-    past_face: NDArray[np.uint8]
     agent_pcm: Pcm
     face: NDArray[np.uint8]
     state: NDArray[np.int64]
@@ -117,8 +112,7 @@ class Studio:
         if persona is None:
             persona = Persona() if self.held_out else Persona.drawn(np.random.default_rng([6, self._split, seed]))
         scene.face, scene.voice = persona.face, persona.voice
-        past = self._taken_for(np.random.default_rng([8, self._split, seed]), persona)
-        agent_pcm, past_pcm = self._agent_audio(scene, persona.voice), self._agent_audio(scene, past.voice)
+        agent_pcm = self._agent_audio(scene)
         phase = 0 if first_unit == 0 else int(rng.integers(CYCLE_UNITS)) * FRAMES_PER_UNIT
         typed = np.full((units, self._language.text_tokens), self._language.pad_id, dtype=np.int64)
         for unit, word in scene.typed.items():
@@ -126,32 +120,21 @@ class Studio:
         shows = [CardShow(colour, first, stop) for colour, first, stop in scene.cards]
         camera = Camera(rng, self._sensor, self.held_out).frames(units * FRAMES_PER_UNIT, shows)
         prompt = self._tokenizer.encode(persona.prompt(scene.language)).ids
-        before = np.zeros((1, UNIT), dtype=np.float32)
         return Conversation(
             scenario=scene,
             persona=persona,
             first_unit=first_unit,
             prompt=np.array(prompt, dtype=np.int64),
-            user_pcm=self._user_audio(scene, rng, past_pcm, 0.5 if quiet else 0.15),
+            user_pcm=self._user_audio(scene, rng, agent_pcm, 0.5 if quiet else 0.15),
             camera=camera.reshape(units, FRAMES_PER_UNIT, *camera.shape[1:]),
             typed=typed,
-            past_pcm=np.concatenate([before, past_pcm]),
-            past_face=self._face(scene, past_pcm, phase, np.random.default_rng([5, self._split, seed]), past.face),
-            agent_pcm=np.concatenate([before, agent_pcm]),
-            face=self._face(scene, agent_pcm, phase, np.random.default_rng([5, self._split, seed]), persona.face),
+            agent_pcm=np.concatenate([np.zeros((1, UNIT), dtype=np.float32), agent_pcm]),
+            face=self._face(scene, agent_pcm, phase, np.random.default_rng([5, self._split, seed])),
             state=np.array(scene.state, dtype=np.int64),
             word=np.array([NO_WORD if w is None else self._words[w] for w in scene.starts], dtype=np.int64),
             heard=np.array([NO_WORD if w is None else self._heard[w] for w in scene.heard], dtype=np.int64),
             notes=np.array([self._noted(notes) for notes in scene.notes], dtype=np.int64),
         )
-
-    def _taken_for(self, rng: np.random.Generator, persona: Persona) -> Persona:
-        """Whose face and voice its past shows. In some of training somebody else's: or it would learn to be who it was
-        a moment ago, and not heed the prompt and references by which a session begins."""
-        if self.held_out or rng.random() >= _TAKEN_FOR_ANOTHER:
-            return persona
-        others = [who for who in product(PEOPLE, PEOPLE) if who != (persona.face, persona.voice)]
-        return Persona(*others[int(rng.integers(len(others)))])
 
     def _noted(self, notes: Notes) -> list[int]:
         return [*(self._notes[text] for text in notes.texts()), NO_WORD, NO_WORD][:2]
@@ -161,9 +144,9 @@ class Studio:
         draw = float(rng.random())
         return 35.0 * (draw if self.held_out else draw**_LOUD_NOISE)
 
-    def _agent_audio(self, scene: Scenario, person: str) -> Pcm:
+    def _agent_audio(self, scene: Scenario) -> Pcm:
         """[K, 2560]; an interrupted sentence fades out over the first 20 ms of the unit that stops it."""
-        voice = agent_voice(person)
+        voice = agent_voice(scene.voice)
         out = np.zeros((len(scene.playing), UNIT), dtype=np.float32)
         ramp = np.linspace(1.0, 0.0, 320, dtype=np.float32)
         before: tuple[tuple[str, ...], int] | None = None
@@ -177,16 +160,14 @@ class Studio:
             before = now
         return out
 
-    def _face(
-        self, scene: Scenario, agent_pcm: Pcm, phase: int, rng: np.random.Generator, person: str
-    ) -> NDArray[np.uint8]:
+    def _face(self, scene: Scenario, agent_pcm: Pcm, phase: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         """[K + 1, 4, 64, 64, 3], starting one unit early."""
         frames = FRAMES_PER_UNIT
         mouths = np.concatenate([np.zeros(frames, dtype=np.int64), mouth_levels(agent_pcm.reshape(-1))])
         attentive = np.repeat(np.array([False, *scene.attentive]), frames)
         nods = [(r.unit + 1) * frames for r in scene.reactions if r.action == "nod"]
         aside = glances(rng, phase - frames, mouths.size)
-        face = film(poses(phase - frames, mouths, attentive, nods, aside), LOOKS[person])
+        face = film(poses(phase - frames, mouths, attentive, nods, aside), LOOKS[scene.face])
         return face.reshape(-1, frames, *face.shape[1:])
 
     def _user_audio(self, scene: Scenario, rng: np.random.Generator, agent_pcm: Pcm, disturbed: float) -> Pcm:

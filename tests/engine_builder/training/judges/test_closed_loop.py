@@ -36,8 +36,6 @@ def _conversation(seed: int) -> Conversation:
         user_pcm=(0.1 * rng.standard_normal((UNITS, 2560))).astype(np.float32),
         camera=rng.integers(0, 255, (UNITS, 4, 64, 64, 3), dtype=np.uint8),
         typed=typed,
-        past_pcm=np.zeros((UNITS + 1, 2560), dtype=np.float32),
-        past_face=np.zeros((UNITS + 1, 4, 64, 64, 3), dtype=np.uint8),
         agent_pcm=np.zeros((UNITS + 1, 2560), dtype=np.float32),
         face=np.zeros((UNITS + 1, 4, 64, 64, 3), dtype=np.uint8),
         state=np.zeros(UNITS, dtype=np.int64),
