@@ -36,12 +36,12 @@ _LOUD_NOISE = 1.4  # exponent on the uniform draw of the SNR in training: 35 % o
 @dataclass(frozen=True)
 class Conversation:
     """K units. Inputs: user_pcm [K, 2560], camera uint8 [K, 4, 64, 64, 3], typed int64 [K, text_tokens] (pad_id where
-    nothing), prompt int64 [P];
-    the persona's references. Targets: agent_pcm [K + 1, 2560] and face uint8 [K + 1, 4, 64, 64, 3], whose first
-    unit is the one before unit 0; state int64 [K] (0 listen, 1 speak); word int64 [K], the text token of the unit or
-    NO_WORD; heard int64 [K], the token of the user's word that was understood in the unit, or NO_WORD; notes int64
-    [K, 2], the tokens of what is known after the unit, or NO_WORD.
-    `first_unit` is the index of unit 0 in its session."""
+    nothing), prompt int64 [P], the persona's references.
+
+    Targets: agent_pcm [K + 1, 2560] and face uint8 [K + 1, 4, 64, 64, 3], whose first unit is the one before unit 0;
+    state int64 [K] (0 listen, 1 speak); word int64 [K], the text token of the unit or NO_WORD; heard int64 [K], the
+    token of the user's word that was understood in the unit, or NO_WORD; notes int64 [K, 2], the tokens of what is
+    known after the unit, or NO_WORD. `first_unit` is the index of unit 0 in its session."""
 
     scenario: Scenario
     persona: Persona
