@@ -39,7 +39,8 @@ class Conversation:
     prompt int64 [B, Np] (padded on the right), z_video [B, K, n_v, c_v] and z_audio [B, K, n_a, c_a]: the committed
     latents z_0 .. z_{K-1}; e_video [B, K, n_ev, d], e_audio [B, K, n_ea, d]; text int64 [B, K, text_tokens];
     slots int64 [B, K, S]: the emitted tokens without `<eou>`; x_video, x_audio like z: noisy probes at tau [B, K].
-    own_video [B, P, n_v, c_v] and own_audio: latents of P units of a persona, if there is one.
+    own_video [B, P, n_v, c_v] and own_audio: latents of P units of a persona, if there is one; unit 0 goes on from the
+    picture of the last, in silence.
     """
 
     prompt: Tensor
@@ -154,14 +155,15 @@ def forward(
     if mask is None:
         mask = conversation_mask(c, prompt_valid, t.text != pad, t.slots != pad, visible, own_units)
 
-    def previous(z: Tensor) -> Tensor:  # z_{k-1}, zeros before the first unit
-        return torch.cat((torch.zeros_like(z[:, :1]), z[:, :-1]), dim=1)
+    def previous(z: Tensor, own: Tensor | None) -> Tensor:  # z_{k-1}; before the first unit a persona's or zeros
+        first = torch.zeros_like(z[:, :1]) if own is None or not own.shape[1] else own[:, -1:]
+        return torch.cat((first, z[:, :-1]), dim=1)
 
     query = torch.full((batch, units, 1), c.language.query_id, dtype=torch.int64)
     ids = torch.cat((t.text, query, t.slots), dim=2)
     blocks = torch.cat(
         (
-            latents(previous(t.z_video), previous(t.z_audio)),
+            latents(previous(t.z_video, t.own_video), previous(t.z_audio, None)),
             t.e_video,
             t.e_audio,
             model.model.embed_tokens(ids),

@@ -70,6 +70,8 @@ class ClosedLoop:
         shown = [encode_references(m, t.persona) for t in conversations]
         own = [m.embed_latents(video, audio).flatten(0, 1) for video, audio in shown]
         prefix = torch.cat((m.model.embed_tokens(prompt), torch.stack(own)), dim=1)
+        if shown[0][0].shape[0]:
+            z_video = torch.stack([video[-1] for video, _ in shown])  # unit 0 goes on from that picture
         origin, words = prefix.shape[1], prompt.shape[1]
         step = torch.arange(origin)
         step[words:] = words + (step[words:] - words) // c.latent_tokens  # each unit sees itself whole

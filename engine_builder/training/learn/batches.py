@@ -86,7 +86,8 @@ def _quiet(conversation: Conversation, unit: int) -> bool:
 
 
 def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tensor, Tensor]:
-    """Latents [K + 1, n_v, c_v] and [K + 1, n_a, c_a] of the agent's side, unit -1 first (zeros at a session start)."""
+    """Latents [K + 1, n_v, c_v] and [K + 1, n_a, c_a] of the agent's side, unit -1 first: at the start of
+    a session zeros, or a persona's picture."""
     c = model.config
     with torch.no_grad():
         film = torch.from_numpy(conversation.face).flatten(0, 1).unsqueeze(0)
@@ -95,7 +96,8 @@ def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tens
         audio, _ = model.audio_codec.encode(pcm, None)
         audio = audio.view(-1, c.audio.tokens, c.audio.latent_dim)
     if conversation.first_unit == 0:
-        video[0], audio[0] = 0, 0
+        audio[0] = 0
+        video[0] = 0 if conversation.persona.picture is None else encode_references(model, conversation.persona)[0][-1]
     return video, audio
 
 

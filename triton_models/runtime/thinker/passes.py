@@ -76,7 +76,8 @@ class ThinkPass:
 
     def prefill_own(self, session: ThinkerSession, z_video: Float32, z_audio: Float32) -> None:
         """Commits latents [n_v, c_v], [n_a, c_a] as the next unit of the agent's past: they see each other, and all
-        that was prefilled before. A context block of which nothing else is kept, so that engines know its shape.
+        that was prefilled before. A context block of which nothing else is kept, so that engines know its shape. Unit 0
+        goes on from the picture of the last one, in silence: a voice may have been cut within a word.
 
         Raises SessionError as `prefill` does.
         """
@@ -96,6 +97,7 @@ class ThinkPass:
             "block_mask": own[None],
         }
         self._commit_prompt(session, self._run([session.table], inputs), lay.latents)
+        session.z_video = z_video
 
     def _commit_prompt(self, session: ThinkerSession, out: Tensors, tokens: int) -> None:
         if not _finite_rows(out, 1)[0]:

@@ -206,7 +206,7 @@ class Thinker:
             z_video = validate.latents("z_video", job.z_video, v.tokens, v.latent_dim)
             z_audio = validate.latents("z_audio", job.z_audio, a.tokens, a.latent_dim)
         else:
-            z_video, z_audio = session.z_video, session.z_audio  # zeros
+            z_video, z_audio = session.z_video, session.z_audio  # zeros, or a persona's picture
         if job.interrupt:
             session.typed.clear()
         if job.text:

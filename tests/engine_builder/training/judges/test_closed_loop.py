@@ -30,7 +30,7 @@ def _conversation(seed: int) -> Conversation:
     typed[2, : 1 + seed] = 300 + seed
     return Conversation(
         scenario=Scenario("en", Speaker(0)),
-        persona=Persona.of(rng, voice=PEOPLE[seed], units=2),
+        persona=Persona.of(rng, face=PEOPLE[seed], voice=PEOPLE[seed], units=2),
         first_unit=0,
         prompt=np.array([301 + seed]),
         user_pcm=(0.1 * rng.standard_normal((UNITS, 2560))).astype(np.float32),

@@ -32,7 +32,8 @@ def test_packed_pass_equals_the_oracle(gap: int, shown: int, monkeypatch: pytest
         normal(batch, units + 1, v.tokens, v.latent_dim),
         normal(batch, units + 1, a.tokens, a.latent_dim),
     )
-    z_video[:, 0], z_audio[:, 0] = 0, 0
+    own_video, own_audio = normal(batch, 3, v.tokens, v.latent_dim), normal(batch, 3, a.tokens, a.latent_dim)
+    z_video[:, 0], z_audio[:, 0] = own_video[:, shown - 1] if shown else 0, 0
     text = torch.tensor([[pad, 300, pad, pad, 301], [pad, pad, pad, 302, pad]])
     word = torch.tensor([[310, pad, 311, pad, pad], [pad, pad, 312, 313, pad]])
     answer = torch.tensor([[pad, pad, 314, pad, pad], [pad, pad, pad, 315, pad]])
@@ -40,8 +41,8 @@ def test_packed_pass_equals_the_oracle(gap: int, shown: int, monkeypatch: pytest
     e_video, e_audio = normal(batch, units, v.perceive_tokens, d), normal(batch, units, a.perceive_tokens, d)
     packed = PackedUnits(
         prompt=torch.tensor([[320, pad, pad], [321, 322, pad]]),
-        own_video=normal(batch, 3, v.tokens, v.latent_dim),
-        own_audio=normal(batch, 3, a.tokens, a.latent_dim),
+        own_video=own_video,
+        own_audio=own_audio,
         own_units=torch.full((batch,), shown),
         first_unit=torch.zeros(batch, dtype=torch.int64),
         z_video=z_video,
