@@ -45,7 +45,8 @@ def offline_and_streamed(model, which):
         parts = (random(2, UNITS * 2560) * 0.1, pictures(2, UNITS * 4))
     else:
         step = RenderStep(model)
-        parts = (random(2, UNITS * 4, 48), random(2, UNITS * 2, 320))
+        c = model.config
+        parts = (random(2, UNITS * 4, c.video.latent_dim), random(2, UNITS * 2, c.audio.latent_dim))
     state = torch.zeros(2, step.state_size)
     return step, parts, state
 
