@@ -96,21 +96,26 @@ def encode_targets(model: DuplexModel, conversation: Conversation) -> tuple[Tens
         audio, _ = model.audio_codec.encode(pcm, None)
         audio = audio.view(-1, c.audio.tokens, c.audio.latent_dim)
     if conversation.first_unit == 0:
-        audio[0] = 0
-        video[0] = 0 if conversation.persona.picture is None else encode_references(model, conversation.persona)[0][-1]
+        video[0], audio[0] = _portrait(model, conversation.persona), 0
     return video, audio
+
+
+def _portrait(model: DuplexModel, persona: Persona) -> Tensor:
+    """Latents [n_v, c_v] of a persona's picture, zeros without one."""
+    if persona.picture is None:
+        return torch.zeros(model.config.video.tokens, model.config.video.latent_dim)
+    still = torch.from_numpy(persona.picture).expand(1, FRAMES_PER_UNIT, -1, -1, -1)
+    with torch.no_grad():
+        return model.video_codec.encode(still, None)[0][0]
 
 
 def encode_references(model: DuplexModel, persona: Persona) -> tuple[Tensor, Tensor]:
     """Latents [U, n_v, c_v] and [U, n_a, c_a] of a persona's references, zeros for what it does not show."""
     c, units = model.config, persona.units
-    video = torch.zeros(units, c.video.tokens, c.video.latent_dim)
+    video = _portrait(model, persona).repeat(units, 1, 1)
     audio = torch.zeros(units, c.audio.tokens, c.audio.latent_dim)
-    with torch.no_grad():
-        if persona.picture is not None:
-            still = torch.from_numpy(persona.picture).expand(1, FRAMES_PER_UNIT, -1, -1, -1)
-            video[:] = model.video_codec.encode(still, None)[0]
-        if persona.sound is not None:
+    if persona.sound is not None:
+        with torch.no_grad():
             audio = model.audio_codec.encode(torch.from_numpy(persona.sound).view(1, -1), None)[0].view_as(audio)
     return video, audio
 

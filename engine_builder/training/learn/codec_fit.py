@@ -42,11 +42,15 @@ def with_finer_codecs(model: DuplexModel, studio: Studio, conversations: int) ->
     """`model` with as many more latents as `ModelConfig()` has, fitted to what its codecs lose of the agent.
 
     Old latents keep their meaning, and new ones are neither read nor moved from their mean, so that the model is the
-    same function until it learns (as `ears.with_longer_ears`).
+    same function until it learns (as `ears.with_longer_ears`). A model that has as many, or other codecs, is returned.
     """
     old, usual = model.config, ModelConfig()
+    if (old.audio.codec, old.video.codec) != (usual.audio.codec, usual.video.codec):
+        return model
     audio = replace(old.audio, latent_dim=max(old.audio.latent_dim, usual.audio.latent_dim))
     video = replace(old.video, latent_dim=max(old.video.latent_dim, usual.video.latent_dim))
+    if (audio, video) == (old.audio, old.video):
+        return model
     grown = DuplexModel(replace(old, audio=audio, video=video))
     audio_codec, video_codec = _check(grown)
     theirs, mine = model.state_dict(), grown.state_dict()

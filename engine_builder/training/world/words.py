@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine_builder.tokenizer import TINY_PEOPLE
+
 LANGUAGES: tuple[str, ...] = ("en", "de")
-PEOPLE: tuple[str, ...] = ("woman", "man")  # whom the agent may be; the first, if nobody says whom
+PEOPLE = TINY_PEOPLE  # whom the agent may be; the first, if nobody says whom
 PERSONA_PROMPT: dict[str, str] = {"en": "english", "de": "german"}
 
 DIGITS: dict[str, tuple[str, ...]] = {

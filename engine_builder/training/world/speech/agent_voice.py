@@ -6,7 +6,6 @@ neighbours. (A voice that varies is what the prototype could not learn: referenc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -64,16 +63,13 @@ def agent_voice(person: str) -> AgentVoice:
 
 def _said(person: str, language: str, word: str, units: int | None) -> Pcm:
     """`word` at the usual speed, or at the nearest at which it fills so many `units`."""
-    for speed in _speeds(240 if word in _FUNCTION_WORDS else 200):
+    usual = 240 if word in _FUNCTION_WORDS else 200
+    for speed in sorted(_SPEEDS, key=lambda speed: abs(speed - usual)):
         speaker = Voice("agent", (("en", "en-us"), ("de", "de")), *_VOICES[person], speed)
         said = _to_units(render(word, speaker, language))
         if units is None or len(said) == units:
             return said
     raise RuntimeError(f"voice of the {person}: no speed at which {word!r} takes {units} units")
-
-
-def _speeds(usual: int) -> Iterator[int]:
-    yield from sorted(_SPEEDS, key=lambda speed: abs(speed - usual))
 
 
 def _to_units(pcm: Pcm) -> Pcm:

@@ -105,6 +105,7 @@ def test_finer_codecs_know_the_other_person_and_the_model_is_as_it_was(tmp_path:
     mixed = Studio(tmp_path / "voices", "train", cast=studio.cast)  # whose agent is anybody
     fine = with_finer_codecs(coarse, mixed, 8)
     assert (fine.config.audio, fine.config.video) == (config.audio, config.video)
+    assert with_finer_codecs(fine, mixed, 8) is fine
 
     def lost(model: DuplexModel, person: str) -> list[float]:
         talk = studio.conversation(3, 30, persona=Persona(person, person))
