@@ -96,6 +96,15 @@ class Member:
         """As if the machine were gone: tritonserver goes with its launcher."""
         self._signal(signal.SIGKILL)
 
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Its launcher, which answers the balancer's questions, stands still; tritonserver goes on."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
     def wait(self, seconds: float) -> int:
         """The exit code. TimeoutExpired if it does not come."""
         return self._process.wait(seconds) if self._process is not None else 0

@@ -111,10 +111,10 @@ async def opening(line: Line) -> AsyncIterator[Line]:
 
 
 def transport_error(url: str, error: grpc.aio.AioRpcError) -> DuplexError:
-    """gRPC status -> DuplexError; the status name is the code. A balancer whose server is gone resets the stream."""
+    """gRPC status -> DuplexError; the status name is the code. A balancer whose server is gone cuts the stream."""
     code, said = error.code().name, error.details() or "the connection ended"
     code = said_by_triton(said) or code
-    if "RST_STREAM" in said and code in ("INTERNAL", "CANCELLED", "UNKNOWN"):
+    if ("RST_STREAM" in said or "Stream removed" in said) and code in ("INTERNAL", "CANCELLED", "UNKNOWN"):
         code, said = "UNAVAILABLE", f"the server behind it is gone ({said})"
     return DuplexError(code, f"{url}: {said}", broken=True)
 

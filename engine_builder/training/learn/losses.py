@@ -29,6 +29,7 @@ BEGIN_WEIGHT = 12.0
 TAU_FLOOR = 0.3  # velocity weighting 1 / max(tau, floor)^2 of the error of z_0
 TAU_SHIFT = 0.8  # tau = sigmoid(N(TAU_SHIFT, 1))
 PURE_NOISE = 0.15  # share of units at tau = 1, where every solver starts
+BEGIN_NOISE = 0.6  # the same of first pictures: with less noise they say themselves whom they show
 NOISY_CONTEXT, CONTEXT_SIGMA = 0.7, 0.5
 
 
@@ -101,7 +102,8 @@ def draw_units(batch: Batch, spread: Spread, generator: torch.Generator) -> Pack
         return torch.randn(like.shape, generator=generator)
 
     tau = torch.sigmoid(TAU_SHIFT + torch.randn(size, count, generator=generator))
-    tau = torch.where(torch.rand(size, count, generator=generator) < PURE_NOISE, 1.0, tau)
+    pure = torch.where(_begins(batch), BEGIN_NOISE, PURE_NOISE)
+    tau = torch.where(torch.rand(size, count, generator=generator) < pure, 1.0, tau)
     sigma = CONTEXT_SIGMA * torch.rand(size, 1, 1, 1, generator=generator)
     sigma = sigma * (torch.rand(size, 1, 1, 1, generator=generator) < NOISY_CONTEXT)
     t = tau[..., None, None]
@@ -182,8 +184,7 @@ def joint_loss(
     loud = torch.where(batch.state == 1, SPEECH_WEIGHT, SILENCE_WEIGHT)
     video_error = (video - batch.z_video[:, 1:]).square().mean(dim=(2, 3))
     audio_error = (audio - batch.z_audio[:, 1:]).square().mean(dim=(2, 3))
-    begins = (batch.first_unit == 0)[:, None] & (torch.arange(weight.shape[1]) == 0)
-    shown = weight * torch.where(begins, BEGIN_WEIGHT, 1.0)
+    shown = weight * torch.where(_begins(batch), BEGIN_WEIGHT, 1.0)
     flow = (audio_error * weight * loud).mean() + VIDEO_WEIGHT * (video_error * shown).mean()
     return Losses(
         total=flow + state + text + loudness,
@@ -194,3 +195,8 @@ def joint_loss(
         audio=audio_error.detach().mean(),
         video=video_error.detach().mean(),
     )
+
+
+def _begins(batch: Batch) -> Tensor:
+    """bool [B, K]: the first units of sessions."""
+    return (batch.first_unit == 0)[:, None] & (torch.arange(batch.state.shape[1]) == 0)

@@ -183,6 +183,16 @@ async def test_a_killed_server_takes_its_own_sessions_alone(client: DuplexClient
     members["s2"].wait(10)
 
 
+async def test_a_busy_server_keeps_its_sessions(client: DuplexClient, machines: Machines) -> None:
+    """It answers the balancer's questions late."""
+    async with AsyncExitStack() as stack:
+        [(home, session)] = await held(stack, client, 1, reconnect=False)
+        with machines.members[home].busy():
+            await asyncio.sleep(1.5)
+            assert not (await ask(session, client, 1)).lost
+        assert not (await ask(session, client, 2)).lost
+
+
 @pytest.mark.slow
 async def test_a_rolling_update_fails_nobody(client: DuplexClient, machines: Machines) -> None:
     """Each server is drained, ends by itself once it is empty, and is started again; people come and go meanwhile."""
