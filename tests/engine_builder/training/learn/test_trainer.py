@@ -168,6 +168,16 @@ def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
     assert sorted(rates[560:], reverse=True) == rates[560:]
 
 
+def test_first_pictures_mostly_begin_as_noise(tmp_path: Path) -> None:
+    """Only from noise must the model look at the prompt to know whom to show."""
+    model, studio = DuplexModel(_config()), Studio(tmp_path / "voices", "held_out", voices=2)
+    batch = collate(model, [studio.conversation(1, 2)] * 400, [Memory(2)] * 400)
+    units = draw_units(batch, Spread(torch.ones(1), torch.ones(1)), torch.Generator().manual_seed(1))
+    first, second = (units.tau == 1).float().mean(dim=0).tolist()
+    assert first == pytest.approx(losses.BEGIN_NOISE, abs=0.1)
+    assert second == pytest.approx(losses.PURE_NOISE, abs=0.1)
+
+
 def test_rare_answers_weigh_more() -> None:
     from engine_builder.tokenizer import word_ids
 
@@ -178,6 +188,7 @@ def test_rare_answers_weigh_more() -> None:
 def test_notes_from_before_a_stretch_are_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that finds all tokens equally likely: its loss counts what is asked for."""
     monkeypatch.setattr(losses, "BEGIN_WEIGHT", 1.0)
+    monkeypatch.setattr(losses, "BEGIN_NOISE", losses.PURE_NOISE)
     studio = Studio(tmp_path / "voices", "held_out", voices=2)
     model = DuplexModel(_config())
     init_weights(model, 9)
