@@ -189,5 +189,6 @@ def oracle_part(talks: int) -> Part:
 
 
 def served_part(talks: int) -> Part:
-    """What is played through a real tritonserver as well."""
-    return Part("served", talks, 150, _FIRST_SEED + 8000, group="served", batch=4)
+    """What is played through a real tritonserver as well, by an agent that is shown whom to be."""
+    who = Asked(face=PEOPLE[1], voice=PEOPLE[1])
+    return Part("served", talks, 150, _FIRST_SEED + 8000, group="served", batch=4, persona=who)

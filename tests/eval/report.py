@@ -134,7 +134,8 @@ def _ways(summary: Mapping[str, Any]) -> list[str]:
     if served:
         lines.append(
             f"Real tritonserver and gRPC client: {served['conversations']} conversations, {served['units']} units; "
-            f"words equal to the runtime's in {served['same_words']}, sound to the last bit in {served['same_sound']}."
+            f"words equal to the runtime's in {served['same_words']}, sound and pictures to the last bit in "
+            f"{served['same_sound']} and {served['same_pictures']}."
         )
     if ceilings:
         lines.append("Judges on clean words: " + ", ".join(f"{k.removeprefix('ceiling_')} {v:.3f}" for k, v in

@@ -18,24 +18,24 @@ from client.stream.units import UnitResponse, UserUnit
 from engine_builder.tokenizer import heard_ids, word_ids
 from engine_builder.training.judges.closed_loop import Performance
 from engine_builder.training.world.conversation import Conversation
-from engine_builder.training.world.words import PERSONA_PROMPT
 from triton_models.service.local import AgentUnit
 
 from .parts import TRAINED_RETENTION
-from .stage import FIRST_NOISE
+from .stage import FIRST_NOISE, asked
 
 UNKNOWN = -1  # the token of a text that is no word of the task
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Counts over all units: states and texts that are equal, units whose sound is equal to the last bit, units that
-    the server shortened because it was late, and the largest difference of a sample."""
+    """Counts over all units: states and texts that are equal, units whose sound or pictures are equal to the last bit,
+    units that the server shortened because it was late, and the largest difference of a sample."""
 
     conversations: int
     units: int
     same_words: int
     same_sound: int
+    same_pictures: int
     degraded: int
     largest_difference: float
 
@@ -57,7 +57,7 @@ async def _converse_all(url: str, talks: list[Conversation], at_once: int) -> li
 
 
 async def _converse(client: DuplexClient, talk: Conversation, seed: int) -> list[UnitResponse]:
-    options = {"prompt": PERSONA_PROMPT[talk.scenario.language], "seed": seed, "retention": TRAINED_RETENTION}
+    options = {"persona": asked(talk), "seed": seed, "retention": TRAINED_RETENTION}
     last = len(talk.state) - 1
     answers: list[UnitResponse] = []
     async with client.session(options=options, timeout=60.0) as session:
@@ -71,12 +71,14 @@ async def _converse(client: DuplexClient, talk: Conversation, seed: int) -> list
 def compare(served: list[list[UnitResponse]], local: list[list[AgentUnit]]) -> Comparison:
     """Both in the same order."""
     pairs = [(s, k) for row, other in zip(served, local, strict=True) for s, k in zip(row, other, strict=True)]
-    gaps = [float(np.abs(s.pcm - k.pcm).max()) for s, k in pairs if not s.info.get("degradation")]
+    whole = [(s, k) for s, k in pairs if not s.info.get("degradation")]
+    gaps = [float(np.abs(s.pcm - k.pcm).max()) for s, k in whole]
     return Comparison(
         conversations=len(served),
         units=len(pairs),
         same_words=sum((s.state, s.text, s.heard) == (k.state, k.text, k.heard) for s, k in pairs),
         same_sound=sum(gap == 0.0 for gap in gaps),
+        same_pictures=sum(np.array_equal(s.frames, k.frames) for s, k in whole),
         degraded=len(pairs) - len(gaps),
         largest_difference=max(gaps, default=0.0),
     )

@@ -112,7 +112,7 @@ class Stage:
             for i, talk in enumerate(talks):
                 sessions.append(
                     await self._runtime.open(
-                        persona=_asked(talk), seed=FIRST_NOISE + i, retention=self.keep, steps=self.steps
+                        persona=asked(talk), seed=FIRST_NOISE + i, retention=self.keep, steps=self.steps
                     )
                 )
             for unit in range(count):
@@ -139,14 +139,14 @@ class Stage:
         return done
 
 
-def _asked(talk: Conversation) -> dict[str, str]:
+def asked(talk: Conversation) -> dict[str, str]:
     """The session option `persona`."""
-    asked = {"prompt": talk.persona.prompt(talk.scenario.language)}
+    said = {"prompt": talk.persona.prompt(talk.scenario.language)}
     if talk.persona.picture is not None:
-        asked["picture"] = base64.b64encode(talk.persona.picture.tobytes()).decode()
+        said["picture"] = base64.b64encode(talk.persona.picture.tobytes()).decode()
     if talk.persona.sound is not None:
-        asked["voice"] = base64.b64encode(to_pcm16(talk.persona.sound.reshape(-1))).decode()
-    return asked
+        said["voice"] = base64.b64encode(to_pcm16(talk.persona.sound.reshape(-1))).decode()
+    return said
 
 
 def performance(states: tuple[str, ...], units: list[AgentUnit]) -> Performance:

@@ -219,14 +219,15 @@ def test_stable_minutes(right: list[int], stable: int, within: bool) -> None:
 
 
 def test_the_server_says_what_the_runtime_says(tiny_engines: Path, studio: Studio, tmp_path: Path) -> None:
-    talks = [studio.conversation(seed, 10) for seed in (1, 2, 3)]
+    shown = Persona.of(np.random.default_rng(1), face=PEOPLE[1], voice=PEOPLE[1])
+    talks = [studio.conversation(seed, 10, persona=shown if seed == 3 else None) for seed in (1, 2, 3)]
     with Stage(tiny_engines, 2, 10) as stage:
         local = stage.play(talks[:2]) + stage.play(talks[2:])
         states = stage.config.language.states
     answers = served.serve(tiny_engines, tmp_path, talks, at_once=2)
     found = served.compare(answers, local)
     assert (found.conversations, found.units, found.degraded) == (3, 30, 0)
-    assert found.same_words == found.same_sound == 30
+    assert found.same_words == found.same_sound == found.same_pictures == 30
     assert found.largest_difference == 0.0
     done = served.performance(states, answers[0])
     np.testing.assert_array_equal(done.state, performance(states, local[0]).state)
