@@ -25,7 +25,7 @@ AUDIO_CODECS, VIDEO_CODECS = ("mdct", "mimi-vae"), ("patch", "taehv", "wan21")
 PERCEIVE = ("conv", "codec")  # small encoders trained with the Transformer, or the codec's own and a projection
 # Fields that configs of 0.1 lack, with what they mean there.
 _LATER = {
-    "audio": {"codec": "mdct", "codec_channels": 0, "perceive": "conv"},
+    "audio": {"codec": "mdct", "codec_channels": 0, "perceive": "conv", "head_channels": 0},
     "video": {"codec": "patch", "codec_channels": 0, "perceive": "conv"},
 }
 
@@ -59,6 +59,7 @@ class AudioConfig:
     sample_rate: int = 16_000
     tokens: int = 2  # agent audio latent tokens a unit (z^a)
     latent_dim: int = 480  # channels of one latent token
+    head_channels: int = 0  # of the head's hidden layer; 0: the head is linear, and `hidden_size` bounds its rank
     perceive_tokens: int = 2  # user audio tokens a unit (e^a)
     mel_bands: int = 40
     encoder_channels: int = 128
@@ -106,6 +107,7 @@ class AudioConfig:
         if self.perceive == "codec":
             expected = f"{self.tokens} (one a latent) with audio.perceive codec"
             _require(self.perceive_tokens == self.tokens, "audio.perceive_tokens", self.perceive_tokens, expected)
+        _require(self.head_channels >= 0, "audio.head_channels", self.head_channels, "0 or more")
         _positive(self, "audio", "mel_bands", "encoder_channels")
         _require(
             len(self.encoder_dilations) > 0 and all(0 < d < 1024 for d in self.encoder_dilations),

@@ -48,7 +48,8 @@ _QWEN3_17B = replace(_QWEN3_06B, hidden_size=2048, intermediate_size=6144)
 _QWEN3_8B = replace(_QWEN3_06B, hidden_size=4096, layers=36, heads=32, intermediate_size=12288, tied_head=False)
 
 PRESETS: dict[str, ModelConfig] = {
-    "tiny": ModelConfig(),
+    # The words of two voices span 400 directions, and a backbone of 256 channels alone would garble both.
+    "tiny": ModelConfig(audio=AudioConfig(head_channels=512)),
     "v0.1-0.6b": _geometry("v0.1-0.6b", _V01_VIDEO, _QWEN3_06B),
     "v0.1-1.7b": _geometry("v0.1-1.7b", _V01_VIDEO, _QWEN3_17B),
     "v0.1-8b": _geometry("v0.1-8b", _V01_VIDEO, _QWEN3_8B),

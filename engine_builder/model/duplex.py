@@ -56,6 +56,18 @@ class MediaParts(NamedTuple):
         return cls(audio_encoder(config.audio, d, audio), video_encoder(config.video, d, video), audio, video)
 
 
+class HiddenLayer(nn.Module):
+    """Beside a linear head: what it adds is of more directions than the model has channels."""
+
+    def __init__(self, d: int, channels: int, out: int) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(d, channels)
+        self.down_proj = nn.Linear(channels, out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(nn.functional.silu(self.up_proj(x)))
+
+
 class DuplexModel(nn.Module):
     """One Transformer with its codecs, encoders, projections and heads.
 
@@ -77,6 +89,8 @@ class DuplexModel(nn.Module):
         self.audio_position = nn.Parameter(torch.zeros(config.audio.tokens, d))
         self.video_out = nn.Linear(d, config.video.latent_dim)
         self.audio_out = nn.Linear(d, config.audio.latent_dim)
+        if config.audio.head_channels:
+            self.audio_hidden = HiddenLayer(d, config.audio.head_channels, config.audio.latent_dim)
         self.modulation = TauModulation(d, config.backbone.layers)
         self.audio_encoder, self.video_encoder, self.audio_codec, self.video_codec = MediaParts.of(config)
 
@@ -95,7 +109,10 @@ class DuplexModel(nn.Module):
     def clean_estimate(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate of z_0 from hidden states [B, n_v + n_a, d] -> [B, n_v, c_v], [B, n_a, c_a]."""
         n = self.config.video.tokens
-        return self.video_out(hidden[:, :n]), self.audio_out(hidden[:, n:])
+        audio = self.audio_out(hidden[:, n:])
+        if self.config.audio.head_channels:
+            audio = audio + self.audio_hidden(hidden[:, n:])
+        return self.video_out(hidden[:, :n]), audio
 
 
 def velocity(noisy: Tensor, clean: Tensor, tau: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ def pack_backbone(model: DuplexModel, precision: str) -> dict[str, Tensor]:
     for name in ("video_in", "audio_in", "video_out", "audio_out"):
         packed |= {f"{name}.{part}": w[f"{name}.{part}"] for part in ("weight", "bias")}
     packed |= {name: w[name] for name in ("video_position", "audio_position")}
+    packed |= {name: w[name] for name in w if name.startswith("audio_hidden.")}
     packed["tau.frequency"] = model.modulation.frequency
     packed["tau.project.weight"] = w["modulation.project.weight"].to(dtype)
     for name in ("embed.weight", "embed.bias", "project.bias", "tables"):

@@ -11,10 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from engine_builder.config import FRAMES_PER_UNIT, ModelConfig
+from engine_builder.config import FRAMES_PER_UNIT
 from engine_builder.model.codecs.mdct import Mdct
 from engine_builder.model.codecs.patch import Patch
 from engine_builder.model.duplex import DuplexModel
+from engine_builder.presets import preset
 
 from ..world.conversation import Studio
 from ..world.speech.agent_voice import agent_voice
@@ -39,15 +40,20 @@ def fit_codecs(model: DuplexModel, studio: Studio, conversations: int, units: in
 
 
 def with_finer_codecs(model: DuplexModel, studio: Studio, conversations: int) -> DuplexModel:
-    """`model` with as many more latents as `ModelConfig()` has, fitted to what its codecs lose of the agent.
+    """`model` with as many more latents as the preset `tiny` has, fitted to what its codecs lose of the agent, and with
+    its head's hidden layer.
 
     Old latents keep their meaning, and new ones are neither read nor moved from their mean, so that the model is the
     same function until it learns (as `ears.with_longer_ears`). A model that has as many, or other codecs, is returned.
     """
-    old, usual = model.config, ModelConfig()
+    old, usual = model.config, preset("tiny")
     if (old.audio.codec, old.video.codec) != (usual.audio.codec, usual.video.codec):
         return model
-    audio = replace(old.audio, latent_dim=max(old.audio.latent_dim, usual.audio.latent_dim))
+    audio = replace(
+        old.audio,
+        latent_dim=max(old.audio.latent_dim, usual.audio.latent_dim),
+        head_channels=max(old.audio.head_channels, usual.audio.head_channels),
+    )
     video = replace(old.video, latent_dim=max(old.video.latent_dim, usual.video.latent_dim))
     if (audio, video) == (old.audio, old.video):
         return model
@@ -56,6 +62,10 @@ def with_finer_codecs(model: DuplexModel, studio: Studio, conversations: int) ->
     theirs, mine = model.state_dict(), grown.state_dict()
     for name, tensor in mine.items():
         tensor.zero_()
+        if name not in theirs:
+            if name == "audio_hidden.up_proj.weight":  # what it feeds begins at zero
+                tensor.normal_(0, tensor.shape[1] ** -0.5, generator=torch.Generator().manual_seed(1))
+            continue
         tensor[tuple(slice(size) for size in theirs[name].shape)] = theirs[name]
     grown.load_state_dict(mine)
     with torch.no_grad():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding, linear, silu
 
 from .backbone import Backbone, History, exact_linear, modulation_of
 
@@ -87,6 +87,9 @@ def perform(
     n = x_video.shape[1]
     clean_video = linear(hidden[:, :n], w["video_out.weight"], w["video_out.bias"])
     clean_audio = linear(hidden[:, n:], w["audio_out.weight"], w["audio_out.bias"])
+    if w.config.audio.head_channels:
+        more = silu(linear(hidden[:, n:], w["audio_hidden.up_proj.weight"], w["audio_hidden.up_proj.bias"]))
+        clean_audio = clean_audio + linear(more, w["audio_hidden.down_proj.weight"])
     path = tau.view(-1, 1, 1)
     velocity_video = (x_video - clean_video) / path
     velocity_video = velocity_video if exchange is None else exchange.gather(velocity_video)

@@ -107,7 +107,7 @@ class BackboneWeights:
             elif name == "tau.frequency":
                 tensor.copy_(tau_frequencies())
             else:
-                std = INIT_STD * depth if name.endswith((".out", ".down")) else INIT_STD
+                std = INIT_STD * depth if name.endswith((".out", ".down", "down_proj.weight")) else INIT_STD
                 tensor.normal_(0.0, std, generator=generator)
             packed = name.endswith(_OF_LAYERS)
             tensors |= pack_matrix(name, tensor, precision) if packed else {name: tensor}
@@ -146,6 +146,12 @@ def expected_shapes(config: ModelConfig, fp8: bool = False) -> dict[str, tuple[i
             f"{name}_out.weight": (channels, d),
             f"{name}_out.bias": (channels,),
             f"{name}_position": (tokens, d),
+        }
+    if a.head_channels:
+        shapes |= {
+            "audio_hidden.up_proj.weight": (a.head_channels, d),
+            "audio_hidden.up_proj.bias": (a.head_channels,),
+            "audio_hidden.down_proj.weight": (a.latent_dim, a.head_channels),
         }
     return shapes | {
         "tau.frequency": (TAU_FREQUENCIES,),

@@ -95,10 +95,12 @@ def test_going_on_from_trained_weights_keeps_the_codecs(tmp_path: Path) -> None:
 
 
 def test_finer_codecs_know_the_other_person_and_the_model_is_as_it_was(tmp_path: Path) -> None:
-    """A model that knows one person: the latents of old stay, new ones say nothing and are not listened to."""
+    """A model that knows one person: the latents of old stay, new ones say nothing and are not listened to; the head's
+    hidden layer adds nothing yet, and can learn to."""
     studio = Studio(tmp_path / "voices", "held_out", voices=2)  # whose agent is always the first person
     config, first, second = _config(), *PEOPLE
-    few = replace(config, audio=replace(config.audio, latent_dim=320), video=replace(config.video, latent_dim=48))
+    heard = replace(config.audio, latent_dim=320, head_channels=0)
+    few = replace(config, audio=heard, video=replace(config.video, latent_dim=48))
     coarse = DuplexModel(few)
     init_weights(coarse, 9)
     fit_codecs(coarse, studio, 4)
@@ -129,6 +131,9 @@ def test_finer_codecs_know_the_other_person_and_the_model_is_as_it_was(tmp_path:
         for said, expected in zip(fine.clean_estimate(hidden), coarse.clean_estimate(hidden), strict=True):
             torch.testing.assert_close(said[..., : expected.shape[-1]], expected)
             assert not said[..., expected.shape[-1] :].any()
+    fine.clean_estimate(hidden)[1].sum().backward()
+    assert all(parameter.grad is not None for parameter in fine.audio_hidden.parameters())
+    assert fine.audio_hidden.down_proj.weight.grad.any()
 
 
 def test_the_network_is_where_its_weights_are_and_all_else_at_home(
