@@ -25,11 +25,12 @@ LOUDNESS_WEIGHT = 0.01  # holds the percepts' scale: a layer norm follows, so no
 VIDEO_WEIGHT = 0.5
 SPEECH_WEIGHT, SILENCE_WEIGHT = 1.5, 0.7
 # Of the first picture of a session: all later ones show who it was, and only this one must heed prompt and references.
-BEGIN_WEIGHT = 12.0
+# Likewise of the first sound after silence: what follows goes on in the same voice.
+BEGIN_WEIGHT, ONSET_WEIGHT = 12.0, 4.0
 TAU_FLOOR = 0.3  # velocity weighting 1 / max(tau, floor)^2 of the error of z_0
 TAU_SHIFT = 0.8  # tau = sigmoid(N(TAU_SHIFT, 1))
 PURE_NOISE = 0.15  # share of units at tau = 1, where every solver starts
-BEGIN_NOISE = 0.6  # the same of first pictures: with less noise they say themselves whom they show
+BEGIN_NOISE = 0.6  # the same of first pictures and sounds: with less noise they say themselves whose they are
 NOISY_CONTEXT, CONTEXT_SIGMA = 0.7, 0.5
 
 
@@ -102,7 +103,7 @@ def draw_units(batch: Batch, spread: Spread, generator: torch.Generator) -> Pack
         return torch.randn(like.shape, generator=generator)
 
     tau = torch.sigmoid(TAU_SHIFT + torch.randn(size, count, generator=generator))
-    pure = torch.where(_begins(batch), BEGIN_NOISE, PURE_NOISE)
+    pure = torch.where(_begins(batch) | _onsets(batch), BEGIN_NOISE, PURE_NOISE)
     tau = torch.where(torch.rand(size, count, generator=generator) < pure, 1.0, tau)
     sigma = CONTEXT_SIGMA * torch.rand(size, 1, 1, 1, generator=generator)
     sigma = sigma * (torch.rand(size, 1, 1, 1, generator=generator) < NOISY_CONTEXT)
@@ -182,6 +183,7 @@ def joint_loss(
 
     weight = units.tau.clamp(min=TAU_FLOOR) ** -2
     loud = torch.where(batch.state == 1, SPEECH_WEIGHT, SILENCE_WEIGHT)
+    loud = torch.where(_onsets(batch), ONSET_WEIGHT * loud, loud)
     video_error = (video - batch.z_video[:, 1:]).square().mean(dim=(2, 3))
     audio_error = (audio - batch.z_audio[:, 1:]).square().mean(dim=(2, 3))
     shown = weight * torch.where(_begins(batch), BEGIN_WEIGHT, 1.0)
@@ -200,3 +202,9 @@ def joint_loss(
 def _begins(batch: Batch) -> Tensor:
     """bool [B, K]: the first units of sessions."""
     return (batch.first_unit == 0)[:, None] & (torch.arange(batch.state.shape[1]) == 0)
+
+
+def _onsets(batch: Batch) -> Tensor:
+    """bool [B, K]: units in which the agent begins to speak."""
+    silent = nn.functional.pad(batch.state[:, :-1] == 0, (1, 0), value=False)
+    return silent & (batch.state == 1)

@@ -132,8 +132,9 @@ def test_finer_codecs_know_the_other_person_and_the_model_is_as_it_was(tmp_path:
             torch.testing.assert_close(said[..., : expected.shape[-1]], expected)
             assert not said[..., expected.shape[-1] :].any()
     fine.clean_estimate(hidden)[1].sum().backward()
-    assert all(parameter.grad is not None for parameter in fine.audio_hidden.parameters())
-    assert fine.audio_hidden.down_proj.weight.grad.any()
+    learns = fine.audio_hidden.down_proj.weight.grad
+    assert learns is not None
+    assert learns.any()
 
 
 def test_the_network_is_where_its_weights_are_and_all_else_at_home(
@@ -173,14 +174,16 @@ def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
     assert sorted(rates[560:], reverse=True) == rates[560:]
 
 
-def test_first_pictures_mostly_begin_as_noise(tmp_path: Path) -> None:
-    """Only from noise must the model look at the prompt to know whom to show."""
+def test_first_pictures_and_sounds_mostly_begin_as_noise(tmp_path: Path) -> None:
+    """Only from noise must the model look at the prompt to know whom to show, and who speaks."""
     model, studio = DuplexModel(_config()), Studio(tmp_path / "voices", "held_out", voices=2)
-    batch = collate(model, [studio.conversation(1, 2)] * 400, [Memory(2)] * 400)
+    talk = studio.conversation(1, 24)
+    begins = np.append(True, (talk.state[1:] == 1) & (talk.state[:-1] == 0))
+    assert begins.sum() > 1
+    batch = collate(model, [talk] * 200, [Memory(16)] * 200)
     units = draw_units(batch, Spread(torch.ones(1), torch.ones(1)), torch.Generator().manual_seed(1))
-    first, second = (units.tau == 1).float().mean(dim=0).tolist()
-    assert first == pytest.approx(losses.BEGIN_NOISE, abs=0.1)
-    assert second == pytest.approx(losses.PURE_NOISE, abs=0.1)
+    pure = (units.tau == 1).float().mean(dim=0).numpy()
+    np.testing.assert_allclose(pure, np.where(begins, losses.BEGIN_NOISE, losses.PURE_NOISE), atol=0.15)
 
 
 def test_rare_answers_weigh_more() -> None:
