@@ -129,6 +129,7 @@ def draw_units(batch: Batch, spread: Spread, generator: torch.Generator) -> Pack
 
 def own_context(
     step: PackedPass,
+    batch: Batch,
     units: PackedUnits,
     e_video: Tensor,
     e_audio: Tensor,
@@ -136,7 +137,9 @@ def own_context(
     chosen: Tensor,
     generator: torch.Generator,
 ) -> PackedUnits:
-    """Roll-out: in stretches where `chosen` [B] the context becomes what the model itself would have made of it.
+    """Roll-out: in stretches where `chosen` [B] the context becomes what the model itself would have made of it, and
+    so does the sound in the noisy targets: a solver goes on from estimates, not from the truth, which says whose voice
+    it is.
 
     One evaluation from pure noise for all units at once; units thus see their predecessors' mistakes, one unit deep.
     With more evaluations the model would choose what is random, and its choice contradict the targets that follow.
@@ -150,8 +153,10 @@ def own_context(
         )
         _, video, audio = run_pass(step, noise, e_video, e_audio, dtype)
         mine = chosen[:, None, None, None]
+        x_audio = units.x_audio + (1 - units.tau[..., None, None]) * (audio - batch.z_audio[:, 1:])
         return replace(
             units,
+            x_audio=torch.where(mine, x_audio, units.x_audio),
             z_video=torch.where(mine, torch.cat((units.z_video[:, :1], video), dim=1), units.z_video),
             z_audio=torch.where(mine, torch.cat((units.z_audio[:, :1], audio), dim=1), units.z_audio),
         )

@@ -167,7 +167,7 @@ class Trainer:
         if self.step_number >= plan.rollout_from * plan.steps:
             chosen = torch.rand(len(batch.text), generator=generator) < plan.rollout_share
             percepts = e_video.detach(), e_audio.detach()
-            units = own_context(self.packed, units, *percepts, self.dtype, chosen, generator)
+            units = own_context(self.packed, batch, units, *percepts, self.dtype, chosen, generator)
         losses = joint_loss(self.packed, batch, units, e_video, e_audio, self.dtype)
         losses.total.backward()
         rate = plan.rate(self.step_number)

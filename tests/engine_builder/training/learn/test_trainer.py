@@ -157,7 +157,7 @@ def test_the_network_is_where_its_weights_are_and_all_else_at_home(
         monkeypatch.setattr(module, "home", home)
     percepts = perceive(packed, batch, generator)
     units = draw_units(batch, spread, generator)
-    units = own_context(packed, units, *percepts, torch.bfloat16, torch.tensor([True, False]), generator)
+    units = own_context(packed, batch, units, *percepts, torch.bfloat16, torch.tensor([True, False]), generator)
     joint_loss(packed, batch, units, *percepts, torch.bfloat16)
     eyes.classify(model, nn.Linear(64, 7, device="meta"), frames)
     assert listen(model.audio_encoder, drawn.pcm, generator).is_meta
@@ -184,6 +184,23 @@ def test_first_pictures_and_sounds_mostly_begin_as_noise(tmp_path: Path) -> None
     units = draw_units(batch, Spread(torch.ones(1), torch.ones(1)), torch.Generator().manual_seed(1))
     pure = (units.tau == 1).float().mean(dim=0).numpy()
     np.testing.assert_allclose(pure, np.where(begins, losses.BEGIN_NOISE, losses.PURE_NOISE), atol=0.15)
+
+
+def test_a_roll_out_goes_on_from_what_the_model_says(tmp_path: Path) -> None:
+    """In the chosen stretch alone, in the context as in the noisy sound."""
+    model, studio = DuplexModel(_config()), Studio(tmp_path / "voices", "held_out", voices=2)
+    init_weights(model, 9)
+    batch = collate(model, [studio.conversation(seed, 6) for seed in (1, 2)], [Memory(6)] * 2)
+    generator, packed = torch.Generator().manual_seed(1), PackedPass(model)
+    units = draw_units(batch, Spread(torch.ones(1), torch.ones(1)), generator)
+    percepts = perceive(packed, batch, generator)
+    own = own_context(packed, batch, units, *percepts, torch.float32, torch.tensor([True, False]), generator)
+    for name in ("x_audio", "z_audio", "z_video"):
+        assert torch.equal(getattr(own, name)[1], getattr(units, name)[1])
+        assert not torch.equal(getattr(own, name)[0], getattr(units, name)[0])
+    tau, said = units.tau[0, :, None, None], own.z_audio[0, 1:]
+    noise = units.x_audio[0] - (1 - tau) * batch.z_audio[0, 1:]
+    torch.testing.assert_close(own.x_audio[0], (1 - tau) * said + noise)
 
 
 def test_rare_answers_weigh_more() -> None:
