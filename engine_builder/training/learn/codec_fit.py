@@ -69,8 +69,10 @@ def with_finer_codecs(model: DuplexModel, studio: Studio, conversations: int) ->
         tensor[tuple(slice(size) for size in theirs[name].shape)] = theirs[name]
     grown.load_state_dict(mine)
     with torch.no_grad():
-        _refine_audio(audio_codec, old.audio.latent_dim, _vocabulary().unsqueeze(0))
-        _refine_video(video_codec, old.video.latent_dim, _material(studio, conversations, 40, 0)[1])
+        if audio.latent_dim > old.audio.latent_dim:
+            _refine_audio(audio_codec, old.audio.latent_dim, _vocabulary().unsqueeze(0))
+        if video.latent_dim > old.video.latent_dim:
+            _refine_video(video_codec, old.video.latent_dim, _material(studio, conversations, 40, 0)[1])
     return grown
 
 
