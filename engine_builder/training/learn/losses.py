@@ -127,7 +127,7 @@ def draw_units(batch: Batch, spread: Spread, generator: torch.Generator) -> Pack
     )
 
 
-def own_context(
+def roll_out(
     step: PackedPass,
     batch: Batch,
     units: PackedUnits,

@@ -27,7 +27,7 @@ from .batches import Batch, batches
 from .codec_fit import fit_codecs, latent_spread
 from .ears import open_ears
 from .eyes import open_eyes
-from .losses import Spread, draw_units, joint_loss, own_context, perceive
+from .losses import Spread, draw_units, joint_loss, perceive, roll_out
 from .muon import Optimiser
 from .packed_pass import PackedPass
 
@@ -167,7 +167,7 @@ class Trainer:
         if self.step_number >= plan.rollout_from * plan.steps:
             chosen = torch.rand(len(batch.text), generator=generator) < plan.rollout_share
             percepts = e_video.detach(), e_audio.detach()
-            units = own_context(self.packed, batch, units, *percepts, self.dtype, chosen, generator)
+            units = roll_out(self.packed, batch, units, *percepts, self.dtype, chosen, generator)
         losses = joint_loss(self.packed, batch, units, e_video, e_audio, self.dtype)
         losses.total.backward()
         rate = plan.rate(self.step_number)

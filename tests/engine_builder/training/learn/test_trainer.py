@@ -27,8 +27,8 @@ from engine_builder.training.learn.losses import (
     Spread,
     draw_units,
     joint_loss,
-    own_context,
     perceive,
+    roll_out,
     word_weights,
 )
 from engine_builder.training.learn.masks import listen
@@ -157,7 +157,7 @@ def test_the_network_is_where_its_weights_are_and_all_else_at_home(
         monkeypatch.setattr(module, "home", home)
     percepts = perceive(packed, batch, generator)
     units = draw_units(batch, spread, generator)
-    units = own_context(packed, batch, units, *percepts, torch.bfloat16, torch.tensor([True, False]), generator)
+    units = roll_out(packed, batch, units, *percepts, torch.bfloat16, torch.tensor([True, False]), generator)
     joint_loss(packed, batch, units, *percepts, torch.bfloat16)
     eyes.classify(model, nn.Linear(64, 7, device="meta"), frames)
     assert listen(model.audio_encoder, drawn.pcm, generator).is_meta
@@ -194,7 +194,7 @@ def test_a_roll_out_goes_on_from_what_the_model_says(tmp_path: Path) -> None:
     generator, packed = torch.Generator().manual_seed(1), PackedPass(model)
     units = draw_units(batch, Spread(torch.ones(1), torch.ones(1)), generator)
     percepts = perceive(packed, batch, generator)
-    own = own_context(packed, batch, units, *percepts, torch.float32, torch.tensor([True, False]), generator)
+    own = roll_out(packed, batch, units, *percepts, torch.float32, torch.tensor([True, False]), generator)
     for name in ("x_audio", "z_audio", "z_video"):
         assert torch.equal(getattr(own, name)[1], getattr(units, name)[1])
         assert not torch.equal(getattr(own, name)[0], getattr(units, name)[0])
