@@ -23,7 +23,7 @@ _FLOAT32 = ("modulation", "codec", "encoder")  # parts that stay in float32 when
 WORD_WEIGHT, FUNCTION_WEIGHT, SOCIAL_WEIGHT, COLOUR_WEIGHT, NOTE_WEIGHT = 6.0, 2.0, 6.0, 12.0, 5.0
 LOUDNESS_WEIGHT = 0.01  # holds the percepts' scale: a layer norm follows, so nothing else does
 VIDEO_WEIGHT = 0.5
-SPEECH_WEIGHT, SILENCE_WEIGHT = 1.5, 0.7
+SPEECH_WEIGHT, SILENCE_WEIGHT = 2.5, 0.7
 # Of the first picture of a session: all later ones show who it was, and only this one must heed prompt and references.
 # Likewise of the first sound after silence: what follows goes on in the same voice.
 BEGIN_WEIGHT, ONSET_WEIGHT = 12.0, 4.0
