@@ -58,7 +58,7 @@ def _engines() -> Path:
 
     known = hashlib.sha256()
     sources = [
-        *CHECKPOINT.iterdir(),
+        *CHECKPOINT.glob("*.*"),
         *(ROOT / "engine_builder").glob("*.py"),
         *(ROOT / "engine_builder/model").rglob("*.py"),
     ]
