@@ -58,7 +58,7 @@ def _engines() -> Path:
 
     known = hashlib.sha256()
     sources = [
-        *CHECKPOINT.glob("*.*"),
+        *filter(Path.is_file, CHECKPOINT.iterdir()),
         *(ROOT / "engine_builder").glob("*.py"),
         *(ROOT / "engine_builder/model").rglob("*.py"),
     ]
