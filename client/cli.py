@@ -24,7 +24,7 @@ from .terminal import add_agent, agent_options, execute, seconds, seed, words
 DEFAULT_URL = "127.0.0.1:8001"
 EXAMPLES = """examples:
   python -m client converse --audio question.wav --out build/runs/first
-  python -m client converse --video talk.mp4 --seed 7 --prompt "You are a patient tutor." --out build/runs/tutor
+  python -m client converse --video talk.mp4 --seed 7 --prompt "german man" --out build/runs/tutor
   python -m client converse --audio in.wav --video face.jpg --text-at 4.5 "and in French?" --out build/runs/typed
   python -m client info
   python -m client loadtest --sessions 8 --minutes 1

@@ -42,8 +42,9 @@ Retention = Literal["full"] | dict[Literal["window", "window_language"], dict[st
 
 
 class Defaults(TypedDict, total=False):
-    """What suits a checkpoint. prompts: those that it was trained on, its default first; without them it takes any.
+    """What suits a checkpoint.
 
+    prompts: those that it was trained on, the first where nobody names one; without them it takes any.
     text_bytes: how much text it was trained to read at a time.  delegation: what it writes to hand work over.
     """
 

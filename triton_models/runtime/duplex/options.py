@@ -24,6 +24,7 @@ class OptionLimits:
 
     solver_steps: int = 4  # default
     max_solver_steps: int = 16
+    prompt: str = ""
     max_prompt_bytes: int = 16_384
     max_json_bytes: int = 65_536  # beside the references of a persona
     text_bytes: int = MAX_TEXT_BYTES  # typed in one unit; a checkpoint may have learnt to read less
@@ -34,7 +35,7 @@ class OptionLimits:
 
     @classmethod
     def of(cls, manifest: Manifest) -> OptionLimits:
-        """What suits the engines: their solver schedule, and the retention that their checkpoint asks for, if any.
+        """What suits the engines: their solver schedule, and their checkpoint's prompt and retention, if it has any.
 
         Raises ValueError for a retention that no policy knows.
         """
@@ -42,6 +43,7 @@ class OptionLimits:
         limits = cls(
             solver_steps=solver.steps,
             max_solver_steps=solver.max_steps,
+            prompt=next(iter(manifest.defaults.get("prompts", [])), ""),  # it was never trained without one
             text_bytes=min(manifest.defaults.get("text_bytes", MAX_TEXT_BYTES), MAX_TEXT_BYTES),
             model=manifest.model,
             encodes=ENCODE in manifest.engines,
@@ -53,7 +55,7 @@ class OptionLimits:
 class SessionOptions:
     """Validated options of one session.
 
-    prompt        persona prompt, prefilled before unit 0; may be given as that of `persona`
+    prompt        persona prompt, prefilled before unit 0; may be given as that of `persona`; "" is none at all
     persona       picture and voice, prefilled after it
     seed          of the noise: same seed and same input give the same output
     retention     what the history keeps
@@ -89,10 +91,10 @@ class SessionOptions:
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise _invalid("options", f"only the fields {', '.join(known)}", unknown)
-        prompt, persona = given.get("prompt", ""), NOBODY
+        prompt, persona = given.get("prompt", limits.prompt), NOBODY
         if "persona" in given:
             try:
-                persona, prompt = Persona.parse(given["persona"], limits.model, limits.encodes)
+                persona, prompt = Persona.parse(given["persona"], limits.model, limits.encodes, prompt)
             except ValueError as error:
                 raise SessionError("INVALID_ARGUMENT", f"options.{error}") from None
             if "prompt" in given:

@@ -33,8 +33,8 @@ class Persona:
         return len(self.voice) if self.voice is not None else int(self.picture is not None)
 
     @classmethod
-    def parse(cls, given: object, config: ModelConfig, encodes: bool) -> tuple[Persona, object]:
-        """The references, and the prompt as it was given. encodes: whether the engines can take references.
+    def parse(cls, given: object, config: ModelConfig, encodes: bool, prompt: object = "") -> tuple[Persona, object]:
+        """The references, and the prompt as it was given, or `prompt`. encodes: whether the engines take references.
 
         Raises ValueError that names the field, the value and what was expected.
         """
@@ -48,7 +48,7 @@ class Persona:
         made = cls(
             None if picture is None else _picture(picture, config), None if voice is None else _voice(voice, config)
         )
-        return made, given.get("prompt", "")
+        return made, given.get("prompt", prompt)
 
 
 NOBODY = Persona()

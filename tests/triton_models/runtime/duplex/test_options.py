@@ -2,9 +2,12 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from engine_builder.manifest import Manifest
 from triton_models.runtime.duplex.options import MAX_SEED, OptionLimits, SessionOptions, interrupts
 from triton_models.runtime.kv.retention import Full, Window
 from triton_models.runtime.messages import SessionError
@@ -35,6 +38,22 @@ def test_all_fields() -> None:
         assert options == SessionOptions(
             "Grüß Gott", MAX_SEED, Window(0, 9), 16, True, True, "token", frozenset(given), echo_canceller=False
         )
+
+
+@pytest.mark.parametrize(
+    ("raw", "prompt"),
+    [
+        (None, "english"),
+        ('{"seed": 1}', "english"),
+        ('{"persona": {}}', "english"),
+        ('{"prompt": "german"}', "german"),
+        ('{"persona": {"prompt": "german"}}', "german"),
+        ('{"prompt": ""}', ""),
+    ],
+)
+def test_who_names_no_prompt_gets_the_checkpoints_first(mini_engines: Path, raw: str | None, prompt: str) -> None:
+    knows = replace(Manifest.load(mini_engines), defaults={"prompts": ["english", "german"]})
+    assert SessionOptions.parse(raw, OptionLimits.of(knows)).prompt == prompt
 
 
 @pytest.mark.parametrize(
