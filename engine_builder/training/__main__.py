@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..checkpoint import TOKENIZER, CheckpointError, load_checkpoint, save_checkpoint
 from ..config import ConfigError
-from ..options import positive, seed, whole
+from ..options import positive, real, seed, share, whole
 from ..presets import preset
 from .average import average
 from .judges.rehearsal import rehearse
@@ -26,15 +26,19 @@ from .world.speech import crowd, synths
 from .world.speech.people import DEFAULT, HOME, People
 
 
+def _people(arguments: argparse.Namespace) -> People | None:
+    """Who says English digits in most conversations; None leaves them to the synthesisers."""
+    known = None if str(arguments.speech) == "none" else People.load(arguments.speech, tuple(arguments.without))
+    return known if arguments.crowd is None else (known or People({})).and_crowd(arguments.crowd)
+
+
 def _train(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     console = Console()
-    names = ("steps", "batch", "units", "seed", "pace", "ear_steps")
+    names = ("steps", "batch", "units", "seed", "pace", "decay_from", "rollout_from", "ear_steps")
     plan = TrainingPlan(**{name: getattr(arguments, name) for name in names})
     console.print(f"rendering voices into {arguments.cache} (once) ...")
-    people = None if str(arguments.speech) == "none" else People.load(arguments.speech, tuple(arguments.without))
-    if people is not None and arguments.crowd is not None:
-        people = people.and_crowd(arguments.crowd)
+    people = _people(arguments)
     for synth in synths.TRAINED_WITH:
         if synth not in synths.installed():
             console.print(f"{synth} is not here and will not be trained with: {synths.HOW_TO_GET[synth]}")
@@ -78,7 +82,7 @@ def _average(arguments: argparse.Namespace) -> None:
     if len(shares) != len(checkpoints):
         raise ConfigError(f"--shares: expected {len(checkpoints)}, one a checkpoint, got {len(shares)}")
     mean = average([load_checkpoint(checkpoint) for checkpoint in checkpoints], shares)
-    said = ", ".join(f"{share:g} of {checkpoint}" for share, checkpoint in zip(shares, checkpoints, strict=True))
+    said = ", ".join(f"{part:g} of {checkpoint}" for part, checkpoint in zip(shares, checkpoints, strict=True))
     save_checkpoint(mean, arguments.out, checkpoints[0] / TOKENIZER, torch.float16, note=f"the mean of {said}")
 
 
@@ -93,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         type=Path,
         default=DEFAULT,
         metavar="DIR",
-        help=f"recordings of real people: a clone of {HOME} (default: {DEFAULT}); 'none': synthesisers alone",
+        help=f"recordings of real people: a clone of {HOME} (default: {DEFAULT}); 'none': nobody of it",
     )
     train.add_argument(
         "--crowd",
@@ -115,6 +119,20 @@ def main(argv: list[str] | None = None) -> int:
         help="with --from: more convolutions in the audio encoder, of these dilations, which begin as nothing",
     )
     train.add_argument("--pace", type=positive, default=TrainingPlan.pace, help="factor on the learning rates")
+    train.add_argument(
+        "--decay-from",
+        type=real(0.0, 0.99),
+        default=TrainingPlan.decay_from,
+        metavar="SHARE",
+        help="of the run, after which the learning rates fall to zero (default: %(default)g)",
+    )
+    train.add_argument(
+        "--rollout-from",
+        type=share,
+        default=TrainingPlan.rollout_from,
+        metavar="SHARE",
+        help="of the run, after which the model also sees its own latents as context (default: %(default)g)",
+    )
     train.add_argument("--ear-steps", type=whole(), default=TrainingPlan.ear_steps, help="of the ears' warm-up")
     train.add_argument("--steps", type=whole(), default=TrainingPlan.steps)
     train.add_argument("--batch", type=whole(1), default=TrainingPlan.batch, help="stretches a step")

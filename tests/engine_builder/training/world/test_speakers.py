@@ -110,6 +110,9 @@ def test_most_people_of_training_are_strangers(folder: Path, many: Path, tmp_pat
     assert drawn.count(0) / 2000 == pytest.approx(0.105, abs=0.04)
     clip = cast.word(rng, Speaker(0, 2), "en", "three")
     assert np.isfinite(clip).all()
+    nobody_else = People({}).and_crowd(many)  # `--speech none --crowd DIR`
+    drawn = [Cast(cast.bank, nobody_else, True).speaker(rng).person for _ in range(200)]
+    assert {*drawn} == {NOBODY, 0}
     alone = Cast(cast.bank, People.strangers(many))
     assert alone.speaker(rng).person == 0
     with pytest.raises(RecordingsMissing, match="CROWD=DIR"):
