@@ -61,7 +61,7 @@ class Part:
     habits, later: of the user, and other ones from a unit on.
     persona: whom the agent is asked to be, if anybody.
     cast: who speaks (`work.cast`).  language: the persona's, drawn if None.  echo: the way of what the model says from
-    the user's loudspeaker into the microphone.
+    the user's loudspeaker into the microphone.  microphone: dB by which it is louder than usual.
     group: the figures that it adds to.
     """
 
@@ -78,6 +78,7 @@ class Part:
     cast: str = "held_out"
     language: str | None = None
     echo: Echo | None = None
+    microphone: float = 0.0
     keep: object = None
     steps: int | None = None
     precision: str = "float32"
@@ -167,6 +168,8 @@ def variant_parts(talks: int, only: Sequence[str] = ()) -> list[Part]:
             name="retention: window 8, language 16",
             keep={"window_language": {"sink": 0, "recent": 8, "language_recent": 16}},
         ),
+        replace(base, name="microphone 20 dB quieter", microphone=-20.0),
+        replace(base, name="microphone 12 dB louder, clipped", microphone=12.0),
         replace(base, name="degraded: a third of the units late", way="degraded"),
         replace(base, name="PyTorch float32, no engines", way="torch"),
         replace(base, name="PyTorch bfloat16, as in GPU engines", way="torch", precision="bfloat16"),

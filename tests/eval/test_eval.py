@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from tests.eval.parts import Part, face_parts, main_parts, oracle_part, persona_
 from tests.eval.report import TARGETS, misses
 from tests.eval.results import Results, interval
 from tests.eval.stage import Lateness, Stage, performance
-from tests.eval.work import Outcome, Sources, left_out_voices, prepare
+from tests.eval.work import Outcome, Sources, Worker, left_out_voices, prepare
 
 pytestmark = [
     pytest.mark.engine,
@@ -115,6 +116,19 @@ def test_held_out_voices_are_nobody_elses() -> None:
     assert not {v.timbre for v in train} & {v.timbre for v in (*held_out, *left_out)}
     assert {v.timbre for v in left_out} == {"Lee", "Marco"}
     assert not {v.timbre for v in held_out} & {v.timbre for v in left_out}
+
+
+def test_another_microphone_changes_loudness_alone(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "_studio", lambda *_: studio)
+    worker, part = Worker(Sources(tmp_path, tmp_path, tmp_path)), Part("talks", 1, 12, 5)
+    [usual], [quiet], [loud] = (
+        worker.conversations(replace(part, microphone=decibel), 5, 6) for decibel in (0.0, -20.0, 40.0)
+    )
+    np.testing.assert_allclose(quiet.user_pcm, usual.user_pcm / 10, rtol=1e-6)
+    assert np.abs(loud.user_pcm).max() == 1.0
+    np.testing.assert_array_equal(loud.camera, usual.camera)
 
 
 def test_lateness_changes_what_is_heard_and_keeps_the_length(tiny_engines: Path, studio: Studio) -> None:

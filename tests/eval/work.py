@@ -20,7 +20,7 @@ from engine_builder.training.world.scenario import Simulator
 from engine_builder.training.world.speech import synths
 from engine_builder.training.world.speech.cast import Cast
 from engine_builder.training.world.speech.people import People
-from engine_builder.training.world.speech.voices import Voice, VoiceBank, user_voices
+from engine_builder.training.world.speech.voices import Pcm, Voice, VoiceBank, user_voices
 
 from . import oracle
 from .ears import Ears
@@ -101,6 +101,11 @@ def _persona(asked: Asked | None, seed: int) -> Persona | None:
     return Persona.unseen(rng) if asked.unseen else Persona.of(rng, asked.told, asked.face, asked.voice)
 
 
+def _louder(pcm: Pcm, decibel: float) -> Pcm:
+    """Clipped, as a sound card does."""
+    return np.clip(pcm * np.float32(10.0 ** (decibel / 20)), -1.0, 1.0)
+
+
 def prepare(sources: Sources, parts: Sequence[Part]) -> None:
     """Renders all voices into the cache, so that workers find them there."""
     for name in {part.cast for part in parts}:
@@ -129,12 +134,13 @@ class Worker:
     def conversations(self, part: Part, first: int, last: int) -> list[Conversation]:
         """What is played, by seed."""
         studio = self._studio(part)
-        return [
+        talks = [
             studio.conversation(
                 seed, part.units, language=part.language, quiet=part.quiet, persona=_persona(part.persona, seed)
             )
             for seed in range(first, last)
         ]
+        return [replace(talk, user_pcm=_louder(talk.user_pcm, part.microphone)) for talk in talks]
 
     def _studio(self, part: Part) -> Studio:
         studio = self._studios.get(part.cast)
