@@ -27,7 +27,7 @@ _SHORTEST = 8  # of the shorter memories: one has notes in it
 _SHORT, _LONG = 0.15, 0.4  # shares of stretches with a shorter, and with the longest memory
 _LONGEST_GAP = 400  # units: a minute
 _FEW_UNITS = 3  # of references, in most batches: every place costs six tokens
-_QUIET = 0.16  # share of stretches in which nobody says anything
+_QUIET = 0.24  # share of stretches in which nobody says anything
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Timbres that nobody designed: eSpeak variants with formants, balance and pitch drawn at random, extremes included.
 
-eSpeak's own 50 are sober. A voice whose third formant is missing, or whose first lies a quarter too low, is nothing
-that an ear which heard only those has learnt to see through. The format is eSpeak NG's (docs/voices.md there).
+The 50 of eSpeak's own that train are sober. A voice whose third formant is missing, or whose first lies a quarter too
+low, is nothing that an ear which heard only those has learnt to see through. The format is eSpeak NG's (docs/voices.md
+there).
 """
 
 from __future__ import annotations
@@ -13,28 +14,44 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-COUNT = 36
+COUNT = 160
 _FORMANTS = 9
 _LACKING = 0.2  # share of timbres without a third, and of those without a fourth formant
+_SOME = 0.25  # share of timbres with one of the rarer traits, each for itself
 
 
 def variant(number: int) -> str:
-    """The text of a variant file."""
+    """The text of a variant file. Everything is drawn from about as far apart as eSpeak's own list goes, without its
+    whispers and without the timbres that judge."""
     rng = random.Random(f"timbre-{number}")
+
+    def about(least: float, most: float) -> int:
+        """A percentage, as often below 100 as above."""
+        return round(100 * (least if rng.random() < 0.5 else most) ** rng.random())
+
     low = rng.randint(70, 190)
     lines = ["language variant", f"name made{number}", f"pitch {low} {round(low * rng.uniform(1.1, 1.6))}"]
-    size = rng.uniform(0.8, 1.2)  # of the vocal tract: all formants together
+    size = about(0.85, 1.17) / 100  # of the vocal tract: all formants together
     for formant in range(_FORMANTS):
-        frequency = round(100 * size * rng.uniform(0.85, 1.15))
-        strength, width = round(100 * 2 ** rng.uniform(-1, 0.8)), round(100 * 2 ** rng.uniform(-0.8, 0.8))
+        frequency = round(size * (about(0.78, 1.28) if formant < 3 else about(0.7, 1.4)))
+        strength, width, offset = about(0.5, 1.7), about(0.5, 1.7), 0
         if formant in (3, 4) and rng.random() < _LACKING:
             frequency = strength = width = 9
-        lines.append(f"formant {formant} {frequency} {strength} {width}")
-    lines += [f"voicing {round(100 * 2 ** rng.uniform(-1.2, 0.8))}", f"flutter {rng.randint(0, 8)}"]
-    lines += [f"consonants {rng.randint(60, 140)} {rng.randint(60, 140)}", f"roughness {rng.randint(0, 5)}"]
+        elif formant and rng.random() < _SOME:
+            offset = rng.randint(-120, 150)
+        lines.append(f"formant {formant} {frequency} {strength} {width} {offset}")
+    lines += [f"voicing {about(0.4, 1.7)}", f"consonants {about(0.5, 2.0)} {about(0.4, 2.0)}"]
+    lines += [f"flutter {rng.randint(0, 12)}", f"roughness {rng.randint(0, 5)}"]
     if rng.random() < 0.5:
         bands = ((600, 255), (1200, rng.randint(90, 255)), (2000, rng.randint(80, 255)), (3500, rng.randint(40, 255)))
         lines.append("tone " + " ".join(f"{frequency} {strength}" for frequency, strength in bands))
+    if rng.random() < 2 * _SOME:
+        lines.append("stressAdd " + " ".join(str(rng.randint(-20, 200)) for _ in range(8)))
+        lines.append("stressAmp " + " ".join(str(rng.randint(14, 40)) for _ in range(8)))
+    if rng.random() < _SOME:
+        lines.append(f"echo {rng.randint(10, 200)} {rng.randint(10, 80)}")
+    if rng.random() < _SOME:
+        lines.append("breath " + " ".join(str(rng.randint(0, 12)) for _ in range(8)))
     return "\n".join(lines) + "\n"
 
 

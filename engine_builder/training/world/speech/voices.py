@@ -74,13 +74,13 @@ def user_voices(split: str, count: int, seed: int = 5) -> list[Voice]:
 
 
 def other_voices(seed: int = 5) -> list[Voice]:
-    """Training voices of the other synthesisers that are installed: three of each timbre, and each in both languages if
-    its synthesiser speaks both."""
+    """Training voices of the other synthesisers that are installed: three of each timbre, one of those that are drawn,
+    and each in both languages if its synthesiser speaks both."""
     rng = random.Random(f"others-{seed}")
     voices = []
     for synth in synths.TRAINED_WITH:
         names = synths.installed().get(synth, {})
-        for i, name in enumerate(names.get("en", ()) * 3):
+        for i, name in enumerate(names.get("en", ()) * (1 if synth == "drawn" else 3)):
             accents = [("en", name)] + [("de", german[i % len(german)]) for german in [names["de"]] if german]
             voices.append(Voice(f"{synth}-{i}", tuple(accents), "", rng.randint(30, 75), rng.randint(125, 220), synth))
     return voices
