@@ -93,7 +93,7 @@ def add_agent(parser: argparse._ActionsContainer) -> None:
     """Options of a session that more than one command gives; what is not given is the server's choice."""
     add = parser.add_argument
     add("--prompt", type=words, metavar="TEXT", help="who the agent is; read before the first unit "
-        "(the tutor: english, german, english man, german man)")  # fmt: skip
+        "(`python -m client info` names those that the checkpoint knows)")  # fmt: skip
     add("--retention", type=retention, metavar="POLICY", help="what it remembers: full, window:SINK,RECENT or "
         "window_language:SINK,RECENT,LANGUAGE, in units of 160 ms")  # fmt: skip
     add("--steps", type=count, metavar="N", help="solver steps a unit")
