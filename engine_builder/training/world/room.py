@@ -10,15 +10,16 @@ from .speech.voices import SAMPLE_RATE, Pcm
 _BANK_SECONDS = 24
 _NOISE_SLOPES = (0.0, 0.5, 1.0, 1.5, 2.0)  # power spectra 1/f^slope: white, pink, ..., brown
 _SCALE = (0, 2, 4, 5, 7, 9, 11)
+_NOTES = 14  # two octaves
 
 
 class Room:
     """Banks of noise and music with unit RMS. Banks of different seeds share no sample."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, tunes: int = 6) -> None:
         rng = np.random.default_rng([seed, 77])
         self._noises = [_coloured(rng, slope) for slope in _NOISE_SLOPES] + [_hum(rng)]
-        self._music = [_tune(rng) for _ in range(6)]
+        self._music = [_tune(rng) for _ in range(tunes)]
 
     def noise(self, rng: np.random.Generator, samples: int) -> Pcm:
         """A stretch of steady noise or hum [samples], RMS 1."""
@@ -68,13 +69,16 @@ def _tune(rng: np.random.Generator) -> Pcm:
     out = np.zeros(_BANK_SECONDS * SAMPLE_RATE)
     root, beat = rng.uniform(110, 220), int(rng.uniform(0.2, 0.5) * SAMPLE_RATE)
     decay, brightness = rng.uniform(0.1, 0.6) * SAMPLE_RATE, rng.uniform(0.6, 2.0)
+    plucked = [_pluck(root, note, np.arange(2 * beat), decay, brightness) for note in range(_NOTES)]
     for start in range(0, out.size - 1, beat):
-        notes = rng.integers(0, 14, size=int(rng.integers(1, 4)))
-        length = min(2 * beat, out.size - start)
-        time = np.arange(length)
-        for note in notes:
-            pitch = root * 2.0 ** ((_SCALE[note % 7] + 12 * (note // 7)) / 12)
-            for harmonic in range(1, 6):
-                level = harmonic**-brightness * np.exp(-time / decay) * np.minimum(time / 80, 1.0)
-                out[start : start + length] += level * np.sin(2 * np.pi * pitch * harmonic / SAMPLE_RATE * time)
+        for note in rng.integers(0, _NOTES, size=int(rng.integers(1, 4))):
+            out[start : start + 2 * beat] += plucked[note][: out.size - start]
     return _unit_rms(out)
+
+
+def _pluck(root: float, note: int, time: NDArray[np.int64], decay: float, brightness: float) -> NDArray[np.float64]:
+    pitch = root * 2.0 ** ((_SCALE[note % 7] + 12 * (note // 7)) / 12)
+    envelope = np.exp(-time / decay) * np.minimum(time / 80, 1.0)
+    harmonics = np.arange(1, 6)[:, None]
+    waves = harmonics**-brightness * np.sin(2 * np.pi * pitch * harmonics / SAMPLE_RATE * time)
+    return envelope * waves.sum(axis=0)
