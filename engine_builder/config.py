@@ -27,6 +27,7 @@ PERCEIVE = ("conv", "codec")  # small encoders trained with the Transformer, or 
 _LATER = {
     "audio": {"codec": "mdct", "codec_channels": 0, "perceive": "conv", "head_channels": 0},
     "video": {"codec": "patch", "codec_channels": 0, "perceive": "conv"},
+    "language": {"state_bias": []},
 }
 
 T = TypeVar("T")
@@ -189,6 +190,7 @@ class LanguageConfig:
     eou_id: int = 2  # ends the slots of a unit; never fed back
     states: tuple[str, ...] = ("listen", "speak")
     first_state_id: int = 3  # states occupy [first_state_id, first_state_id + len(states))
+    state_bias: tuple[float, ...] = ()  # added to the logits of the states before the likeliest is chosen; (): nothing
 
     @property
     def state_ids(self) -> tuple[int, ...]:
@@ -211,6 +213,12 @@ class LanguageConfig:
             "language.states",
             self.states,
             "distinct state names",
+        )
+        _require(
+            len(self.state_bias) in (0, len(self.states)) and all(abs(bias) < 1e4 for bias in self.state_bias),
+            "language.state_bias",
+            self.state_bias,
+            f"nothing, or {len(self.states)} finite numbers below 10,000",
         )
         specials = self.special_ids
         _require(

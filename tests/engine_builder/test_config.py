@@ -145,3 +145,17 @@ def test_a_number_of_encoder_layers_of_before_means_so_many_plain_convolutions()
     del data["audio"]["encoder_dilations"]
     data["audio"]["encoder_layers"] = 3
     assert ModelConfig.from_dict(data).audio.encoder_dilations == (1, 1, 1)
+
+
+def test_a_config_of_before_chooses_its_states_without_bias():
+    data = preset("tiny").to_dict()
+    del data["language"]["state_bias"]
+    assert ModelConfig.from_dict(data) == preset("tiny")
+
+
+@pytest.mark.parametrize("bias", [(1.0,), (0.0, float("nan")), (0.0, float("-inf")), (0.0, 0.0, 0.0)])
+def test_a_bias_is_a_number_for_every_state(bias: tuple[float, ...]):
+    config = preset("tiny")
+    language = replace(config.language, state_bias=bias)
+    with pytest.raises(ConfigError, match=r"language\.state_bias: expected nothing, or 2 finite numbers"):
+        replace(config, language=language)

@@ -71,7 +71,8 @@ def _decisions(model: DuplexModel, logits: Tensor, chosen: tuple[int, ...], tall
     """logits [1 + S, V] of the query and the slots of a unit; `chosen` without the end of the unit."""
     language = model.config.language
     states = torch.tensor(language.state_ids)
-    tally.count("oracle_agrees", int(states[logits[0, states].argmax()]) == chosen[0])
+    bias = torch.tensor(language.state_bias or [0.0] * len(states))
+    tally.count("oracle_agrees", int(states[(logits[0, states] + bias).argmax()]) == chosen[0])
     banned = [i for i in language.special_ids if i != language.eou_id]
     told = (*chosen[1:], language.eou_id)[: language.slots - 1]
     for place, token in enumerate(told, start=1):

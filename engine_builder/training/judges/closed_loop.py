@@ -126,7 +126,8 @@ class ClosedLoop:
         language = self.config.language
         states = torch.tensor(language.state_ids)
         logits = self.model.logits(hidden[:, -1])
-        token = states[logits[:, states].argmax(dim=1)]
+        bias = torch.tensor(language.state_bias or [0.0] * len(states))
+        token = states[(logits[:, states] + bias).argmax(dim=1)]
         chosen = token - language.first_state_id
         speaking = torch.ones(len(token), dtype=torch.bool)
         hidden_ids = [i for i in language.special_ids if i != language.eou_id]

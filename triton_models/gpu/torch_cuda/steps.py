@@ -216,6 +216,7 @@ class ThinkEngine(PagedStep):
         choice = Choice(language)
         with lane.current():
             self._states = torch.tensor(choice.states, device=device)
+            self._bias = torch.tensor(choice.bias, device=device)
             self._barred = torch.zeros(language.vocab_size, dtype=torch.bool, device=device)
             self._barred[torch.tensor(choice.barred, device=device)] = True
 
@@ -293,8 +294,9 @@ class ThinkEngine(PagedStep):
         }
 
     def choices(self, logits: Tensor) -> dict[str, Tensor]:
-        """logits [B, V] -> int64 [B]: the likeliest state, and of text and <eou> the likeliest; the first of equals."""
-        state = logits.index_select(1, self._states).argmax(1)
+        """logits [B, V] -> int64 [B]: the likeliest state after its bias, and the likeliest of text and <eou>; of
+        equals the first."""
+        state = (logits.index_select(1, self._states) + self._bias).argmax(1)
         text = logits.masked_fill(self._barred, -torch.inf).argmax(1)
         return {"state_token": self._states.index_select(0, state), "text_token": text}
 

@@ -1,4 +1,4 @@
-"""Which token a think pass chooses: the likeliest, the first of equals."""
+"""Which token a think pass chooses: the likeliest, the first of equals; of states after their bias."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ class Choice:
 
     def __init__(self, language: LanguageConfig) -> None:
         self.states = language.state_ids
+        self.bias = np.array(language.state_bias or [0.0] * len(self.states), dtype=np.float32)
         self.barred = [i for i in language.special_ids if i != language.eou_id]  # never chosen for a text slot
 
     def state(self, out: Mapping[str, Any], b: int) -> int:
         """The state that row `b` begins with."""
         if "state_token" in out:
             return int(out["state_token"][b])
-        return max(self.states, key=out["logits"][b].item)
+        first = self.states[0]
+        return first + int((out["logits"][b][first : first + len(self.states)] + self.bias).argmax())
 
     def text(self, out: Mapping[str, Any], b: int) -> int:
         """Text or <eou>. Changes the logits if something else is likelier."""

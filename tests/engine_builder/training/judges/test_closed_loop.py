@@ -22,6 +22,7 @@ from engine_builder.training.world.words import PEOPLE
 
 pytestmark = pytest.mark.unit
 UNITS = 6
+BIAS = (0.0, -0.3)
 
 
 def _conversation(seed: int) -> Conversation:
@@ -55,7 +56,8 @@ class _Recorder(ClosedLoop):
 
 def test_lockstep_sessions_make_what_the_oracle_predicts() -> None:
     small = BackboneConfig(hidden_size=64, layers=2, heads=2, kv_heads=1, head_dim=32, intermediate_size=96)
-    config = replace(preset("tiny"), backbone=small)
+    config = preset("tiny")
+    config = replace(config, backbone=small, language=replace(config.language, state_bias=BIAS))
     model = DuplexModel(config).eval()
     init_weights(model, 1)
     recent, talks = 3, [_conversation(0), _conversation(1)]
@@ -106,4 +108,5 @@ def test_lockstep_sessions_make_what_the_oracle_predicts() -> None:
     torch.testing.assert_close(z_video, expected.clean_video, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(z_audio, expected.clean_audio, atol=1e-4, rtol=1e-3)
     state_ids = torch.tensor(language.state_ids)
-    assert torch.equal(expected.logits[:, :, 0][:, :, state_ids].argmax(dim=2), states)
+    scores = expected.logits[:, :, 0][:, :, state_ids]
+    assert torch.equal((scores + torch.tensor(BIAS)).argmax(dim=2), states)

@@ -46,7 +46,8 @@ def small_config() -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def model() -> DuplexModel:
-    model = random_model(small_config(), 0)
+    config = small_config()
+    model = random_model(replace(config, language=replace(config.language, state_bias=(0.0, -2.5))), 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -208,21 +209,20 @@ def test_new_kv_stays_on_the_device(directories, model):
     for name in ("k_new", "v_new"):
         new = tensor_of(out[name], CPU)
         np.testing.assert_allclose(new[:, [0, 2]], expected[name][:, [0, 2]], atol=1e-5, rtol=1e-4)
-    language = model.config.language
-    assert out["state_token"][[0, 2]].tolist() == [
-        max(language.state_ids, key=expected["logits"][row].item) for row in (0, 2)
-    ]
+    choice = Choice(model.config.language)
+    assert out["state_token"][[0, 2]].tolist() == [choice.state(expected, row) for row in (0, 2)]
     assert all(pools[name].equal(before[name]) for name in pools)
 
 
+@pytest.mark.parametrize("height", [2.0, 2.5, 3.0])
 @pytest.mark.parametrize("likely", [(9,), (300, 40), ("eou", 500), ("state", 7, 8), ("states", 11), ()])
-def test_tokens_are_chosen_on_the_device_as_on_the_host(engines, model, likely):
-    """Among equals the first; what is no text never as text."""
+def test_tokens_are_chosen_on_the_device_as_on_the_host(engines, model, likely, height):
+    """Among equals the first; what is no text never as text; speaking only where it is 2.5 likelier."""
     language = model.config.language
     named = {"eou": (language.eou_id,), "state": language.state_ids[1:2], "states": language.state_ids[::-1]}
     logits = np.zeros((1, language.vocab_size), dtype=np.float32)
     for name in likely:
-        logits[:, list(named.get(name, (name,)))] = 2.0
+        logits[:, list(named.get(name, (name,)))] = height
     chosen = {name: ids.item() for name, ids in engines["think"].choices(torch.from_numpy(logits)).items()}
     host, out = Choice(language), {"logits": logits}
     assert chosen == {"state_token": host.state(out, 0), "text_token": host.text(out, 0)}
@@ -237,9 +237,9 @@ def test_bfloat16_stays_close_to_the_model(directories, model):
             assert np.linalg.norm(out[name] - want) < 0.02 * np.linalg.norm(want), name
 
 
-def test_engine_set_says_what_the_runtime_asks(directories):
+def test_engine_set_says_what_the_runtime_asks(directories, model):
     engines = load_engines(directories / "float32", ("perform",), device="cpu")
-    assert engines.config == small_config()
+    assert engines.config == model.config
     assert engines.max_batch == 4
     assert engines.tokenizer_path.exists()
     with pytest.raises(EngineError, match="step think"):
