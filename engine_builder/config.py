@@ -197,6 +197,11 @@ class LanguageConfig:
         return tuple(self.first_state_id + i for i in range(len(self.states)))
 
     @property
+    def biases(self) -> tuple[float, ...]:
+        """`state_bias`, one of every state."""
+        return self.state_bias or (0.0,) * len(self.states)
+
+    @property
     def special_ids(self) -> tuple[int, ...]:
         """Ids that are not text; every other id below vocab_size is."""
         return (self.pad_id, self.query_id, self.eou_id, *self.state_ids)

@@ -71,8 +71,8 @@ def _decisions(model: DuplexModel, logits: Tensor, chosen: tuple[int, ...], tall
     """logits [1 + S, V] of the query and the slots of a unit; `chosen` without the end of the unit."""
     language = model.config.language
     states = torch.tensor(language.state_ids)
-    bias = torch.tensor(language.state_bias or [0.0] * len(states))
-    tally.count("oracle_agrees", int(states[(logits[0, states] + bias).argmax()]) == chosen[0])
+    state = states[(logits[0, states] + torch.tensor(language.biases)).argmax()]
+    tally.count("oracle_agrees", int(state) == chosen[0])
     banned = [i for i in language.special_ids if i != language.eou_id]
     told = (*chosen[1:], language.eou_id)[: language.slots - 1]
     for place, token in enumerate(told, start=1):

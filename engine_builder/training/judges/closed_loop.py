@@ -126,8 +126,7 @@ class ClosedLoop:
         language = self.config.language
         states = torch.tensor(language.state_ids)
         logits = self.model.logits(hidden[:, -1])
-        bias = torch.tensor(language.state_bias or [0.0] * len(states))
-        token = states[(logits[:, states] + bias).argmax(dim=1)]
+        token = states[(logits[:, states] + torch.tensor(language.biases)).argmax(dim=1)]
         chosen = token - language.first_state_id
         speaking = torch.ones(len(token), dtype=torch.bool)
         hidden_ids = [i for i in language.special_ids if i != language.eou_id]

@@ -15,7 +15,7 @@ class Choice:
 
     def __init__(self, language: LanguageConfig) -> None:
         self.states = language.state_ids
-        self.bias = np.array(language.state_bias or [0.0] * len(self.states), dtype=np.float32)
+        self.bias = np.array(language.biases, dtype=np.float32)
         self.barred = [i for i in language.special_ids if i != language.eou_id]  # never chosen for a text slot
 
     def state(self, out: Mapping[str, Any], b: int) -> int:
