@@ -26,7 +26,7 @@ from .world.scenario import DENSE
 from .world.speech import crowd, synths
 from .world.speech.people import DEFAULT, HOME, People
 
-STATE_BIAS = (0.0, -1.0)  # of listening and speaking, in a tutor: it begins to speak where that is e times as likely
+STATE_BIAS = (0.0, -1.0)  # of listening and speaking, in a tutor: it speaks where that is e times as likely
 
 
 def _people(arguments: argparse.Namespace) -> People | None:
@@ -51,9 +51,10 @@ def _train(arguments: argparse.Namespace) -> None:
         start = with_longer_ears(start, arguments.longer_ears)
     if start:
         start = with_finer_codecs(start, studio, plan.codec_conversations)
-    config = start.config if start else preset("tiny")
-    if not start:
-        config = replace(config, language=replace(config.language, state_bias=STATE_BIAS))
+        config = start.config
+    else:
+        tiny = preset("tiny")
+        config = replace(tiny, language=replace(tiny.language, state_bias=STATE_BIAS))
     trainer = Trainer(config, plan, studio, arguments.run, not arguments.no_compile, start, arguments.device)
     where = f"{arguments.threads} threads" if arguments.device == "cpu" else arguments.device
     console.print(f"step {trainer.step_number} of {plan.steps}, {where}, {trainer.dtype}")

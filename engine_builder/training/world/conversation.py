@@ -30,7 +30,7 @@ TRAIN_VOICES, HELD_OUT_VOICES = 240, 48
 _LEVELS = (-32, -15)  # dB of full scale, of a user's words
 TRAINED_LEVELS = (-38, -12)
 IN_ROOM = 0.35  # of training conversations
-TUNES = 60  # that training hears: with six, the model begins to speak at new music
+_TUNES = 60  # that training hears: with six, the model begins to speak at new music
 _LOUD_NOISE = 1.4  # exponent on the uniform draw of the SNR in training: 35 % of conversations below 8 dB instead of 23
 
 
@@ -83,7 +83,7 @@ class Studio:
             cast = Cast(VoiceBank.load(speakers, cache), people, training=not held_out)
         self.cast, self.echo = cast, echo or (Echo(0.0) if held_out else Echo())
         self.agent = agent_voice(PEOPLE[0])  # every voice has its timing
-        self.room = Room(2) if held_out else Room(1, TUNES)
+        self.room = Room(2) if held_out else Room(1, _TUNES)
         self.simulator = Simulator(self.cast, self.agent, habits)
         self._sensor = sensor_noise_bank(2 if held_out else 1)
         self._language = LanguageConfig()

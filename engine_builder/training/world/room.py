@@ -14,7 +14,7 @@ _NOTES = 14  # two octaves
 
 
 class Room:
-    """Banks of noise and music with unit RMS. Banks of different seeds share no sample."""
+    """Banks of noise and of `tunes` pieces of music, with unit RMS. Banks of different seeds share no sample."""
 
     def __init__(self, seed: int, tunes: int = 6) -> None:
         rng = np.random.default_rng([seed, 77])

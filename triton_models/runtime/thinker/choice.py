@@ -22,8 +22,7 @@ class Choice:
         """The state that row `b` begins with."""
         if "state_token" in out:
             return int(out["state_token"][b])
-        first = self.states[0]
-        return first + int((out["logits"][b][first : first + len(self.states)] + self.bias).argmax())
+        return self.states[int((out["logits"][b].take(self.states) + self.bias).argmax())]
 
     def text(self, out: Mapping[str, Any], b: int) -> int:
         """Text or <eou>. Changes the logits if something else is likelier."""
