@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..words import BACKCHANNELS, LANGUAGES, user_words
-from . import espeak, synths
+from . import espeak, synths, timbres
 
 Pcm = NDArray[np.float32]
 SAMPLE_RATE = 16_000
@@ -149,9 +149,11 @@ class VoiceBank:
 
     @classmethod
     def load(cls, voices: list[Voice], cache: Path) -> VoiceBank:
-        """Reads the bank from `cache` or renders it there (a few seconds per ten voices)."""
+        """Reads the bank from `cache` or renders it there (a few seconds per ten voices). A file there is found by all
+        that decides its content: voices, words, and the text of the drawn timbres."""
         wanted = _inventory(voices)
-        text = json.dumps([[vars(voice) for voice in voices], wanted])
+        drawn = [timbres.variant(number) for number in range(timbres.COUNT)]
+        text = json.dumps([[vars(voice) for voice in voices], wanted, drawn])
         path = cache / f"voices-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         if not path.exists():
             clips = [render(word, voices[v], language) for v, language, word in wanted]
