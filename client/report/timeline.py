@@ -30,6 +30,7 @@ USER, AGENT, LATE, INK, SOFT = "#2f7fd8", "#e08a1e", "#d93a3a", "#1f2933", "#7b8
 STATES = {"listen": "#eef2f6", "speak": "#fde5c3"}
 STATE_SPARE = ("#dcefe4", "#e9e0f7", "#f8dede", "#fff6cc")
 INCHES_PER_UNIT, MIN_INCHES, MAX_INCHES = 0.085, 12.0, 30.0
+INCHES_PER_LETTER = 0.075  # at 10 points
 CEILING = 2.0  # the axis ends at this multiple of the deadline; taller bars get their number written on
 ROWS = 4  # lines of text above the bars
 MARK_ROWS = 3  # lines of marks below the voices
@@ -73,13 +74,15 @@ def _title(figure: Figure, talk: Conversation, weights: str, width: float) -> No
     head = f"{len(talk.units)} units, {on_time_share(talk.units):.1%} on time"
     figure.text(left, 0.955, head, fontsize=17, fontweight="bold", color=INK, va="center")
     figures = percentiles(u.response_ms for u in talk.units if u.response_ms is not None)
-    parts = [f"{talk.model} at {talk.url}", f"weights: {printable(weights)}"]
+    parts = [f"{talk.model} at {talk.url}"]
     if figures:
         parts.insert(0, f"response p50 {figures['p50']:.0f}   p95 {figures['p95']:.0f}   p99 {figures['p99']:.0f} ms")
     if talk.errors:
         parts.append(f"{len(talk.errors)} errors: {printable(str(talk.errors[-1]))[:90]}")
-    colour = LATE if talk.errors else SOFT
-    figure.text(left, 0.915, "    ".join(parts), fontsize=10, color=colour, va="center")
+    line = "    ".join([*parts, f"weights: {printable(weights)}"])
+    room = int((width - 1.15) / INCHES_PER_LETTER)
+    line = line if len(line) <= room else line[: room - 1] + "…"
+    figure.text(left, 0.915, line, fontsize=10, color=LATE if talk.errors else SOFT, va="center")
 
 
 def _bars(axes: Axes, units: Sequence[UnitRecord]) -> list[Patch]:

@@ -168,6 +168,12 @@ def test_a_timeline_of_nothing_and_a_long_one(tmp_path):
 
 
 # -- film ----------------------------------------------------------------------------------------------------------
+def test_what_the_weights_are_ends_within_the_picture(tmp_path):
+    timeline.draw(make_talk(tmp_path), tmp_path / "t.png", weights="trained on conversations and people " * 9)
+    with Image.open(tmp_path / "t.png") as picture:
+        assert np.asarray(picture.convert("L"))[:, -20:].min() == 255, "the edge is blank"
+
+
 def _decode(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     with av.open(str(path)) as file:
         assert [(s.type, s.codec_context.name) for s in file.streams] == [("video", "h264"), ("audio", "aac")]
