@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="public key that must have signed the engines (engine_builder sign)",
     )
-    add("--guard", type=Path, metavar="FILE", help="what looks at the agent's words before they leave (docs/SERVING.md)")
+    add("--guard", type=Path, metavar="FILE", help="looks at the agent's words before they leave (docs/SERVING.md)")
     add("--name", default="serve", help="name of the run: build/runs/NAME (default: %(default)s)")
     add("--runs", type=Path, default=Path("build/runs"), metavar="DIR", help="where runs go (default: %(default)s)")
     ports = made.add_argument_group("ports", "0 picks a free one; server.json says which")
