@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +67,18 @@ def _train(arguments: argparse.Namespace) -> None:
             )
             console.print(f"{int(row['step']):5d}  {row['seconds']:7.0f} s  {parts}")
 
-    trainer.train(arguments.save_every, show)
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C does not wait for the step
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    trainer.train(arguments.save_every, show, stop=lambda: bool(asked))
+    if trainer.step_number < plan.steps:
+        console.print(f"stopped after step {trainer.step_number}, kept in {arguments.run}: the same command goes on")
+        raise KeyboardInterrupt
     console.print("rehearsal in closed loop with held-out voices ...")
     found, _ = rehearse(trainer.model.cpu(), arguments.cache)
     console.print(f"report: {write_report(arguments.run, found)}; checkpoint: {arguments.run / 'checkpoint'}")
@@ -174,6 +186,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments.action(arguments)
     except (crowd.RecordingsMissing, CheckpointError, ConfigError, OSError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

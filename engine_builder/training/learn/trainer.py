@@ -39,10 +39,10 @@ LOG_FIELDS = ("step", "seconds", "rate", "total", "state", "text", "heard", "not
 class TrainingPlan:
     """Everything that decides the result of a run, apart from the model's sizes."""
 
-    steps: int = 2400
+    steps: int = 3200
     batch: int = 12
     units: int = 24
-    decay_from: float = 0.55  # share of the run after which the learning rates fall linearly to zero
+    decay_from: float = 0.1  # share of the run after which the learning rates fall linearly to zero
     rollout_from: float = 0.4  # share of the run after which the model also sees its own latents as context
     rollout_share: float = 0.4  # of the stretches of a batch, then
     muon_lr: float = 0.02
@@ -136,8 +136,14 @@ class Trainer:
         note = f"trained on a simulated world, {self.step_number} of {self.plan.steps} steps"
         save_checkpoint(self.model, self.run / "checkpoint", tokenizer, torch.float16, note=note)
 
-    def train(self, save_every: int = 200, progress: Callable[[dict[str, float]], None] | None = None) -> None:
-        """Runs to `plan.steps`; `progress` gets every log row."""
+    def train(
+        self,
+        save_every: int = 200,
+        progress: Callable[[dict[str, float]], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Runs to `plan.steps`, or to the end of the step in which `stop` has come to be true, and saves; `progress`
+        gets every log row."""
         log = self.run / "log.csv"
         # What an interrupted run logged after its last save is computed, and logged, again.
         rows = log.read_text().splitlines()[1:] if log.exists() else []
@@ -146,7 +152,7 @@ class Trainer:
         plan = self.plan
         source = batches(self._home, self.studio, plan.batch, plan.units, plan.seed, self.step_number)
         with closing(source), log.open("a", buffering=1) as stream:
-            while self.step_number < self.plan.steps:
+            while self.step_number < self.plan.steps and not stop():
                 batch = next(source)
                 begin = time.perf_counter()
                 values = self._step(batch)

@@ -69,7 +69,10 @@ def test_resuming_repeats_nothing_and_forgets_nothing(tmp_path: Path) -> None:
         interrupted.train(save_every=2, progress=_stop_after_three)
     again = Trainer(_config(), PLAN, studio, broken, compile_layers=False)
     assert again.step_number == 2
-    again.train()
+    again.train(stop=lambda: again.step_number == 3)
+    last = Trainer(_config(), PLAN, studio, broken, compile_layers=False)
+    assert last.step_number == 3
+    last.train()
     assert read_log(broken)["step"].tolist() == [1, 2, 3, 4]
     first, second = load_checkpoint(whole / "checkpoint"), load_checkpoint(broken / "checkpoint")
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
@@ -166,7 +169,7 @@ def test_the_network_is_where_its_weights_are_and_all_else_at_home(
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
-    plan = TrainingPlan(steps=1000)
+    plan = TrainingPlan(steps=1000, decay_from=0.55)
     rates = [plan.rate(step) for step in range(1001)]
     assert rates[0] < 0.05
     assert rates[100] == rates[500] == 1.0
