@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ def _people(arguments: argparse.Namespace) -> People | None:
 def _train(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     console = Console()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     names = ("steps", "batch", "units", "seed", "pace", "decay_from", "rollout_from", "ear_steps")
     plan = TrainingPlan(**{name: getattr(arguments, name) for name in names})
     console.print(f"rendering voices into {arguments.cache} (once) ...")

@@ -155,7 +155,7 @@ def open_ears(
         before = _percepts(anchor, drawn.pcm)
         return found + _ANCHOR * home(nn.functional.mse_loss(percepts, before) / before.var())
 
-    warm_up([*encoder.parameters(), *heads.parameters()], draw, loss, steps)
+    warm_up("ears", [*encoder.parameters(), *heads.parameters()], draw, loss, steps)
     with torch.no_grad():
         drawn = windows(studio, np.random.default_rng([seed, 52]), 256)
         words, onsets = map(home, heads(_percepts(encoder, drawn.pcm), drawn.whole))

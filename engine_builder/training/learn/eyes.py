@@ -62,7 +62,7 @@ def open_eyes(
     def loss(drawn: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(classify(model, head, drawn[0]), drawn[1])
 
-    warm_up([*model.video_encoder.parameters(), *head.parameters()], draw, loss, steps)
+    warm_up("eyes", [*model.video_encoder.parameters(), *head.parameters()], draw, loss, steps)
     with torch.no_grad():
         frames, classes = rooms(np.random.default_rng([seed, 42]), 256, sensor_noise_bank(2), held_out=True)
         return float((classify(model, head, frames).argmax(dim=1) == classes).float().mean())

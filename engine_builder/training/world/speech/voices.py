@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import random
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ Pcm = NDArray[np.float32]
 SAMPLE_RATE = 16_000
 _TRIM_FRAME = 160  # 10 ms
 _TRIM_LEVEL = 0.03  # of the loudest frame: keeps the fricatives of "six" and "sechs"
+_SAID_EVERY = 5_000  # words, while they are rendered
+_LOG = logging.getLogger(__name__)
 
 _ACCENTS: dict[str, tuple[str, ...]] = {
     "en": ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd"),
@@ -156,7 +159,11 @@ class VoiceBank:
         text = json.dumps([[vars(voice) for voice in voices], wanted, drawn])
         path = cache / f"voices-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         if not path.exists():
-            clips = [render(word, voices[v], language) for v, language, word in wanted]
+            clips: list[Pcm] = []
+            for v, language, word in wanted:
+                clips.append(render(word, voices[v], language))
+                if len(clips) % _SAID_EVERY == 0:
+                    _LOG.info("voices: %d of %d words", len(clips), len(wanted))
             bounds = np.concatenate([[0], np.cumsum([clip.size for clip in clips])]).astype(np.int64)
             pcm = np.round(np.concatenate(clips) * 32767.0).astype(np.int16)
             cache.mkdir(parents=True, exist_ok=True)
