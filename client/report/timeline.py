@@ -141,7 +141,7 @@ def _text(axes: Axes, talk: Conversation, width: float) -> None:
 
 
 class _Lines:
-    """Lines of text in `axes`: each piece begins at its moment, on the first line that is free then."""
+    """Lines of text in `axes`: each piece begins at its moment, or ends with the axes, on the first line that is free."""
 
     def __init__(self, axes: Axes, count: int, width: float) -> None:
         axes.set_ylim(count, 0)
@@ -150,10 +150,11 @@ class _Lines:
         self._axes, self._second = axes, axes.get_xlim()[1] / (width - 1.15)  # seconds per inch
 
     def write(self, at: float, text: str, colour: str) -> None:
-        free = self.free
+        free, size = self.free, INCHES_PER_LETTER * len(text) * self._second
+        at = max(0.0, min(at, self._axes.get_xlim()[1] - size))
         row = min(range(len(free)), key=lambda r: (free[r] > at, r if free[r] <= at else free[r]))
         self._axes.text(at, row + 0.5, text, color=colour, fontsize=9, va="center", clip_on=True)
-        free[row] = at + (0.075 * len(text) + 0.15) * self._second
+        free[row] = at + size + 0.15 * self._second
 
 
 def _voice(axes: Axes, name: str, levels: Decibel, colour: str) -> None:

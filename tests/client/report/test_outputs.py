@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from client.media.loudness import active, level_db, unit_levels
@@ -172,6 +173,18 @@ def test_what_the_weights_are_ends_within_the_picture(tmp_path):
     timeline.draw(make_talk(tmp_path), tmp_path / "t.png", weights="trained on conversations and people " * 9)
     with Image.open(tmp_path / "t.png") as picture:
         assert np.asarray(picture.convert("L"))[:, -20:].min() == 255, "the edge is blank"
+
+
+def test_a_late_mark_begins_early_enough_to_be_read():
+    axes = Figure(figsize=(12, 7)).add_subplot()
+    axes.set_xlim(0, 10)
+    lines = timeline._Lines(axes, 2, 12.0)
+    for at in (1.0, 9.9, 9.9):
+        lines.write(at, "answers after 211 ms", "black")
+    places = [text.get_position() for text in axes.texts]
+    assert places[0][0] == 1.0
+    assert places[1][0] == places[2][0] < 8.8
+    assert places[1][1] != places[2][1], "one below the other"
 
 
 def _decode(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
