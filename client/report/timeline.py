@@ -141,7 +141,7 @@ def _text(axes: Axes, talk: Conversation, width: float) -> None:
 
 
 class _Lines:
-    """Lines of text in `axes`: each piece begins at its moment, or ends with the axes, on the first line that is free."""
+    """Lines of text in `axes`: each piece begins at its moment, or ends with them, on the first line that is free."""
 
     def __init__(self, axes: Axes, count: int, width: float) -> None:
         axes.set_ylim(count, 0)
