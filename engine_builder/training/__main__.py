@@ -75,9 +75,10 @@ def _train(arguments: argparse.Namespace) -> None:
         asked.append(number)
         signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C does not wait for the step
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     trainer.train(arguments.save_every, show, stop=lambda: bool(asked))
+    for number, handler in before.items():
+        signal.signal(number, handler)
     if trainer.step_number < plan.steps:
         console.print(f"stopped after step {trainer.step_number}, kept in {arguments.run}: the same command goes on")
         raise KeyboardInterrupt

@@ -168,7 +168,6 @@ def test_a_timeline_of_nothing_and_a_long_one(tmp_path):
     assert Image.open(tmp_path / "l.png").width == 30 * 110
 
 
-# -- film ----------------------------------------------------------------------------------------------------------
 def test_what_the_weights_are_ends_within_the_picture(tmp_path):
     timeline.draw(make_talk(tmp_path), tmp_path / "t.png", weights="trained on conversations and people " * 9)
     with Image.open(tmp_path / "t.png") as picture:
@@ -187,6 +186,7 @@ def test_a_late_mark_begins_early_enough_to_be_read():
     assert places[1][1] != places[2][1], "one below the other"
 
 
+# -- film ----------------------------------------------------------------------------------------------------------
 def _decode(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     with av.open(str(path)) as file:
         assert [(s.type, s.codec_context.name) for s in file.streams] == [("video", "h264"), ("audio", "aac")]
