@@ -30,7 +30,8 @@ USER, AGENT, LATE, INK, SOFT = "#2f7fd8", "#e08a1e", "#d93a3a", "#1f2933", "#7b8
 STATES = {"listen": "#eef2f6", "speak": "#fde5c3"}
 STATE_SPARE = ("#dcefe4", "#e9e0f7", "#f8dede", "#fff6cc")
 INCHES_PER_UNIT, MIN_INCHES, MAX_INCHES = 0.085, 12.0, 30.0
-INCHES_PER_LETTER = 0.075  # at 10 points
+LEFT, RIGHT = 0.85, 0.3  # inches beside the axes
+INCHES_PER_LETTER = 0.075  # at 9 or 10 points
 CEILING = 2.0  # the axis ends at this multiple of the deadline; taller bars get their number written on
 ROWS = 4  # lines of text above the bars
 MARK_ROWS = 3  # lines of marks below the voices
@@ -42,8 +43,8 @@ def draw(talk: Conversation, path: Path, *, weights: str, marks: Sequence[Mark] 
     width = float(np.clip(len(units) * INCHES_PER_UNIT, MIN_INCHES, MAX_INCHES))
     figure = Figure(figsize=(width, 7.2), dpi=110, facecolor="white")
     grid = figure.add_gridspec(
-        5, 1, height_ratios=(1.0, 3.4, 0.75, 0.75, 0.75 if marks else 0.001), hspace=0.09, left=0.85 / width,
-        right=1 - 0.3 / width, top=0.87, bottom=0.09,
+        5, 1, height_ratios=(1.0, 3.4, 0.75, 0.75, 0.75 if marks else 0.001), hspace=0.09, left=LEFT / width,
+        right=1 - RIGHT / width, top=0.87, bottom=0.09,
     )  # fmt: skip
     text, bars, user, agent, marked = (figure.add_subplot(cell) for cell in grid)
     end = max(len(units), 1) * UNIT_SECONDS
@@ -70,7 +71,7 @@ def draw(talk: Conversation, path: Path, *, weights: str, marks: Sequence[Mark] 
 
 
 def _title(figure: Figure, talk: Conversation, weights: str, width: float) -> None:
-    left = 0.85 / width
+    left = LEFT / width
     head = f"{len(talk.units)} units, {on_time_share(talk.units):.1%} on time"
     figure.text(left, 0.955, head, fontsize=17, fontweight="bold", color=INK, va="center")
     figures = percentiles(u.response_ms for u in talk.units if u.response_ms is not None)
@@ -80,9 +81,12 @@ def _title(figure: Figure, talk: Conversation, weights: str, width: float) -> No
     if talk.errors:
         parts.append(f"{len(talk.errors)} errors: {printable(str(talk.errors[-1]))[:90]}")
     line = "    ".join([*parts, f"weights: {printable(weights)}"])
-    room = int((width - 1.15) / INCHES_PER_LETTER)
-    line = line if len(line) <= room else line[: room - 1] + "…"
+    line = _cut(line, int((width - LEFT - RIGHT) / INCHES_PER_LETTER))
     figure.text(left, 0.915, line, fontsize=10, color=LATE if talk.errors else SOFT, va="center")
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1] + "…"
 
 
 def _bars(axes: Axes, units: Sequence[UnitRecord]) -> list[Patch]:
@@ -137,7 +141,7 @@ def _text(axes: Axes, talk: Conversation, width: float) -> None:
     for turn, colour in sorted(said, key=lambda pair: pair[0].first):
         text = printable(turn.text).strip()
         if text and min(lines.free) <= turn.first * UNIT_SECONDS:
-            lines.write(turn.first * UNIT_SECONDS, text if len(text) <= 60 else text[:59] + "…", colour)
+            lines.write(turn.first * UNIT_SECONDS, _cut(text, 60), colour)
 
 
 class _Lines:
@@ -147,11 +151,12 @@ class _Lines:
         axes.set_ylim(count, 0)
         axes.set_yticks([])
         self.free = [0.0] * count
-        self._axes, self._second = axes, axes.get_xlim()[1] / (width - 1.15)  # seconds per inch
+        self._axes, self._end = axes, axes.get_xlim()[1]
+        self._second = self._end / (width - LEFT - RIGHT)  # seconds per inch
 
     def write(self, at: float, text: str, colour: str) -> None:
         free, size = self.free, INCHES_PER_LETTER * len(text) * self._second
-        at = max(0.0, min(at, self._axes.get_xlim()[1] - size))
+        at = min(at, max(min(free), self._end - size))  # earlier only where that is free
         row = min(range(len(free)), key=lambda r: (free[r] > at, r if free[r] <= at else free[r]))
         self._axes.text(at, row + 0.5, text, color=colour, fontsize=9, va="center", clip_on=True)
         free[row] = at + size + 0.15 * self._second

@@ -8,6 +8,7 @@ import logging
 import signal
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import torch
 from rich.console import Console
@@ -69,14 +70,14 @@ def _train(arguments: argparse.Namespace) -> None:
             )
             console.print(f"{int(row['step']):5d}  {row['seconds']:7.0f} s  {parts}")
 
-    asked: list[int] = []
+    asked = Event()
 
     def ask(number: int, _: object) -> None:
-        asked.append(number)
+        asked.set()
         signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C does not wait for the step
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    trainer.train(arguments.save_every, show, stop=lambda: bool(asked))
+    trainer.train(arguments.save_every, show, stop=asked.is_set)
     for number, handler in before.items():
         signal.signal(number, handler)
     if trainer.step_number < plan.steps:

@@ -184,6 +184,8 @@ def test_a_late_mark_begins_early_enough_to_be_read():
     assert places[0][0] == 1.0
     assert places[1][0] == places[2][0] < 8.8
     assert places[1][1] != places[2][1], "one below the other"
+    lines.write(9.9, "answers after 212 ms", "black")
+    assert axes.texts[3].get_position()[0] == 9.9, "not over what is there"
 
 
 # -- film ----------------------------------------------------------------------------------------------------------
