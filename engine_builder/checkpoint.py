@@ -94,9 +94,10 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
     note: str = "of unknown origin",
+    defaults: Defaults | None = None,
 ) -> None:
     """Writes config.json, weights (sharded above `shard_bytes`), the sentence `note` and, if given, a copy of the
-    tokenizer. Raises `CheckpointError` for a directory with weights that did not come from here."""
+    tokenizer and the `defaults`. Raises `CheckpointError` for a directory with weights that did not come from here."""
     if any(directory.glob("*.safetensors")) and not (directory / NOTE).exists():
         raise CheckpointError(
             f"{directory}: expected a new directory or one of ours, found other weights: not replaced"
@@ -127,6 +128,8 @@ def save_checkpoint(
         (directory / INDEX).write_text(json.dumps({"weight_map": index}, indent=1) + "\n")
     if tokenizer is not None and tokenizer.resolve() != (directory / TOKENIZER).resolve():
         shutil.copyfile(tokenizer, directory / TOKENIZER)
+    if defaults:
+        (directory / DEFAULTS).write_text(json.dumps(defaults) + "\n")
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -6,30 +6,27 @@ import argparse
 import json
 import logging
 import signal
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
 import torch
 from rich.console import Console
 
-from ..checkpoint import TOKENIZER, CheckpointError, load_checkpoint, save_checkpoint
+from ..checkpoint import TOKENIZER, CheckpointError, load_checkpoint, read_defaults, save_checkpoint
 from ..config import ConfigError
 from ..options import positive, real, seed, share, whole
-from ..presets import preset
 from .average import average
 from .judges.rehearsal import rehearse
 from .judges.run_report import write_report
 from .learn.codec_fit import with_finer_codecs
 from .learn.ears import with_longer_ears
 from .learn.trainer import Trainer, TrainingPlan
+from .tutor import model_config
 from .world.conversation import Studio
 from .world.personas import write_references
 from .world.scenario import DENSE
 from .world.speech import crowd, synths
 from .world.speech.people import DEFAULT, HOME, People
-
-STATE_BIAS = (0.0, -1.0)  # of listening and speaking, in a tutor: it speaks where that is e times as likely
 
 
 def _people(arguments: argparse.Namespace) -> People | None:
@@ -57,8 +54,7 @@ def _train(arguments: argparse.Namespace) -> None:
         start = with_finer_codecs(start, studio, plan.codec_conversations)
         config = start.config
     else:
-        tiny = preset("tiny")
-        config = replace(tiny, language=replace(tiny.language, state_bias=STATE_BIAS))
+        config = model_config()
     trainer = Trainer(config, plan, studio, arguments.run, not arguments.no_compile, start, arguments.device)
     where = f"{arguments.threads} threads" if arguments.device == "cpu" else arguments.device
     console.print(f"step {trainer.step_number} of {plan.steps}, {where}, {trainer.dtype}")
@@ -85,7 +81,9 @@ def _train(arguments: argparse.Namespace) -> None:
         raise KeyboardInterrupt
     console.print("rehearsal in closed loop with held-out voices ...")
     found, _ = rehearse(trainer.model.cpu(), arguments.cache)
-    console.print(f"report: {write_report(arguments.run, found)}; checkpoint: {arguments.run / 'checkpoint'}")
+    checkpoint = arguments.run / "checkpoint"
+    console.print(f"report: {write_report(arguments.run, found)}")
+    console.print(f"checkpoint: {checkpoint}; `make engine CHECKPOINT={checkpoint}` compiles it")
 
 
 def _rehearse(arguments: argparse.Namespace) -> None:
@@ -105,7 +103,8 @@ def _average(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--shares: expected {len(checkpoints)}, one a checkpoint, got {len(shares)}")
     mean = average([load_checkpoint(checkpoint) for checkpoint in checkpoints], shares)
     said = ", ".join(f"{part:g} of {checkpoint}" for part, checkpoint in zip(shares, checkpoints, strict=True))
-    save_checkpoint(mean, arguments.out, checkpoints[0] / TOKENIZER, torch.float16, note=f"the mean of {said}")
+    tokenizer, defaults = checkpoints[0] / TOKENIZER, read_defaults(checkpoints[0])
+    save_checkpoint(mean, arguments.out, tokenizer, torch.float16, note=f"the mean of {said}", defaults=defaults)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from engine_builder.config import ModelConfig
 from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.tokenizer import write_tiny_tokenizer
 
+from ..tutor import DEFAULTS
 from ..world.conversation import Studio
 from . import packed_pass
 from .batches import Batch, batches
@@ -134,7 +135,7 @@ class Trainer:
         (self.run / "state.json").write_text(json.dumps(progress, indent=1) + "\n")
         tokenizer = write_tiny_tokenizer(self.run / "checkpoint" / "tokenizer.json", self.model.config.language)
         note = f"trained on a simulated world, {self.step_number} of {self.plan.steps} steps"
-        save_checkpoint(self.model, self.run / "checkpoint", tokenizer, torch.float16, note=note)
+        save_checkpoint(self.model, self.run / "checkpoint", tokenizer, torch.float16, note=note, defaults=DEFAULTS)
 
     def train(
         self,

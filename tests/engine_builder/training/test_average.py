@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine_builder.checkpoint import load_checkpoint, save_checkpoint
+from engine_builder.checkpoint import load_checkpoint, read_defaults, save_checkpoint
 from engine_builder.config import BackboneConfig, ConfigError
 from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.presets import preset
@@ -16,6 +16,7 @@ from engine_builder.tokenizer import write_tiny_tokenizer
 from engine_builder.training.__main__ import main
 from engine_builder.training.average import average
 from engine_builder.training.learn.ears import with_longer_ears
+from engine_builder.training.tutor import DEFAULTS
 
 pytestmark = pytest.mark.unit
 
@@ -52,12 +53,13 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = _model(1)
     tokenizer = write_tiny_tokenizer(tmp_path / "tokenizer.json", model.config.language)
     for name in "ab":
-        save_checkpoint(model, tmp_path / name, tokenizer, torch.float16)
+        save_checkpoint(model, tmp_path / name, tokenizer, torch.float16, defaults=DEFAULTS)
     checkpoints = [str(tmp_path / name) for name in "ab"]
     assert main(["average", str(tmp_path / "mean"), *checkpoints]) == 0
     torch.testing.assert_close(
         load_checkpoint(tmp_path / "mean").state_dict(), load_checkpoint(tmp_path / "a").state_dict()
     )
+    assert read_defaults(tmp_path / "mean") == DEFAULTS
     with pytest.raises(SystemExit):
         main(["average", str(tmp_path / "mean"), *checkpoints, "--shares", "1"])
     assert "--shares: expected 2, one a checkpoint, got 1" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine_builder.checkpoint import load_checkpoint
+from engine_builder.checkpoint import load_checkpoint, read_defaults
 from engine_builder.config import BackboneConfig, ModelConfig
 from engine_builder.model.duplex import DuplexModel, init_weights
 from engine_builder.presets import preset
@@ -34,6 +34,7 @@ from engine_builder.training.learn.losses import (
 from engine_builder.training.learn.masks import listen
 from engine_builder.training.learn.packed_pass import PackedPass
 from engine_builder.training.learn.trainer import Trainer, TrainingPlan
+from engine_builder.training.tutor import DEFAULTS
 from engine_builder.training.world.camera import sensor_noise_bank
 from engine_builder.training.world.conversation import Studio
 from engine_builder.training.world.personas import Persona
@@ -75,6 +76,7 @@ def test_resuming_repeats_nothing_and_forgets_nothing(tmp_path: Path) -> None:
     last.train()
     assert read_log(broken)["step"].tolist() == [1, 2, 3, 4]
     first, second = load_checkpoint(whole / "checkpoint"), load_checkpoint(broken / "checkpoint")
+    assert read_defaults(broken / "checkpoint") == DEFAULTS
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
     text = write_report(broken, {"answer_accuracy_text": 0.5}).read_text()
