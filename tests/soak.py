@@ -19,11 +19,11 @@ import csv
 import json
 import os
 import random
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from real_server import Server  # noqa: E402
 from client.stream import DuplexClient, DuplexError, Pacer  # noqa: E402
 from client.stream.units import UserUnit, quiet  # noqa: E402
 from client.web.page import frames  # noqa: E402
+from tests.own_gateway import own_gateway  # noqa: E402
 
 PEOPLE = 3  # at once over gRPC, and one by the page
 DRIFT = 0.02
@@ -137,6 +138,14 @@ def figures(server: Server, gateway: int) -> dict[str, float]:
     return found
 
 
+@contextlib.contextmanager
+def stopping(over: threading.Event) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        over.set()
+
+
 def watch(server: Server, gateway: int, path: Path, over: threading.Event) -> None:
     """A row a minute, while people talk."""
     with path.open("w", newline="") as file:
@@ -165,45 +174,29 @@ def main() -> int:
     warm = min(WARM_MINUTES, args.minutes / 2)
     server = Server(args.engines.resolve(), args.out.resolve(), "--keep-steps", name="server")
     server.wait_ready()
-    command = [sys.executable, "-m", "client.web", "--url", server.info["grpc"], "--port", "0"]
-    command += ["--connects-per-minute", "100000"]
-    with (args.out / "gateway.log").open("w+") as log:
-        gateway = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": "."})
-        over = threading.Event()
-        try:
-            address = _address(args.out / "gateway.log")
-            crowd = Crowd(server.info["grpc"], address, args.seed)
+    log, over = args.out / "gateway.log", threading.Event()
+    try:
+        with own_gateway(server.info["grpc"], log, "--connects-per-minute", "100000") as gateway, stopping(over):
+            pid = gateway.process.pid
+            crowd = Crowd(server.info["grpc"], gateway.url, args.seed)
             begin = time.monotonic()
-            rows = threading.Thread(target=watch, args=(server, gateway.pid, args.out / "minutes.csv", over))
+            rows = threading.Thread(target=watch, args=(server, pid, args.out / "minutes.csv", over))
             rows.start()
             asyncio.run(crowd.crowd_in())
             asyncio.run(crowd.talk_until(begin + 60 * warm))
             time.sleep(SETTLE_SECONDS)
-            first = figures(server, gateway.pid)
+            first = figures(server, pid)
             asyncio.run(crowd.talk_until(begin + 60 * args.minutes))
             time.sleep(SETTLE_SECONDS)
-            last = figures(server, gateway.pid)
-        finally:
-            over.set()
-            gateway.terminate()
-            gateway.wait(20)
-            restarts = server.health()[1].get("restarts")
-            code = server.stop()
+            last = figures(server, pid)
+    finally:
+        restarts = server.health()[1].get("restarts")
+        code = server.stop()
     found = {"minutes": args.minutes, "at_minute": warm, "first": first, "last": last, "met": dict(crowd.met)}
     found |= {"restarts": restarts, "exit": code, "drift": drift(first, last)}
     (args.out / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
     return int(bool(found["drift"] or restarts or code))
-
-
-def _address(log: Path) -> str:
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        for word in log.read_text().split():
-            if word.startswith("http://127.0.0.1:") and word.endswith("/v1"):
-                return word.removesuffix("/v1")
-        time.sleep(0.1)
-    raise RuntimeError(f"the gateway did not start: {log.read_text()[-300:]}")
 
 
 if __name__ == "__main__":

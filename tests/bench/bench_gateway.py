@@ -13,33 +13,21 @@ import contextlib
 import csv
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from aiohttp import ClientSession
 
 from client.e2e.microphone import EVERY_SECONDS, LEAD_SECONDS, digit, speak, user
-from client.own_server import ends_with_us, server
+from client.own_server import server
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from tests.own_gateway import own_gateway
 
 RATE, CHUNK = 24_000, 480  # samples: 20 ms
-
-
-@contextlib.contextmanager
-def gateway(tree: Path, url: str) -> Iterator[str]:
-    """The gateway of `tree`, with this interpreter's packages. Yields its Realtime URL."""
-    command = ends_with_us([sys.executable, "-m", "client.web", "--url", url, "--port", "0"])
-    variables = {**os.environ, "PYTHONPATH": str(tree.resolve())}
-    with subprocess.Popen(command, cwd=tree, env=variables, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            lines = [process.stdout.readline() for _ in range(2)]
-            yield lines[1].split()[1].replace("http", "ws", 1) + "/realtime"
-        finally:
-            process.terminate()
 
 
 async def talk(url: str, words: int) -> list[float]:
@@ -81,11 +69,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gateway.csv")
     args = parser.parse_args()
     found: dict[str, list[float]] = {"before": [], "after": []}
-    with (
-        server(args.engines, Path("build/runs/bench/gateway"), "--admit-all") as facts,
-        contextlib.ExitStack() as open_,
-    ):
-        urls = [open_.enter_context(gateway(tree, facts["grpc"])) for tree in args.trees]
+    run = Path("build/runs/bench/gateway")
+    with server(args.engines, run, "--admit-all") as facts, contextlib.ExitStack() as open_:
+        gateways = [
+            open_.enter_context(own_gateway(facts["grpc"], run / f"{name}.log", tree=tree))
+            for name, tree in zip(found, args.trees, strict=True)
+        ]
+        urls = [gateway.url.replace("http", "ws", 1) + "/v1/realtime" for gateway in gateways]
         for number in range(args.rounds):
             pairs = list(zip(found, urls, strict=True))
             for name, url in pairs if number % 2 == 0 else pairs[::-1]:

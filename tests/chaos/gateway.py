@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +26,7 @@ import psutil  # noqa: E402
 from aiohttp import ClientError, ClientSession, WSMsgType  # noqa: E402
 
 from client.web.page import frames  # noqa: E402
+from tests.own_gateway import own_gateway  # noqa: E402
 
 if TYPE_CHECKING:
     from house import House
@@ -39,27 +38,12 @@ SOCKETS = 8
 
 
 def flooded(kind: str, house: House) -> str:
-    with _gateway(house) as (url, gateway):
-        command = [sys.executable, __file__, url, kind, str(SECONDS)]
-        return asyncio.run(_beside(url, gateway, command))
-
-
-@contextlib.contextmanager
-def _gateway(house: House) -> Iterator[tuple[str, psutil.Process]]:
     log = house.runs / "gateway.log"
-    command = [sys.executable, "-m", "client.web", "--url", house.main.info["grpc"], "--port", "0"]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    try:
-        end = time.monotonic() + 30
-        while not (said := [w for w in log.read_text().split() if w.startswith("http://") and w.endswith("/v1")]):
-            assert time.monotonic() < end, log.read_text()[-300:]
-            time.sleep(0.1)
-        yield said[0].removesuffix("/v1"), psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(20)
+    with own_gateway(house.main.info["grpc"], log) as gateway:
+        command = [sys.executable, __file__, gateway.url, kind, str(SECONDS)]
+        found = asyncio.run(_beside(gateway.url, gateway.process, command))
     assert "Traceback" not in log.read_text(), log.read_text()[-300:]
+    return found
 
 
 async def _beside(url: str, gateway: psutil.Process, command: list[str]) -> str:

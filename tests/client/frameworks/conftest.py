@@ -19,6 +19,7 @@ from runs import RUNS, Run
 from words import write_user
 
 from client.own_server import server
+from tests.own_gateway import own_gateway
 
 ROOT = Path(__file__).parents[3]
 PINS = Path(__file__).parent / "pins"
@@ -87,13 +88,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with contextlib.ExitStack() as stack:
         facts = stack.enter_context(server(_engines(), work / "server", "--admit-all"))
         urls = []
-        for more in ([], ["--tls-loopback", str(work / "tls")]):
-            command = [sys.executable, "-m", "client.web", "--url", facts["grpc"], "--port", "0", *more]
-            gateway = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
-            stack.callback(gateway.terminate)
-            assert gateway.stdout is not None
-            lines = [gateway.stdout.readline() for _ in range(3)]
-            urls.append(lines[1].split()[1])
+        for name, more in (("plain", []), ("tls", ["--tls-loopback", str(work / "tls")])):
+            gateway = stack.enter_context(own_gateway(facts["grpc"], work / f"{name}.log", *more))
+            urls.append(f"{gateway.url}/v1")
         yield Place(*urls, work / "tls/cert.pem", work)
 
 
