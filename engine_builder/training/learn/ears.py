@@ -22,8 +22,9 @@ from ..world.conversation import IN_ROOM, TRAINED_LEVELS, Studio
 from ..world.scenario import HEARD, STOP_HEARD
 from ..world.speech import warps
 from ..world.speech.agent_voice import UNIT
+from ..world.speech.cast import NOBODY
 from ..world.speech.voices import Pcm
-from ..world.words import BACKCHANNELS, LANGUAGES, user_words
+from ..world.words import BACKCHANNELS, DIGITS, LANGUAGES, user_words
 from .devices import device_of, home
 from .masks import listen
 from .warm_up import warm_up
@@ -31,6 +32,7 @@ from .warm_up import warm_up
 UNITS = 6  # of a window: 960 ms
 _ONSET_UNITS = 2  # the second head looks at the last ones only
 _WORDS = [(language, word) for language in LANGUAGES for word in user_words(language)]
+_PEOPLES = len(DIGITS["en"])  # words at the beginning of the list that people were recorded with
 NOTHING, MURMUR = 0, 1  # classes of both heads; 2 and above: words (first head), speech (second head)
 _NOTHING_SHARE, _MURMUR_SHARE = 0.15, 0.2
 _SMOOTHING = 0.05  # of the words' labels
@@ -65,7 +67,8 @@ def _window(studio: Studio, rng: np.random.Generator, ends: bool) -> tuple[Pcm, 
         if draw < _NOTHING_SHARE + _MURMUR_SHARE:
             language, text, kind = "en", BACKCHANNELS[int(rng.integers(len(BACKCHANNELS)))], MURMUR
         else:
-            number = int(rng.integers(len(_WORDS)))
+            # A person says English digits, which are few of all words: drawn like the others, they would be six of 96.
+            number = int(rng.integers(len(_WORDS) if speaker.person == NOBODY else _PEOPLES))
             (language, text), kind = _WORDS[number], 2 + (number if ends else 0)
         clip = studio.cast.word(rng, speaker, language, text)
     pcm = studio.room.noise(rng, size) * level * 10.0 ** (-studio.snr(rng) / 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from engine_builder.training.learn.ears import MURMUR, NOTHING, UNITS, open_ears
 from engine_builder.training.learn.eyes import open_eyes
 from engine_builder.training.world.conversation import Studio
 from engine_builder.training.world.speech.agent_voice import UNIT
+from engine_builder.training.world.speech.cast import Cast
+from engine_builder.training.world.speech.people import People
+from engine_builder.training.world.words import DIGITS
 
 pytestmark = pytest.mark.unit
 
@@ -43,6 +47,15 @@ def test_windows_hold_what_their_classes_say(studio: Studio) -> None:
     assert set(onsets.tolist()) == {NOTHING, MURMUR, 2}
     again = windows(studio, np.random.default_rng(1), 80)
     torch.testing.assert_close(again.pcm, drawn.pcm)
+
+
+def test_people_are_heard_saying_what_they_were_recorded_with(studio: Studio) -> None:
+    bank = studio.cast.bank
+    somebody = People({"her": [[bank.word(0, "en", word)] for word in DIGITS["en"]]})
+    peoples = Studio(Path(), "held_out", cast=Cast(bank, somebody))
+    drawn = windows(peoples, np.random.default_rng(1), 200)
+    words = set(drawn.classes[: drawn.whole].tolist()) - {NOTHING, MURMUR}
+    assert words == set(range(2, 2 + len(DIGITS["en"])))
 
 
 def test_ears_open(studio: Studio) -> None:
