@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 
+from engine_builder.training.tutor import DEFAULTS
 from engine_builder.training.world.echo import Echo
 from engine_builder.training.world.scenario import DIGITS_ONLY, Habits
 from engine_builder.training.world.words import PEOPLE
@@ -23,7 +24,7 @@ BOTH_JUDGES = (
     "dense",
     "left-out voices",
 )  # groups that the recogniser hears as well; it costs as much as playing
-TRAINED_RETENTION: object = {"window": {"sink": 0, "recent": 16}}  # what the shipped checkpoint was trained with
+TRAINED_RETENTION: object = DEFAULTS["retention"]
 _FIRST_SEED = 8_000_000
 _USUAL = Habits()
 # No pauses to speak of, so that a minute has as many words as a minute can have.

@@ -67,7 +67,7 @@ def _window(studio: Studio, rng: np.random.Generator, ends: bool) -> tuple[Pcm, 
         if draw < _NOTHING_SHARE + _MURMUR_SHARE:
             language, text, kind = "en", BACKCHANNELS[int(rng.integers(len(BACKCHANNELS)))], MURMUR
         else:
-            # A person says English digits, which are few of all words: drawn like the others, they would be six of 96.
+            # A person's words are English digits: drawn among all, six of 48 that ask for a word would be a person's.
             number = int(rng.integers(len(_WORDS) if speaker.person == NOBODY else _PEOPLES))
             (language, text), kind = _WORDS[number], 2 + (number if ends else 0)
         clip = studio.cast.word(rng, speaker, language, text)
