@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from client.own_server import ends_with_us
+from client.own_server import ends_with_us, tail
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS, STOP_SECONDS = 30.0, 20.0
@@ -49,4 +49,4 @@ def _url(process: subprocess.Popen[bytes], log: Path) -> str:
             if line.startswith("realtime") and line.endswith("\n"):
                 return line.split()[1].removesuffix("/v1")
         time.sleep(0.1)
-    raise RuntimeError(f"the gateway did not start: {log.read_text()[-300:]}")
+    raise RuntimeError(f"the gateway did not start\n{tail(log)}")

@@ -23,7 +23,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +137,6 @@ def figures(server: Server, gateway: int) -> dict[str, float]:
     return found
 
 
-@contextlib.contextmanager
-def stopping(over: threading.Event) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        over.set()
-
-
 def watch(server: Server, gateway: int, path: Path, over: threading.Event) -> None:
     """A row a minute, while people talk."""
     with path.open("w", newline="") as file:
@@ -176,7 +167,11 @@ def main() -> int:
     server.wait_ready()
     log, over = args.out / "gateway.log", threading.Event()
     try:
-        with own_gateway(server.info["grpc"], log, "--connects-per-minute", "100000") as gateway, stopping(over):
+        with (
+            own_gateway(server.info["grpc"], log, "--connects-per-minute", "100000") as gateway,
+            contextlib.ExitStack() as end,
+        ):
+            end.callback(over.set)
             pid = gateway.process.pid
             crowd = Crowd(server.info["grpc"], gateway.url, args.seed)
             begin = time.monotonic()

@@ -8,7 +8,8 @@ from dataclasses import replace
 from ..config import ModelConfig, SolverConfig
 from ..manifest import Defaults
 from ..presets import preset
-from .world.words import LANGUAGES, PEOPLE, PERSONA_PROMPT
+from .world.personas import Persona, words_for
+from .world.words import LANGUAGES, PEOPLE
 
 STATE_BIAS = (0.0, -1.0)  # of listening and speaking: it speaks where that is e times as likely
 SHIFT = 3.0  # of the solver, to the noisy end, where it is chosen whither idle eyes look
@@ -16,9 +17,7 @@ SHIFT = 3.0  # of the solver, to the noisy end, where it is chosen whither idle 
 DEFAULTS: Defaults = {
     "retention": {"window": {"sink": 0, "recent": 16}},
     "prompts": [
-        PERSONA_PROMPT[language] if person == PEOPLE[0] else f"{PERSONA_PROMPT[language]} {person}"
-        for person in PEOPLE
-        for language in LANGUAGES
+        Persona(words=words_for(person)).prompt(language) for person in (None, *PEOPLE[1:]) for language in LANGUAGES
     ],
     "text_bytes": 16,
 }

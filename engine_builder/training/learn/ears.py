@@ -32,7 +32,7 @@ from .warm_up import warm_up
 UNITS = 6  # of a window: 960 ms
 _ONSET_UNITS = 2  # the second head looks at the last ones only
 _WORDS = [(language, word) for language in LANGUAGES for word in user_words(language)]
-_PEOPLES = len(DIGITS["en"])  # words at the beginning of the list that people were recorded with
+_PEOPLES = [("en", word) for word in DIGITS["en"]]  # what people were recorded with
 NOTHING, MURMUR = 0, 1  # classes of both heads; 2 and above: words (first head), speech (second head)
 _NOTHING_SHARE, _MURMUR_SHARE = 0.15, 0.2
 _SMOOTHING = 0.05  # of the words' labels
@@ -67,9 +67,10 @@ def _window(studio: Studio, rng: np.random.Generator, ends: bool) -> tuple[Pcm, 
         if draw < _NOTHING_SHARE + _MURMUR_SHARE:
             language, text, kind = "en", BACKCHANNELS[int(rng.integers(len(BACKCHANNELS)))], MURMUR
         else:
-            # A person's words are English digits: drawn among all, six of 48 that ask for a word would be a person's.
-            number = int(rng.integers(len(_WORDS) if speaker.person == NOBODY else _PEOPLES))
-            (language, text), kind = _WORDS[number], 2 + (number if ends else 0)
+            # A person's words are few: drawn among all, six of 48 windows that ask for a word would be a person's.
+            words = _WORDS if speaker.person == NOBODY else _PEOPLES
+            language, text = words[int(rng.integers(len(words)))]
+            kind = 2 + (_WORDS.index((language, text)) if ends else 0)
         clip = studio.cast.word(rng, speaker, language, text)
     pcm = studio.room.noise(rng, size) * level * 10.0 ** (-studio.snr(rng) / 20)
     if kind == NOTHING and rng.random() < 0.6:

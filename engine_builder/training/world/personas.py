@@ -62,7 +62,7 @@ class Persona:
         return cls(
             face or told or voice or PEOPLE[0],
             voice or told or face or PEOPLE[0],
-            "{}" if told is None else "{} " + told,
+            words_for(told),
             None if face is None else portrait(rng, face),
             None if voice is None else sample(rng, voice, units),
         )
@@ -97,6 +97,11 @@ class Persona:
         if rng.random() < _IDLE_WORD:
             words.append("".join(chr(ord("a") + letter) for letter in rng.integers(26, size=rng.integers(2, 6))))
         return replace(made, words=" ".join(words[i] for i in rng.permutation(len(words))))
+
+
+def words_for(person: str | None) -> str:
+    """Of a prompt that tells the agent to be this person, or tells it nothing."""
+    return "{}" if person is None else "{} " + person
 
 
 def write_references(folder: Path) -> None:
